@@ -1,0 +1,1 @@
+"""Second-order filter pruning and full-integer export for trained Keras CNNs."""

@@ -1,0 +1,81 @@
+"""Files that are either whole or absent: atomic writes, and damaged files set aside."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator
+
+
+class CorruptFileError(ValueError):
+    """A file of ours cannot be read back; its message names the file."""
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+    """Yields a temporary path beside `path` that replaces it when the block succeeds.
+
+    The temporary file has the same suffix (Keras chooses its format by suffix). It is flushed to
+    the disk before the rename, so that a crash leaves either the old file or the new one; when the
+    block raises, it is removed and `path` stays as it was.
+
+    Raises:
+        OSError: the folder cannot be written, or the disk is full.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(
+        dir=path.parent, prefix=f".{path.stem}-", suffix=f".partial{path.suffix}"
+    )
+    os.close(descriptor)
+    temporary = pathlib.Path(name)
+    try:
+        yield temporary
+        # mkstemp makes a file that only its owner may read; a result is for colleagues too.
+        os.chmod(temporary, 0o666 & ~_umask())
+        with open(temporary, "rb+") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes `text` to `path` atomically, as UTF-8."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+    """Writes `content` to `path` atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def set_aside(path: str | os.PathLike[str]) -> pathlib.Path:
+    """Renames a damaged file to `NAME.corrupt` (`NAME.corrupt2`, ...) and returns the new path."""
+    path = pathlib.Path(path)
+    target = path.with_name(path.name + ".corrupt")
+    number = 2
+    while target.exists():
+        target = path.with_name(f"{path.name}.corrupt{number}")
+        number += 1
+    path.rename(target)
+    return target
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: pathlib.Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

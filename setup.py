@@ -1,0 +1,35 @@
+from setuptools import find_packages, setup
+
+setup(
+    name="ehap_tf",
+    version="0.1.0",
+    description="Second-order filter pruning and full-integer export for trained Keras CNNs",
+    license="Apache-2.0",
+    python_requires=">=3.10,<3.14",
+    packages=find_packages(include=["ehap_tf", "ehap_tf.*"]),
+    package_data={"ehap_tf": ["py.typed"], "ehap_tf.report": ["*.html.j2"]},
+    install_requires=[
+        "tensorflow>=2.21,<2.22",
+        "tf_keras>=2.21,<2.22",
+        "tensorflow-model-optimization>=0.8.1,<0.9",
+        "tensorflow-datasets>=4.9.10,<4.10",
+        "importlib_resources>=6",
+        "ai-edge-litert>=2.3,<2.4",
+        "absl-py>=1.4,<2",
+        "numpy>=2,<3",
+        "scikit-learn>=1.5,<2",
+        "matplotlib>=3.9,<4",
+        "jinja2>=3.1,<4",
+        "rich>=13",
+    ],
+    extras_require={
+        "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
+        "test": [
+            "pytest>=8,<10",
+            "hypothesis>=6.100,<7",
+            "ruff>=0.9",
+            "mypy>=1.14",
+            "pre-commit>=4",
+        ],
+    },
+)
