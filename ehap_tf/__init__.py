@@ -1,1 +1,55 @@
-"""Second-order filter pruning and full-integer export for trained Keras CNNs."""
+"""Second-order filter pruning and full-integer export for trained Keras CNNs.
+
+Names are imported on first use: `import ehap_tf` costs nothing, and the command line can quieten
+TensorFlow before it is loaded.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ehap_tf.channels import ScatterChannels as ScatterChannels
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ScatterChannels": "ehap_tf.channels",
+    "build_model": "ehap_tf.models",
+    "load_model": "ehap_tf.models",
+    "save_model": "ehap_tf.models",
+    "load_dataset": "ehap_tf.data",
+    "FilterScores": "ehap_tf.sensitivity",
+    "rank_filters": "ehap_tf.sensitivity",
+    "PruningPlan": "ehap_tf.pruning",
+    "plan_pruning": "ehap_tf.pruning",
+    "prune": "ehap_tf.pruning",
+    "mask": "ehap_tf.pruning",
+    "recalibrate": "ehap_tf.pruning",
+    "count_parameters": "ehap_tf.pruning",
+    "count_macs": "ehap_tf.pruning",
+    "quantize": "ehap_tf.quantization",
+    "save_qat": "ehap_tf.quantization",
+    "load_qat": "ehap_tf.quantization",
+    "export_tflite": "ehap_tf.quantization",
+    "export_float_tflite": "ehap_tf.quantization",
+    "evaluate_tflite": "ehap_tf.quantization",
+    "measure_latency_ms": "ehap_tf.quantization",
+    "compress": "ehap_tf.pipeline.compress",
+    "finetune": "ehap_tf.pipeline.compress",
+}
+
+__all__ = ["__version__", *sorted(_HOMES)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ehap_tf' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,0 +1,136 @@
+"""The command line: `python -m ehap_tf.main --model=resnet32 --precision=fp16`.
+
+Flags are built from the fields of `PipelineConfig`. Whatever goes wrong ends in one line
+`error: ...` on stderr and exit status 1; Ctrl-C in status 130.
+"""
+
+from __future__ import annotations
+
+import os
+
+# Before anything imports TensorFlow, whose C++ side would talk over our progress display.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
+import dataclasses
+import sys
+import textwrap
+import typing
+from collections.abc import Sequence
+
+from absl import flags
+
+from ehap_tf.pipeline.config import PipelineConfig
+
+USAGE = """\
+usage: python -m ehap_tf.main [--flag=value ...] [--flagfile=flags/NAME.cfg]
+
+Trains (or takes) a CNN, ranks its filters, prunes it, fine-tunes it, trains it quantization-aware
+and exports a full-integer TFLite file whose accuracy it measures. The same command again resumes.
+
+flags:
+"""
+
+
+def define_flags() -> flags.FlagValues:
+    """One absl flag for each field of `PipelineConfig`, in a flag set of its own.
+
+    Not the global flag set: libraries that we import define flags there too.
+    """
+    values = flags.FlagValues()
+    types = typing.get_type_hints(PipelineConfig)
+    for field in dataclasses.fields(PipelineConfig):
+        text, default = field.metadata["help"], field.default
+        kinds = set(typing.get_args(types[field.name])) or {types[field.name]}
+        if isinstance(default, tuple):
+            flags.DEFINE_list(field.name, list(default), text, flag_values=values)
+        elif bool in kinds:
+            flags.DEFINE_bool(field.name, default, text, flag_values=values)
+        elif int in kinds:
+            flags.DEFINE_integer(field.name, default, text, flag_values=values)
+        elif float in kinds:
+            flags.DEFINE_float(field.name, default, text, flag_values=values)
+        else:
+            flags.DEFINE_string(field.name, default, text, flag_values=values)
+    return values
+
+
+def parse_config(argv: Sequence[str]) -> PipelineConfig:
+    """The settings that a command line means.
+
+    Raises:
+        ValueError: an unknown flag, a value of the wrong kind or outside its range, or an argument
+            that is no flag.
+    """
+    values = define_flags()
+    try:
+        rest = values([*argv])
+    except (flags.Error, OSError) as error:
+        raise ValueError(str(error).replace("\n", " ")) from error
+    if len(rest) > 1:
+        raise ValueError(f"every argument is a flag, --name=value. Received: {' '.join(rest[1:])}")
+    settings = {name: values[name].value for name in (f.name for f in _fields())}
+    settings["stages"] = tuple(stage.strip() for stage in settings["stages"])
+    return PipelineConfig(**settings)
+
+
+def help_text() -> str:
+    """Every flag with its unit, choices and default."""
+    blocks = []
+    for field in _fields():
+        notes = []
+        if field.metadata["unit"]:
+            notes.append(f"unit: {field.metadata['unit']}")
+        if field.metadata["choices"]:
+            notes.append(f"one of: {', '.join(field.metadata['choices'])}")
+        default = field.default
+        if isinstance(default, tuple):
+            default = "all" if default == field.metadata["choices"] else ",".join(default)
+        notes.append(f"default: {'none' if default is None else str(default)}")
+        text = f"{field.metadata['help']} ({'; '.join(notes)})"
+        blocks.append(
+            f"  --{field.name}\n"
+            + textwrap.fill(text, 92, initial_indent="      ", subsequent_indent="      ")
+        )
+    return USAGE + "\n".join(blocks) + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    argv = list(sys.argv if argv is None else argv)
+    if any(argument in ("-h", "-help", "--help", "--helpfull") for argument in argv[1:]):
+        sys.stdout.write(help_text())
+        return 0
+    try:
+        config = parse_config(argv)
+        # Here, not above: this import takes seconds, and a mistyped flag needs none of it.
+        from ehap_tf.pipeline import runner
+
+        runner.run(config)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on where this one stopped", file=sys.stderr)
+        return 130
+    except OSError as error:
+        name = f"{error.filename}: " if error.filename else ""
+        print(f"error: {name}{_one_line(error.strerror or error)}", file=sys.stderr)
+        return 1
+    except MemoryError as error:
+        print(f"error: out of memory: {_one_line(error)}", file=sys.stderr)
+        return 1
+    except (ValueError, TypeError, ArithmeticError, RuntimeError, ImportError) as error:
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _fields() -> tuple[dataclasses.Field[typing.Any], ...]:
+    return dataclasses.fields(PipelineConfig)
+
+
+def _one_line(error: object) -> str:
+    text = " ".join(str(error).split())
+    return text or type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())

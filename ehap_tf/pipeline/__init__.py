@@ -1,0 +1,1 @@
+"""The stages of a compression run, the run directory, and resuming."""

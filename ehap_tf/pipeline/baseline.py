@@ -1,0 +1,107 @@
+"""Where the trained model of a run comes from when it need not be trained."""
+
+from __future__ import annotations
+
+import pathlib
+
+import tf_keras
+
+from ehap_tf import files
+from ehap_tf.data import ImageDataset
+from ehap_tf.models import MODEL_NAMES, load_model, require_functional
+from ehap_tf.pipeline.config import PipelineConfig, is_saved_model
+from ehap_tf.pipeline.records import read_records
+from ehap_tf.pipeline.run_directory import RunDirectory, digest
+
+
+def find_baseline(
+    config: PipelineConfig, training: dict[str, object], checkpoints: pathlib.Path
+) -> pathlib.Path | None:
+    """The saved model that makes training unnecessary, or None.
+
+    In this order: the model that --model or --baseline names; `baseline.keras` in
+    `saved_models/<model>_<dataset>/`; the baseline of any run in `saved_models/` that was trained
+    with the settings `training`. A training that was begun here is finished before another
+    model is looked for.
+
+    Raises:
+        ValueError: --model is neither a name nor a path.
+        FileNotFoundError: a named file does not exist.
+    """
+    if config.baseline not in ("auto", "train"):
+        return _existing("--baseline", config.baseline)
+    if is_saved_model(config.model):
+        return _existing("--model", config.model)
+    if config.model not in MODEL_NAMES:
+        raise ValueError(
+            f"model must be one of {', '.join(MODEL_NAMES)}, or the path of a saved model "
+            f"(.keras, .h5, or a SavedModel folder). Received: {config.model}"
+        )
+    if config.baseline == "train" or checkpoints.exists():
+        return None
+    saved_models = pathlib.Path("saved_models")
+    published = RunDirectory(saved_models / config.experiment).baseline
+    if published.exists():
+        return published
+    for folder in sorted(saved_models.glob("*/")):
+        other = RunDirectory(folder)
+        if other.path != config.run_path and _was_trained_so(other, training):
+            return other.baseline
+    return None
+
+
+def check_fits(model: tf_keras.Model, dataset: ImageDataset, source: pathlib.Path) -> None:
+    """Raises ValueError when a loaded model cannot be evaluated on the data set."""
+    require_functional(model)
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        raise ValueError(
+            f"{source}: the command takes models with one input and one output. Received: "
+            f"{len(model.inputs)} and {len(model.outputs)}. The library's functions take others"
+        )
+    expected, shape = dataset.input_shape, tuple(model.inputs[0].shape[1:])
+    if len(shape) != 3 or any(s not in (None, e) for s, e in zip(shape, expected, strict=True)):
+        raise ValueError(
+            f"{source}: the model takes images of shape {shape}, the data set "
+            f"{dataset.name!r} has {expected}"
+        )
+    outputs = tuple(model.outputs[0].shape[1:])
+    if outputs != (dataset.num_classes,):
+        raise ValueError(
+            f"{source}: the model's output has shape {outputs}, the data set {dataset.name!r} "
+            f"has {dataset.num_classes} classes"
+        )
+
+
+def load_baseline(source: pathlib.Path, dataset: ImageDataset) -> tf_keras.Model:
+    """The saved model at `source`, checked against the data set.
+
+    Raises:
+        CorruptFileError: the file cannot be read.
+        ValueError: the model does not fit the data.
+    """
+    model = load_model(source)
+    check_fits(model, dataset, source)
+    return model
+
+
+def existing_path(name: str) -> pathlib.Path | None:
+    """The path that a flag names, or None when nothing lies there."""
+    path = pathlib.Path(name)
+    return path if path.exists() else None
+
+
+def _existing(flag: str, name: str) -> pathlib.Path:
+    path = existing_path(name)
+    if path is None:
+        raise FileNotFoundError(f"{flag}={name}: there is no such file")
+    return path
+
+
+def _was_trained_so(other: RunDirectory, training: dict[str, object]) -> bool:
+    try:
+        record = read_records(other).get("train")
+    except (files.CorruptFileError, OSError):
+        return False
+    if record is None or dict(record.settings) != training or not other.baseline.exists():
+        return False
+    return digest(other.baseline) == record.outputs.get(other.baseline.name)

@@ -1,0 +1,306 @@
+"""Every setting of a run: one field a flag, with its default, unit, choices and help text.
+
+This is the only place that knows them; the command line builds its flags from these fields and
+`config.json` is their values. It imports no TensorFlow, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+STAGE_NAMES = ("train", "rank", "prune", "finetune", "quantize", "export", "report")
+CRITERIA = (
+    "hessian_trace",
+    "obd",
+    "quadratic",
+    "taylor_fo",
+    "taylor_so",
+    "magnitude",
+    "bn_scale",
+    "random",
+    "oracle",
+)
+ESTIMATORS = ("hutchinson", "gauss_newton", "exact")
+PRECISIONS = ("fp32", "fp16", "bf16", "auto")
+DEFAULT_PRUNE_RATIO = 0.77
+
+
+def _setting(
+    default: Any,
+    text: str,
+    *,
+    unit: str = "",
+    choices: tuple[str, ...] = (),
+    low: float | None = None,
+    high: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """A dataclass field that carries what the command line and the checks need.
+
+    `low` and `high` are inclusive bounds, `below` an exclusive upper one.
+    """
+    return dataclasses.field(
+        default=default,
+        metadata={
+            "help": text,
+            "unit": unit,
+            "choices": choices,
+            "low": low,
+            "high": high,
+            "below": below,
+        },
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class PipelineConfig:
+    """The settings of one run; `None` means what the help text says it means.
+
+    Raises:
+        ValueError: a setting is outside its range or two settings contradict each other; the
+            message names the flag and the value received.
+    """
+
+    model: str = _setting(
+        "resnet32",
+        "a built-in model by name (resnet8, resnet32, wrn28_10, vgg16, ...), or the path of a "
+        "trained Functional or Sequential tf_keras model (.keras, .h5, SavedModel)",
+    )
+    dataset: str = _setting("cifar10", "cifar10, cifar100, digits, or folder:PATH")
+    data_dir: str | None = _setting(
+        None, "folder of tensorflow-datasets; none: TFDS_DATA_DIR, or ~/tensorflow_datasets"
+    )
+    baseline: str = _setting(
+        "auto",
+        "where the trained model comes from. auto: one that lies in saved_models/ for this model "
+        "and dataset, else it is trained; train: always train; or the path of a saved model",
+    )
+    precision: str = _setting(
+        "auto",
+        "arithmetic of the ranking; auto: fp16 on a GPU with tensor cores, bf16 on a CPU with "
+        "AMX or AVX512-BF16, else fp32",
+        choices=PRECISIONS,
+    )
+    criterion: str = _setting("hessian_trace", "what a filter is worth", choices=CRITERIA)
+    estimator: str = _setting(
+        "hutchinson", "how a curvature criterion is estimated", choices=ESTIMATORS
+    )
+    probes: int = _setting(300, "random probes of the estimator", unit="probes", low=1)
+    tolerance: float | None = _setting(
+        None,
+        "stop probing when the median relative standard error of the scores is below this; "
+        "none: take all probes",
+        unit="fraction",
+        low=0,
+    )
+    hessian_batch_size: int = _setting(
+        512, "training images, drawn at random, that the ranking looks at", unit="images", low=1
+    )
+    prune_ratio: float | None = _setting(
+        None,
+        f"share of all filters to remove; none: {DEFAULT_PRUNE_RATIO}, unless --target_params or "
+        "--target_macs is given",
+        unit="fraction of filters",
+        low=0,
+        below=1,
+    )
+    target_params: float | None = _setting(
+        None, "share of the parameters to keep, instead of --prune_ratio", unit="fraction", high=1
+    )
+    target_macs: float | None = _setting(
+        None,
+        "share of the multiply-accumulates to keep, instead of --prune_ratio",
+        unit="fraction",
+        high=1,
+    )
+    prune_ratio_limit: float = _setting(
+        0.95,
+        "a layer loses at most this share of its filters, and never the last one",
+        unit="fraction of a layer's filters",
+        low=0,
+        below=1,
+    )
+    residual: str = _setting(
+        "union",
+        "residual sums: each branch keeps its own filters (union), or all keep the same (tied)",
+        choices=("union", "tied"),
+    )
+    implant_ratio: float = _setting(
+        0.0,
+        "of the filters to be removed, the share (the more sensitive ones) that becomes 1x1",
+        unit="fraction",
+        low=0,
+        high=1,
+    )
+    round_to: int = _setting(
+        1, "keep a multiple of this many filters in each layer", unit="filters", low=1
+    )
+    recalibrate_batches: int = _setting(
+        32, "batches that re-estimate BatchNorm after pruning; 0: none", unit="batches", low=0
+    )
+    train_epochs: int = _setting(30, "length of training the baseline", unit="epochs", low=0)
+    finetune_epochs: int = _setting(15, "length of fine-tuning", unit="epochs", low=0)
+    qat_epochs: int = _setting(3, "length of quantization-aware training", unit="epochs", low=0)
+    batch_size: int = _setting(128, "training batch, all devices together", unit="images", low=1)
+    learning_rate: float = _setting(0.1, "peak learning rate of training", unit="per step", low=0)
+    finetune_learning_rate: float | None = _setting(
+        None, "of fine-tuning; none: half of --learning_rate", unit="per step", low=0
+    )
+    qat_learning_rate: float | None = _setting(
+        None, "of quantization-aware training; none: --learning_rate / 50", unit="per step", low=0
+    )
+    weight_decay: float = _setting(
+        5e-4, "L2 penalty on kernels while training", unit="per step", low=0
+    )
+    finetune_weight_decay: float | None = _setting(
+        None, "of fine-tuning; none: --weight_decay", unit="per step", low=0
+    )
+    qat_weight_decay: float | None = _setting(
+        None, "of quantization-aware training; none: --weight_decay / 5", unit="per step", low=0
+    )
+    warmup_epochs: float = _setting(
+        1.0, "training starts with a linear warm-up of this length", unit="epochs", low=0
+    )
+    weight_bits: int = _setting(
+        8, "bits of a convolution weight in the integer file", unit="bits", low=2, high=8
+    )
+    train_precision: str = _setting(
+        "auto",
+        "arithmetic of training and fine-tuning; auto: bf16 where the processor has AMX, else "
+        "fp32 (fp16 on a GPU with tensor cores). Quantization-aware training is always fp32",
+        choices=PRECISIONS,
+    )
+    strategy: str = _setting(
+        "none",
+        "devices: the default one (none), or all GPUs of this machine (mirrored)",
+        choices=("none", "mirrored"),
+    )
+    seed: int = _setting(0, "of weights, order, augmentation, probes", low=0)
+    stages: tuple[str, ...] = _setting(
+        STAGE_NAMES,
+        "the part of the job to do, comma-separated",
+        choices=STAGE_NAMES,
+    )
+    output_dir: str | None = _setting(
+        None, "run directory; none: saved_models/<model>_<dataset>_<precision>"
+    )
+    resume: bool = _setting(
+        True,
+        "go on where the run directory stands; false moves an existing one aside to "
+        "<output_dir>.old and starts afresh",
+    )
+    verbosity: int = _setting(
+        1, "0: errors and the final table, 1: progress, 2: details as well", low=0, high=2
+    )
+
+    def __post_init__(self) -> None:
+        """Checks each setting, and those that exclude each other."""
+        for field in dataclasses.fields(self):
+            _check(field, getattr(self, field.name))
+        for name in ("target_params", "target_macs"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} must be above 0 and at most 1. Received: {value}")
+        amounts = [
+            name
+            for name in ("prune_ratio", "target_params", "target_macs")
+            if getattr(self, name) is not None
+        ]
+        if len(amounts) > 1:
+            raise ValueError(
+                f"{' and '.join(amounts)} exclude each other: give one of them. Received: "
+                + ", ".join(f"{name}={getattr(self, name)}" for name in amounts)
+            )
+        if not self.stages:
+            raise ValueError(f"stages is empty. Give some of: {', '.join(STAGE_NAMES)}")
+        if len(set(self.stages)) != len(self.stages):
+            raise ValueError(f"stages repeats a stage. Received: {','.join(self.stages)}")
+
+    @property
+    def run_path(self) -> pathlib.Path:
+        """The run directory that these settings mean."""
+        if self.output_dir:
+            return pathlib.Path(self.output_dir)
+        return pathlib.Path("saved_models") / f"{self.experiment}_{self.precision}"
+
+    @property
+    def experiment(self) -> str:
+        """`<model>_<dataset>`, with paths reduced to what a file name can hold."""
+        model = pathlib.Path(self.model).stem if _is_path(self.model) else self.model
+        dataset = self.dataset
+        if dataset.startswith("folder:"):
+            dataset = pathlib.Path(dataset.removeprefix("folder:")).name or "folder"
+        return re.sub(r"[^\w.-]", "-", f"{model}_{dataset}")
+
+    @property
+    def amount(self) -> dict[str, float]:
+        """How much to prune, as the one keyword argument of `plan_pruning`."""
+        for name in ("target_params", "target_macs", "prune_ratio"):
+            value = getattr(self, name)
+            if value is not None:
+                return {name: value}
+        return {"prune_ratio": DEFAULT_PRUNE_RATIO}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON values."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in dataclasses.asdict(self).items()
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> PipelineConfig:
+        """The inverse of `to_dict`; settings that it does not know are left out."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        return cls(
+            **{
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in values.items()
+                if name in known
+            }
+        )
+
+
+def is_saved_model(model: str) -> bool:
+    """Whether `--model` or `--baseline` means a saved model rather than a name."""
+    return _is_path(model)
+
+
+def _is_path(name: str) -> bool:
+    return "/" in name or "\\" in name or pathlib.Path(name).suffix in (".keras", ".h5", ".hdf5")
+
+
+def _check(field: dataclasses.Field[Any], value: Any) -> None:
+    if value is None:
+        return
+    limits = field.metadata
+    if limits["choices"]:
+        for one in value if isinstance(value, tuple) else (value,):
+            if one not in limits["choices"]:
+                raise ValueError(
+                    f"{field.name} must be one of {', '.join(limits['choices'])}. Received: {one}"
+                )
+    if isinstance(value, str) and not value:
+        raise ValueError(f"{field.name} is empty. {field.metadata['help']}")
+    if isinstance(value, (bool, str, tuple)):
+        return
+    low, high, below = limits["low"], limits["high"], limits["below"]
+    wrong = value != value or abs(value) == float("inf")
+    wrong = wrong or (low is not None and value < low)
+    wrong = wrong or (high is not None and value > high)
+    wrong = wrong or (below is not None and value >= below)
+    if wrong:
+        parts = []
+        if low is not None:
+            parts.append(f"at least {low}")
+        if high is not None:
+            parts.append(f"at most {high}")
+        if below is not None:
+            parts.append(f"below {below}")
+        raise ValueError(
+            f"{field.name} must be {' and '.join(parts) or 'a finite number'}. Received: {value}"
+        )

@@ -1,0 +1,78 @@
+"""What a stage is, and what it works with."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ehap_tf.data import ImageDataset, load_dataset
+from ehap_tf.pipeline.config import PipelineConfig
+from ehap_tf.pipeline.console import RunConsole
+from ehap_tf.pipeline.records import StageRecord
+from ehap_tf.pipeline.run_directory import RunDirectory
+
+Figures = dict[str, Any]
+"""What a stage measured, as JSON values; those named in the contract go into report.json."""
+
+
+@dataclasses.dataclass
+class Job:
+    """One run: its settings, its directory, its console, and the data, loaded when first used.
+
+    Attributes:
+        config: the settings.
+        run: the run directory.
+        console: where messages and progress go.
+        records: the finished stages so far; the runner keeps it up to date.
+        command: the command line, for the report; empty from the library.
+    """
+
+    config: PipelineConfig
+    run: RunDirectory
+    console: RunConsole
+    records: dict[str, StageRecord] = dataclasses.field(default_factory=dict)
+    command: str = ""
+
+    @functools.cached_property
+    def dataset(self) -> ImageDataset:
+        """The data set; its validation images do not change with --seed (see `load_dataset`)."""
+        return load_dataset(self.config.dataset, self.config.data_dir)
+
+    @functools.cached_property
+    def strategy(self) -> Any:
+        """The tf.distribute strategy of --strategy, or None."""
+        if self.config.strategy == "none":
+            return None
+        import tensorflow as tf
+
+        return tf.distribute.MirroredStrategy()
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One step of the job.
+
+    Attributes:
+        name: as in --stages.
+        settings: what its result depends on besides the files that it reads, from the settings.
+        inputs: the files that it reads.
+        outputs: the files that it writes.
+        run: does the work. Receives the job and the fingerprint of all that the stage depends on,
+            writes the outputs and returns what it measured.
+        always: runs every time; its work is cheap and depends on everything.
+    """
+
+    name: str
+    settings: Callable[[PipelineConfig], Mapping[str, Any]]
+    inputs: Callable[[RunDirectory], tuple[pathlib.Path, ...]]
+    outputs: Callable[[RunDirectory], tuple[pathlib.Path, ...]]
+    run: Callable[[Job, str], Figures]
+    always: bool = False
+
+
+def select(config: PipelineConfig, *names: str) -> dict[str, Any]:
+    """Some settings by name."""
+    return {name: getattr(config, name) for name in names}

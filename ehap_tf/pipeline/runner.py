@@ -1,0 +1,179 @@
+"""Runs the stages that have to run, in order, and remembers what is finished."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from ehap_tf import files
+from ehap_tf.pipeline.config import STAGE_NAMES, PipelineConfig
+from ehap_tf.pipeline.console import RunConsole
+from ehap_tf.pipeline.job import Job, Stage
+from ehap_tf.pipeline.records import (
+    StageRecord,
+    damaged_outputs,
+    fingerprint,
+    read_records,
+    reasons_to_run,
+    write_records,
+)
+from ehap_tf.pipeline.run_directory import NOT_A_RUN, RunDirectory, digest
+from ehap_tf.pipeline.stages import STAGES
+
+
+def run(
+    config: PipelineConfig, console: RunConsole | None = None, command: str = ""
+) -> dict[str, StageRecord]:
+    """Does the stages of `config.stages` that are not done yet.
+
+    Args:
+        config: the settings.
+        console: where messages go; by default the terminal.
+        command: the command line, for the report.
+
+    Returns:
+        The record of every finished stage of the run directory, by name.
+
+    Raises:
+        ValueError: the run directory belongs to another model or data set, a stage lacks the file
+            that it reads, or a setting or file is unusable; the message says what to do.
+        OSError: a file cannot be read or written.
+        FloatingPointError: a training diverged.
+    """
+    directory = RunDirectory(config.run_path)
+    job = Job(config, directory, console or RunConsole(config.verbosity), command=command)
+    if not config.resume:
+        moved = directory.move_aside()
+        if moved:
+            job.console.say(f"{directory.path} moved to {moved}")
+    elif directory.path.exists() and not directory.path.is_dir():
+        raise ValueError(f"{directory.path} is a file. Give another --output_dir")
+    with directory.locked(), job.console.logging_to(directory.log), _warnings_to(job.console):
+        directory.remove_partial_files()
+        _claim(job)
+        job.records = _read_or_set_aside(job)
+        for stage in STAGES:
+            if stage.name in config.stages:
+                _run_if_needed(job, stage)
+    return job.records
+
+
+def _claim(job: Job) -> None:
+    """Writes config.json, after a check that the directory is not another experiment's."""
+    try:
+        before = job.run.read_json(job.run.config)
+    except files.CorruptFileError as error:
+        job.console.say(f"{error}; kept as {files.set_aside(job.run.config)}", level=0)
+        before = {}
+    now = job.config.to_dict()
+    settings = before.get("settings", {})
+    differing = [
+        f"--{name} was {settings[name]} and is {now[name]}"
+        for name in ("model", "dataset")
+        if name in settings and settings[name] != now[name]
+    ]
+    if differing:
+        raise ValueError(
+            f"{job.run.path} belongs to other flags: {'; '.join(differing)}; {NOT_A_RUN}"
+        )
+    if settings != now:
+        job.run.write_json(job.run.config, {"command": job.command, "settings": now})
+
+
+def _read_or_set_aside(job: Job) -> dict[str, StageRecord]:
+    try:
+        return read_records(job.run)
+    except files.CorruptFileError as error:
+        kept = files.set_aside(job.run.records)
+        job.console.say(f"{error}; kept as {kept}. All stages run again", level=0)
+        return {}
+
+
+def _run_if_needed(job: Job, stage: Stage) -> None:
+    run = job.run
+    settings = _settings(job, stage)
+    record = job.records.get(stage.name)
+    reasons = reasons_to_run(run, record, settings)
+    if record and not stage.always:
+        for path in damaged_outputs(run, record):
+            if reasons:
+                continue
+            kept = files.set_aside(path)
+            job.console.say(
+                f"{path} is damaged (it is not what stage {stage.name} wrote); kept as {kept}, "
+                "made again",
+                level=0,
+            )
+            reasons = [f"{run.name(path)} is missing"]
+        if not reasons:
+            job.console.say(f"{stage.name}: done before")
+            return
+        job.console.say(f"{stage.name}: runs again, {'; '.join(reasons)}")
+    start = time.monotonic()
+    figures = stage.run(job, fingerprint(settings))
+    job.records[stage.name] = StageRecord(
+        stage=stage.name,
+        settings=settings,
+        outputs={run.name(path): digest(path) for path in stage.outputs(run)},
+        figures=figures,
+        seconds=round(time.monotonic() - start, 3),
+    )
+    write_records(run, job.records)
+    run.clear_checkpoints(stage.name)
+    seconds = job.records[stage.name].seconds
+    job.console.say(f"{stage.name}: finished in {seconds:.1f} s", level=2 if seconds < 1 else 1)
+
+
+def _settings(job: Job, stage: Stage) -> dict[str, Any]:
+    """All that the stage depends on: settings, and the content of the files that it reads."""
+    values = dict(stage.settings(job.config))
+    for path in stage.inputs(job.run):
+        maker = next(s for s in STAGES if path in s.outputs(job.run))
+        _require(job, stage, maker, path)
+        values[f"{job.run.name(path)} digest"] = digest(path)
+    return values
+
+
+def _require(job: Job, stage: Stage, maker: Stage, path: Any) -> None:
+    """Raises when an input file is absent, damaged, or was made under other settings."""
+    stages = [s for s in STAGE_NAMES if s in {*job.config.stages, maker.name}]
+    remedy = f"Run with --stages={','.join(stages)}"
+    if not path.exists():
+        raise ValueError(f"stage {stage.name} needs {path}, which is not there. {remedy}")
+    record = job.records.get(maker.name)
+    if record is None or maker.name in job.config.stages:
+        return
+    if path in damaged_outputs(job.run, record):
+        kept = files.set_aside(path)
+        raise ValueError(
+            f"{path} is damaged (it is not what stage {maker.name} wrote); kept as {kept}. {remedy}"
+        )
+    made, wanted = record.settings, maker.settings(job.config)
+    changed = [
+        f"{name} {made.get(name)}, now {value}"
+        for name, value in wanted.items()
+        if made.get(name) != value
+    ]
+    if changed:
+        raise ValueError(
+            f"{path} was made under other flags ({'; '.join(changed)}). {remedy}, or give the "
+            "flags that made it"
+        )
+
+
+@contextlib.contextmanager
+def _warnings_to(console: RunConsole) -> Iterator[None]:
+    """Sends Python warnings to the log file; those of this package to the terminal too."""
+
+    def show(
+        message: Warning | str, category: type[Warning], filename: str, *_: object, **__: object
+    ) -> None:
+        ours = "ehap_tf" in filename
+        console.say(f"{category.__name__}: {message}", level=1 if ours else 3)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield

@@ -1,0 +1,57 @@
+"""Stage `train`: the baseline, trained or taken from where one lies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ehap_tf import files
+from ehap_tf.models import build_model, save_model
+from ehap_tf.pipeline import baseline, recipes
+from ehap_tf.pipeline.config import PipelineConfig, is_saved_model
+from ehap_tf.pipeline.evaluation import accuracy
+from ehap_tf.pipeline.job import Figures, Job, Stage, select
+from ehap_tf.pipeline.run_directory import digest
+
+
+def settings(config: PipelineConfig) -> dict[str, Any]:
+    """Model, data and recipe; of a saved model its content."""
+    values = select(config, "model", "dataset", "baseline")
+    for name in ("model", "baseline"):
+        if is_saved_model(values[name]) and (path := baseline.existing_path(values[name])):
+            values[f"--{name} digest"] = digest(path)
+    return values | recipes.training_settings(config, "train")
+
+
+def run(job: Job, fingerprint: str) -> Figures:
+    """Writes `baseline.keras`."""
+    checkpoints = job.run.checkpoints("train", fingerprint)
+    source = baseline.find_baseline(job.config, settings(job.config), checkpoints)
+    figures: Figures = {}
+    if source is None:
+        dataset = job.dataset
+        model = build_model(
+            job.config.model, dataset.num_classes, dataset.input_shape, job.config.seed
+        )
+        model, result = recipes.train_as(job, model, "train", checkpoints)
+        save_model(model, job.run.baseline)
+        figures |= {"epochs": result.epochs, "best_epoch": result.best_epoch}
+    else:
+        model = baseline.load_baseline(source, job.dataset)
+        job.console.say(f"train: skipped, the trained model is {source}")
+        figures["source"] = str(source)
+        if source.suffix == ".keras":
+            if source.resolve() != job.run.baseline.resolve():
+                files.write_bytes(job.run.baseline, source.read_bytes())
+        else:
+            save_model(model, job.run.baseline)
+    figures["baseline_accuracy"] = accuracy(model, job.dataset.test, job.dataset)
+    return figures
+
+
+STAGE = Stage(
+    name="train",
+    settings=settings,
+    inputs=lambda run: (),
+    outputs=lambda run: (run.baseline,),
+    run=run,
+)
