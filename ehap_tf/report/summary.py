@@ -1,0 +1,83 @@
+"""The table of a run: accuracy, size and cost through the stages."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import rich.box
+import rich.table
+
+from ehap_tf.report.content import ReportContent
+
+
+@dataclasses.dataclass(frozen=True)
+class SummaryRow:
+    """One state of the network. A value is None where it was not measured.
+
+    Attributes:
+        name: what the network is at this point.
+        accuracy: on the whole test set, 0 to 1.
+        params: number of parameters.
+        macs: multiply-accumulates of one image.
+        file: name of the file.
+        bytes: its size.
+        latency_ms: milliseconds an image as TFLite on one thread of this machine.
+    """
+
+    name: str
+    accuracy: float | None
+    params: int | None
+    macs: int | None
+    file: str
+    bytes: int | None
+    latency_ms: float | None = None
+
+    def cells(self) -> tuple[str, ...]:
+        """The row as text; a dash where nothing was measured."""
+        return (
+            self.name,
+            "-" if self.accuracy is None else f"{100 * self.accuracy:.2f} %",
+            "-" if self.params is None else f"{self.params:,}",
+            "-" if self.macs is None else f"{self.macs / 1e6:,.2f} M",
+            "-" if self.bytes is None else f"{self.bytes:,}",
+            "-" if self.latency_ms is None else f"{self.latency_ms:.3f} ms",
+        )
+
+
+HEADINGS = ("network", "test accuracy", "parameters", "MACs", "file bytes", "latency, 1 thread")
+
+_STATES = (
+    ("baseline", "baseline_accuracy", "before", "baseline.keras", "baseline_latency_ms"),
+    ("pruned", "pruned_accuracy", "after", "slim.keras", ""),
+    ("fine-tuned", "finetuned_accuracy", "after", "finetuned.keras", ""),
+    ("quantization-aware", "qat_accuracy", "after", "qat.h5", ""),
+    ("INT8 TFLite", "tflite_accuracy", "after", "model_int8.tflite", "tflite_latency_ms"),
+)
+
+
+def summary_rows(content: ReportContent) -> list[SummaryRow]:
+    """One row for each state of the network that was measured, in the order of the stages."""
+    figures = content.figures
+    return [
+        SummaryRow(
+            name,
+            figures[accuracy],
+            figures.get(f"params_{side}"),
+            figures.get(f"macs_{side}"),
+            file,
+            content.file_bytes.get(file),
+            figures.get(latency),
+        )
+        for name, accuracy, side, file, latency in _STATES
+        if accuracy in figures
+    ]
+
+
+def summary_table(content: ReportContent) -> rich.table.Table:
+    """The summary as a table for the terminal."""
+    table = rich.table.Table(title=content.title, box=rich.box.SIMPLE_HEAD)
+    for heading in HEADINGS:
+        table.add_column(heading, justify="left" if heading == HEADINGS[0] else "right")
+    for row in summary_rows(content):
+        table.add_row(*row.cells())
+    return table

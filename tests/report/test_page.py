@@ -1,0 +1,144 @@
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from ehap_tf.report import LayerReport, ReportContent, render_page, summary_rows
+
+FIGURES = {
+    "model": "resnet8",
+    "dataset": "digits",
+    "criterion": "obd",
+    "params_before": 1000,
+    "params_after": 250,
+    "macs_before": 2e6,
+    "macs_after": 5e5,
+    "baseline_accuracy": 0.98,
+    "pruned_accuracy": 0.5,
+    "finetuned_accuracy": 0.97,
+    "qat_accuracy": 0.969,
+    "tflite_accuracy": 0.968,
+    "tflite_bytes": 2048,
+    "tflite_float_ops": 0,
+    "tflite_latency_ms": 0.125,
+    "baseline_latency_ms": 0.5,
+    "stage_seconds": {"train": 12.3, "rank": 4.5},
+}
+
+
+def content(**changes):
+    random = np.random.default_rng(0)
+    scores = random.exponential(size=8)
+    layers = [
+        LayerReport("conv<1>", scores, 0.1 * scores, tuple(range(5)), (6,)),
+        LayerReport("dense", np.zeros(3), None, (0, 1, 2)),
+    ]
+    fields = {
+        "title": "resnet8 on digits <x>",
+        "figures": FIGURES,
+        "layers": layers,
+        "threshold": 0.3,
+        "histories": {
+            "train": [
+                {"loss": 1.0, "accuracy": 0.5, "val_loss": 1.2, "val_accuracy": 0.4},
+                {"loss": 0.5, "accuracy": 0.8, "val_loss": 0.7, "val_accuracy": 0.7},
+            ]
+        },
+        "operators": {"CONV_2D": 9, "ADD": 3},
+        "file_bytes": {"model_int8.tflite": 2048},
+        "command": "python -m ehap_tf.main --model=resnet8",
+        "settings": {"seed": 0, "stages": ["train", "rank"], "tolerance": None},
+        "environment": {"tensorflow": "2.21.0"},
+    }
+    return ReportContent(**{**fields, **changes})
+
+
+VOID = {"meta", "br", "img", "link", "hr", "input"}
+
+
+class Balance(HTMLParser):
+    """Raises when a tag is closed that is not open."""
+
+    def __init__(self):
+        super().__init__()
+        self.open = []
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def check_well_formed(page):
+    parser = Balance()
+    parser.feed(page)
+    assert parser.open == []
+
+
+def test_page_has_every_section_and_the_figures():
+    page = render_page([content()])
+    check_well_formed(page)
+    sections = re.findall(r'<section class="(\w+)"', page)
+    assert sections == [
+        "summary", "layers", "sensitivity", "curves", "operators", "time", "provenance",
+    ]  # fmt: skip
+    for text in ("96.80 %", "25.0 %", "0.125 ms", "CONV_2D", "5 of 8 + 1 as 1x1", "2.21.0"):
+        assert text in page
+    assert "python -m ehap_tf.main --model=resnet8" in page
+
+
+def test_page_loads_nothing():
+    page = render_page([content()])
+    assert "<script" not in page and "<link" not in page
+    addresses = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert all(address.startswith("#") for address in addresses)
+    assert "@import" not in page and "url(http" not in page
+
+
+def test_names_are_escaped():
+    page = render_page([content()])
+    assert "<x>" not in page and "&lt;x&gt;" in page
+
+
+def test_plots_take_the_colour_of_the_page():
+    page = render_page([content()])
+    assert "currentColor" in page and "#010203" not in page
+    assert "prefers-color-scheme: dark" in page
+
+
+def test_page_of_a_run_that_only_trained():
+    page = render_page(
+        [content(figures={"baseline_accuracy": 0.9}, layers=(), histories={}, operators={})]
+    )
+    check_well_formed(page)
+    assert "90.00 %" in page
+    assert re.findall(r'<section class="(\w+)"', page) == ["summary", "provenance"]
+
+
+def test_comparison_lists_every_run_and_its_change():
+    other = {**FIGURES, "tflite_accuracy": 0.9, "macs_after": 1e5}
+    page = render_page([content(), content(title="second", figures=other)])
+    check_well_formed(page)
+    assert '<section class="comparison"' in page
+    assert "-1.20" in page and "-8.00" in page
+
+
+def test_scores_of_any_sign_can_be_drawn():
+    for scores in (np.array([-1.0, 0.0, 2.0]), -np.ones(4), np.zeros(2), np.array([1e-30, 1e30])):
+        assert "<svg" in render_page([content(layers=[LayerReport("layer", scores)])])
+
+
+def test_rows_follow_the_stages_and_skip_what_was_not_measured():
+    figures = {name: FIGURES[name] for name in ("baseline_accuracy", "qat_accuracy")}
+    rows = summary_rows(content(figures=figures))
+    assert [row.name for row in rows] == ["baseline", "quantization-aware"]
+    assert rows[0].cells()[2:] == ("-", "-", "-", "-")
+    assert rows[0].cells()[1] == "98.00 %"
+
+
+def test_no_run_is_an_error():
+    with pytest.raises(ValueError, match="at least one run"):
+        render_page([])
