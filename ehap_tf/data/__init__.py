@@ -1,0 +1,23 @@
+"""What the model sees: data sets by name, augmentation, and streams of batches."""
+
+from ehap_tf.data.augmentation import normalize
+from ehap_tf.data.batches import (
+    evaluation_batches,
+    sample_arrays,
+    steps_per_epoch,
+    training_batches,
+)
+from ehap_tf.data.catalogue import DATASET_NAMES, load_dataset
+from ehap_tf.data.image_dataset import ImageDataset, Split
+
+__all__ = [
+    "DATASET_NAMES",
+    "ImageDataset",
+    "Split",
+    "evaluation_batches",
+    "load_dataset",
+    "normalize",
+    "sample_arrays",
+    "steps_per_epoch",
+    "training_batches",
+]

@@ -1,0 +1,92 @@
+"""Streams of batches: the endless reproducible one for training, the plain one for measuring."""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+
+from ehap_tf.data.augmentation import normalize, random_crop
+from ehap_tf.data.image_dataset import ImageDataset, Split
+
+
+def steps_per_epoch(dataset: ImageDataset, batch_size: int) -> int:
+    """Number of whole batches in the training split (the remainder is dropped each epoch).
+
+    Raises:
+        ValueError: the training split does not fill one batch.
+    """
+    steps = len(dataset.train) // batch_size if batch_size > 0 else 0
+    if steps < 1:
+        raise ValueError(
+            f"batch_size must be between 1 and the {len(dataset.train)} training images of "
+            f"{dataset.name!r}. Received: {batch_size}"
+        )
+    return steps
+
+
+def training_batches(
+    dataset: ImageDataset, batch_size: int, seed: int, first_epoch: int = 0, epochs: int = 1
+) -> tf.data.Dataset:
+    """Shuffled, augmented, normalised batches of `epochs` epochs in one continuous stream.
+
+    The order and augmentation of epoch `e` depend on `seed` and `e` alone: a training that starts
+    again at epoch `e` sees the very images that it would have seen without the interruption.
+
+    Returns:
+        `epochs * steps_per_epoch(dataset, batch_size)` batches of (float32 images, int64 labels).
+    """
+    steps_per_epoch(dataset, batch_size)
+    with tf.device("/cpu:0"):
+        # Captured by reference: the stream copies no images but those of its batches.
+        images = tf.constant(dataset.train.images)
+        labels = tf.constant(dataset.train.labels, tf.int64)
+    examples = len(dataset.train)
+    root = np.random.SeedSequence(seed).generate_state(2).astype(np.int64)
+
+    def epoch_indices(epoch: tf.Tensor) -> tf.data.Dataset:
+        seeds = tf.random.split(tf.random.fold_in(root, epoch), 2)
+        order = tf.argsort(tf.random.stateless_uniform([examples], seeds[0]), stable=True)
+        batches = tf.data.Dataset.from_tensor_slices(order).batch(batch_size, drop_remainder=True)
+        return batches.enumerate().map(lambda step, at: (tf.random.fold_in(seeds[1], step), at))
+
+    def examples_at(step_seed: tf.Tensor, at: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        batch = tf.gather(images, at)
+        if dataset.augment:
+            batch = random_crop(batch, step_seed, dataset.flip)
+        return normalize(batch, dataset), tf.gather(labels, at)
+
+    stream = tf.data.Dataset.range(first_epoch, first_epoch + epochs).flat_map(epoch_indices)
+    return stream.map(examples_at, num_parallel_calls=2, deterministic=True).prefetch(4)
+
+
+def evaluation_batches(split: Split, dataset: ImageDataset, batch_size: int) -> tf.data.Dataset:
+    """All examples of `split` once, in order, normalised, the last batch possibly smaller."""
+    with tf.device("/cpu:0"):
+        images = tf.constant(split.images)
+        labels = tf.constant(split.labels, tf.int64)
+    stream = tf.data.Dataset.from_tensor_slices((images, labels)).batch(batch_size)
+    return stream.map(lambda x, y: (normalize(x, dataset), y), num_parallel_calls=2).prefetch(2)
+
+
+def sample_arrays(dataset: ImageDataset, examples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """A seeded random sample of the training split without augmentation, for the Hessian.
+
+    Args:
+        dataset: where from.
+        examples: how many, at most as many as the training split has.
+        seed: which.
+
+    Returns:
+        Normalised float32 images, shape (examples, height, width, channels), and int64 labels.
+
+    Raises:
+        ValueError: more examples than there are, or fewer than 1.
+    """
+    if not 1 <= examples <= len(dataset.train):
+        raise ValueError(
+            f"examples must be between 1 and the {len(dataset.train)} training images of "
+            f"{dataset.name!r}. Received: {examples}"
+        )
+    chosen = np.random.default_rng(seed).choice(len(dataset.train), examples, replace=False)
+    sample = dataset.train.take(np.sort(chosen))
+    return normalize(sample.images, dataset), sample.labels

@@ -1,0 +1,92 @@
+"""The values that hold images: a split, and a data set of three splits."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Images with their labels, in memory.
+
+    Attributes:
+        images: uint8, shape (examples, height, width, channels), values 0 to 255.
+        labels: int64, shape (examples,), values 0 to num_classes - 1.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 4 or self.images.dtype != np.uint8:
+            raise ValueError(
+                "images must be uint8 of shape (examples, height, width, channels). "
+                f"Received: {self.images.dtype} of shape {self.images.shape}"
+            )
+        if self.labels.shape != self.images.shape[:1]:
+            raise ValueError(
+                f"labels must hold one label for each of the {len(self.images)} images. "
+                f"Received: shape {self.labels.shape}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: np.ndarray) -> Split:
+        """The examples at `indices`, in that order."""
+        return Split(self.images[indices], self.labels[indices])
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageDataset:
+    """Three disjoint splits and how their pixels are normalised.
+
+    Attributes:
+        name: what `load_dataset` was asked for.
+        train: what the weights are fitted to.
+        validation: what choices (the best epoch) are made on.
+        test: what is measured once, at the end; nothing is chosen on it.
+        num_classes: number of classes.
+        class_names: their names, in label order.
+        mean: mean of pixel / 255, one value a channel.
+        std: standard deviation of pixel / 255, one value a channel.
+        augment: training images are shifted by up to 4 pixels (pad 4, random crop).
+        flip: training images are also mirrored left to right at random; needs `augment`.
+    """
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    num_classes: int
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augment: bool = True
+    flip: bool = True
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of one image."""
+        height, width, channels = self.train.images.shape[1:]
+        return int(height), int(width), int(channels)
+
+
+def split_validation(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
+    """Divides `split` into a training and a validation part, at random but fixed by `seed`.
+
+    Both parts keep at least one example; the order inside each part is that of `split`.
+
+    Raises:
+        ValueError: `split` holds fewer than two examples.
+    """
+    if len(split) < 2:
+        raise ValueError(
+            "A training set of at least 2 images is needed, to set some aside for validation. "
+            f"Received: {len(split)}"
+        )
+    held_out = min(max(1, round(fraction * len(split))), len(split) - 1)
+    order = np.random.default_rng(seed).permutation(len(split))
+    return split.take(np.sort(order[held_out:])), split.take(np.sort(order[:held_out]))

@@ -1,0 +1,26 @@
+"""What a classifier's outputs are: logits or probabilities."""
+
+from __future__ import annotations
+
+import tf_keras
+
+
+def ends_in_softmax(model: tf_keras.Model) -> bool:
+    """Whether the model's output is that of a softmax, as a layer or as an activation.
+
+    Layers inside wrappers (quantization) and nested models are looked into.
+    """
+    layer = model.outputs[0]._keras_history.layer if model.outputs else model.layers[-1]
+    while True:
+        if isinstance(layer, tf_keras.Model) and layer.outputs:
+            layer = layer.outputs[0]._keras_history.layer
+        elif isinstance(layer, tf_keras.layers.Wrapper):
+            layer = layer.layer
+        else:
+            break
+    if isinstance(layer, tf_keras.layers.Softmax):
+        return True
+    activation = getattr(layer, "activation", None)
+    # Quantization hides the activation in an object of its own that knows the original one.
+    activation = getattr(activation, "activation", activation)
+    return getattr(activation, "__name__", "") == "softmax"
