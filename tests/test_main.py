@@ -1,0 +1,129 @@
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+
+from ehap_tf import main as command
+from ehap_tf.pipeline.config import STAGE_NAMES, PipelineConfig
+
+# fmt: off
+CONTRACT_FLAGS = [
+    "model", "dataset", "data_dir", "precision", "criterion", "estimator", "probes", "tolerance",
+    "hessian_batch_size", "prune_ratio", "target_params", "target_macs", "prune_ratio_limit",
+    "residual", "implant_ratio", "round_to", "train_epochs", "finetune_epochs", "qat_epochs",
+    "batch_size", "learning_rate", "weight_decay", "weight_bits", "train_precision", "strategy",
+    "seed", "stages", "output_dir", "resume",
+]
+# fmt: on
+
+
+def parse(*arguments):
+    return command.parse_config(["main", *arguments])
+
+
+def test_every_flag_of_the_contract_is_a_setting_and_every_setting_a_flag():
+    settings = {field.name for field in dataclasses.fields(PipelineConfig)}
+    assert set(CONTRACT_FLAGS) <= settings
+    flags = command.define_flags()
+    assert settings <= set(flags)
+
+
+def test_no_flags_mean_the_defaults_of_the_settings():
+    assert parse() == PipelineConfig()
+
+
+def test_flags_reach_the_settings():
+    config = parse(
+        "--model=resnet8", "--probes=7", "--tolerance=0.1", "--noresume", "--stages=train, rank",
+        "--target_params=0.4", "--data_dir=/data",
+    )  # fmt: skip
+    assert config.model == "resnet8" and config.probes == 7 and config.tolerance == 0.1
+    assert config.resume is False and config.stages == ("train", "rank")
+    assert config.amount == {"target_params": 0.4} and config.data_dir == "/data"
+
+
+def test_help_names_every_flag_with_its_default(capsys):
+    assert command.main(["main", "--help"]) == 0
+    text = capsys.readouterr().out
+    for field in dataclasses.fields(PipelineConfig):
+        assert f"--{field.name}\n" in text
+    assert "unit: epochs; default: 30" in text
+
+
+MISTYPED = [
+    (("--modle=resnet8",), "Did you mean: model"),
+    (("--criterion=hesian",), "hessian_trace, obd"),
+    (("--precision=fp8",), "fp32, fp16, bf16, auto"),
+    (("--estimator=x",), "hutchinson, gauss_newton, exact"),
+    (("--residual=x",), "union, tied"),
+    (("--stages=train,finetun",), ", ".join(STAGE_NAMES)),
+    (("--stages=",), "stages"),
+    (("--probes=many",), "--probes=many"),
+    (("--probes=0",), "probes must be at least 1"),
+    (("--prune_ratio=1",), "prune_ratio must be at least 0 and below 1. Received: 1.0"),
+    (("--prune_ratio=-0.1",), "prune_ratio"),
+    (("--prune_ratio=nan",), "prune_ratio"),
+    (("--target_macs=0",), "target_macs must be above 0"),
+    (("--target_macs=0.5", "--target_params=0.5"), "exclude each other"),
+    (("--batch_size=0",), "batch_size"),
+    (("--learning_rate=inf",), "learning_rate"),
+    (("--weight_bits=16",), "weight_bits"),
+    (("--flagfile=no_such.cfg",), "no_such.cfg"),
+    (("resnet32",), "every argument is a flag"),
+    (("--model=",), "model is empty"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "text"), MISTYPED, ids=lambda value: str(value)[:40])
+def test_mistyped_arguments_end_in_one_line(arguments, text, capsys):
+    assert command.main(["main", *arguments]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
+    assert text in captured.err
+
+
+def test_flag_files_are_valid_and_hold_what_was_published(pytestconfig):
+    folder = pytestconfig.rootpath / "flags"
+    configs = {path.stem: parse(f"--flagfile={path}") for path in sorted(folder.glob("*.cfg"))}
+    ratios = {
+        "resnet32_cifar10": 0.77,
+        "resnet32_cifar100": 0.78,
+        "resnet56_cifar10": 0.8087,
+        "resnet56_cifar100": 0.81239,
+        "wrn28_8_cifar10": 0.76,
+        "wrn28_8_cifar100": 0.78,
+    }
+    assert set(configs) >= {*ratios, "quickstart"}
+    for name, ratio in ratios.items():
+        config = configs[name]
+        assert config.amount == {"prune_ratio": ratio}
+        assert (config.train_epochs, config.finetune_epochs, config.qat_epochs) == (300, 300, 30)
+        assert config.probes == 300 and config.hessian_batch_size == 512
+        assert f"{config.model}_{config.dataset}" == name
+
+
+def test_a_setting_survives_json():
+    config = parse("--stages=train", "--target_macs=0.5")
+    assert PipelineConfig.from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize(
+    ("model", "dataset", "name"),
+    [
+        ("resnet8", "digits", "resnet8_digits_auto"),
+        ("../nets/mine.keras", "folder:/data/cats/", "mine_cats_auto"),
+    ],
+)
+def test_default_run_directory(model, dataset, name):
+    config = PipelineConfig(model=model, dataset=dataset)
+    assert config.run_path.parts == ("saved_models", name)
+
+
+def test_settings_and_help_need_no_tensorflow():
+    program = (
+        "import sys\nfrom ehap_tf import main\nassert main.main(['main', '--help']) == 0\n"
+        "assert main.main(['main', '--probes=x']) == 1\nassert 'tensorflow' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
