@@ -1,0 +1,27 @@
+"""INT8: the quantization scheme, the QAT model, the TFLite file and what it is worth."""
+
+from ehap_tf.quantization.batch_norm import freeze_batch_norm
+from ehap_tf.quantization.evaluate import TFLiteModel, evaluate_tflite, measure_latency_ms
+from ehap_tf.quantization.export import export_float_tflite, export_tflite
+from ehap_tf.quantization.persistence import load_qat, save_qat
+from ehap_tf.quantization.qat import calibrate, quantize
+from ehap_tf.quantization.scheme import EhapQuantizeScheme, quantization_scope
+from ehap_tf.quantization.tflite_file import TensorSpec, TFLiteFile, inspect_tflite
+
+__all__ = [
+    "EhapQuantizeScheme",
+    "TFLiteFile",
+    "TFLiteModel",
+    "TensorSpec",
+    "calibrate",
+    "evaluate_tflite",
+    "export_float_tflite",
+    "export_tflite",
+    "freeze_batch_norm",
+    "inspect_tflite",
+    "load_qat",
+    "measure_latency_ms",
+    "quantization_scope",
+    "quantize",
+    "save_qat",
+]

@@ -1,0 +1,66 @@
+"""BatchNorm statistics of a model under quantization: frozen for calibration and late training."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import numpy as np
+import tf_keras
+
+
+def batch_norms(model: tf_keras.Model) -> list[tf_keras.layers.BatchNormalization]:
+    """The BatchNorm layers of a model, those inside TFMOT's wrappers and nested models included."""
+    return [
+        layer
+        for layer in model._flatten_layers(include_self=False)
+        if isinstance(layer, tf_keras.layers.BatchNormalization)
+    ]
+
+
+def freeze_batch_norm(qat: tf_keras.Model) -> None:
+    """Freezes the BatchNorm layers of a QAT model, in place.
+
+    From here on they normalise with their moving statistics, in training too, and neither these
+    nor gamma and beta change: training then sees the very affine maps that are folded into the
+    file. Keras builds its training function when the model is compiled: after freezing a model
+    that has been compiled, compile it again, and retrace a training step of your own.
+    """
+    for layer in batch_norms(qat):
+        layer.trainable = False
+
+
+@contextlib.contextmanager
+def frozen_batch_norm(model: tf_keras.Model) -> Iterator[None]:
+    """Freezes BatchNorm inside the block and restores what was trainable after it."""
+    before = [(layer, layer.trainable) for layer in batch_norms(model)]
+    freeze_batch_norm(model)
+    try:
+        yield
+    finally:
+        for layer, trainable in before:
+            layer.trainable = trainable
+
+
+def inference_affine(
+    batch_norm: tf_keras.layers.BatchNormalization | None, channels: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """What a BatchNorm computes in inference: y = gain * x + shift.
+
+    Args:
+        batch_norm: None is the identity.
+        channels: length of the result.
+
+    Returns:
+        gain and shift, float64, one value for each channel.
+    """
+    if batch_norm is None:
+        return np.ones(channels), np.zeros(channels)
+    variance = batch_norm.moving_variance.numpy().astype(np.float64)
+    gain = 1.0 / np.sqrt(variance + batch_norm.epsilon)
+    if batch_norm.scale:
+        gain = gain * batch_norm.gamma.numpy()
+    shift = -batch_norm.moving_mean.numpy() * gain
+    if batch_norm.center:
+        shift = shift + batch_norm.beta.numpy()
+    return gain, shift

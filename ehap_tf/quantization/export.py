@@ -1,0 +1,128 @@
+"""QAT and float models to TFLite files that have been loaded again and checked."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import tensorflow as tf
+import tf_keras
+
+from ehap_tf.files import atomic_path
+from ehap_tf.quantization.canonical import canonical_model
+from ehap_tf.quantization.graph import walk
+from ehap_tf.quantization.integer_graph import IntegerGraph
+from ehap_tf.quantization.tflite_file import TFLiteFile, inspect_tflite
+
+IO_DTYPES = {"int8": tf.int8, "uint8": tf.uint8, "float32": tf.float32}
+
+
+def export_tflite(
+    qat: tf_keras.Model,
+    path: str | os.PathLike[str],
+    *,
+    io_dtype: str = "int8",
+    allow_float: bool = False,
+) -> TFLiteFile:
+    """Writes a QAT model as a full-integer TFLite file, loads it again and checks it.
+
+    The file takes one example at a time. BatchNorm is folded into the convolutions, and so is every
+    `ScatterChannels` that is its branch's only reader.
+
+    Args:
+        qat: a calibrated or trained model from `quantize`.
+        path: of the file; replaced only by a file that has passed the check.
+        io_dtype: "int8", "uint8" or "float32", of inputs and outputs.
+        allow_float: accept operators that compute in floating point.
+
+    Returns:
+        What the file holds, read from the file.
+
+    Raises:
+        OSError: the path cannot be written (noticed before converting).
+        ValueError: the model has not seen data; the file holds float operators.
+    """
+    if io_dtype not in IO_DTYPES:
+        raise ValueError(f"io_dtype must be one of {tuple(IO_DTYPES)}. Received: {io_dtype!r}")
+    with atomic_path(path) as temporary:
+        graph = IntegerGraph(qat)
+        converter = _converter(qat, graph)
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.inference_input_type = IO_DTYPES[io_dtype]
+        converter.inference_output_type = IO_DTYPES[io_dtype]
+        temporary.write_bytes(_convert(converter))
+        file = inspect_tflite(temporary)
+        if file.float_operators and not allow_float:
+            raise ValueError(
+                "the file would compute in floating point: "
+                f"{', '.join(file.float_operators)}. Replace the layers these come from, or pass "
+                "allow_float=True."
+            )
+    return dataclasses.replace(file, path=pathlib.Path(path))
+
+
+def export_float_tflite(model: tf_keras.Model, path: str | os.PathLike[str]) -> TFLiteFile:
+    """Writes a float model as a float32 TFLite file with a batch of one, the INT8 file's yardstick.
+
+    Raises:
+        OSError: the path cannot be written (noticed before converting).
+        TypeError: `model` is neither Functional nor Sequential.
+    """
+    with atomic_path(path) as temporary:
+        flat = canonical_model(model)
+        converter = _converter(
+            flat,
+            lambda inputs: walk(flat, inputs, lambda layer, args, kwargs: layer(*args, **kwargs)),
+        )
+        temporary.write_bytes(_convert(converter))
+        file = inspect_tflite(temporary)
+    return dataclasses.replace(file, path=pathlib.Path(path))
+
+
+def _converter(model: tf_keras.Model, graph: Any) -> Any:
+    module = tf.Module()
+    module.model = model
+    module.run = tf.function(
+        lambda *inputs: graph(list(inputs)),
+        input_signature=[
+            tf.TensorSpec((1, *tensor.shape[1:]), tf.float32, name=tensor._keras_history.layer.name)
+            for tensor in model.inputs
+        ],
+        autograph=False,
+    )
+    return tf.lite.TFLiteConverter.from_concrete_functions(
+        [module.run.get_concrete_function()], module
+    )
+
+
+def _convert(converter: Any) -> bytes:
+    with warnings.catch_warnings(), _native_stderr_kept():
+        warnings.simplefilter("ignore")
+        return converter.convert()
+
+
+@contextlib.contextmanager
+def _native_stderr_kept() -> Iterator[None]:
+    """Keeps what the converter's C++ code writes to the terminal, and shows it on an error only."""
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    try:
+        with tempfile.TemporaryFile() as kept:
+            os.dup2(kept.fileno(), 2)
+            try:
+                yield
+            except BaseException:
+                kept.seek(0)
+                os.write(terminal, kept.read())
+                raise
+            finally:
+                os.dup2(terminal, 2)
+    finally:
+        os.close(terminal)

@@ -1,0 +1,198 @@
+"""The computation of the integer file, written out from a QAT model.
+
+The TFLite converter could fold BatchNorm by itself, and does so for most models. Doing it here
+keeps what a QAT model computes and what the file computes the same in the cases where the
+converter gives up (a gamma of 0, dilated and transposed convolutions) or overflows (the int32
+bias of a nearly dead channel), and lets `ScatterChannels` disappear into the convolution that feeds
+it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer import (
+    QuantizeLayer,
+)
+from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapper import (
+    QuantizeWrapper,
+)
+
+from ehap_tf.channels import ScatterChannels
+from ehap_tf.quantization.folding import FoldedKernel, fold
+from ehap_tf.quantization.graph import consumers, producers, walk
+from ehap_tf.quantization.layout import is_plain_relu
+from ehap_tf.quantization.quantizers import EhapActivationQuantizer, EhapFixedQuantizer
+from ehap_tf.quantization.registry import IDENTITIES, KEEPS_GRID, KERNELS
+
+Range = tuple[float, float]
+NOT_COMPUTED = (QuantizeLayer, tf_keras.layers.BatchNormalization)
+"""The one is its output range, the other has been folded into a kernel."""
+
+
+class IntegerGraph:
+    """Computes what the file computes; call it inside a `tf.function` to be converted.
+
+    Args:
+        qat: a calibrated or trained model from `quantize`.
+    """
+
+    def __init__(self, qat: tf_keras.Model) -> None:
+        self._qat = qat
+        self._readers = consumers(qat)
+        self._sources = producers(qat)
+        self._layers = {layer.name: layer for layer in qat.layers}
+        self._scatters = self._find_foldable_scatters()
+        # Read here, because variables have no values inside the function being converted.
+        self._limits = {layer.name: output_range(layer) for layer in qat.layers}
+        self._kernels = {
+            layer.name: self._kernel(layer)
+            for layer in qat.layers
+            if type(unwrapped(layer)).__name__ in KERNELS
+        }
+        self._ranges: dict[int, Range] = {}
+        self._alive: list[tf.Tensor] = []
+
+    def __call__(self, inputs: list[tf.Tensor]) -> list[tf.Tensor]:
+        """Returns the outputs of the model for one example."""
+        return walk(self._qat, inputs, self._visit)
+
+    def _visit(
+        self, layer: tf_keras.layers.Layer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tf.Tensor:
+        x, inner = args[0], unwrapped(layer)
+        kind = type(inner).__name__
+        if (
+            isinstance(inner, QuantizeLayer | tf_keras.layers.BatchNormalization)
+            or kind in IDENTITIES
+        ):
+            y = x
+        elif kind in KERNELS:
+            y = self._matrix_layer(layer, x)
+        elif isinstance(inner, ScatterChannels):
+            y = x if layer.name in self._scatters.values() else self._scatter(inner, x)
+        else:
+            y = inner(*args, **kwargs)
+        limits = self._limits[layer.name]
+        if limits is not None:
+            y = tf.quantization.fake_quant_with_min_max_args(y, *limits)
+        elif kind in KEEPS_GRID:
+            limits = self._ranges.get(id(x))
+        if limits is not None:
+            self._ranges[id(y)] = limits
+            self._alive.append(y)  # So that its id stays its own.
+        return y
+
+    def _kernel(self, wrapper: QuantizeWrapper) -> FoldedKernel:
+        """The kernel of a convolution or Dense, its BatchNorm folded in, its scatter spread out."""
+        kernel = fold(wrapper, self._batch_norm_of(wrapper.name))
+        scatter = self._layers.get(self._scatters.get(wrapper.name, ""))
+        if scatter is None:
+            return kernel
+        return kernel.scattered(scatter.layer.positions, scatter.layer.channels)
+
+    def _matrix_layer(self, wrapper: QuantizeWrapper, x: tf.Tensor) -> tf.Tensor:
+        kernel = self._kernels[wrapper.name]
+        if id(x) in self._ranges:
+            low, high = self._ranges[id(x)]
+            kernel = kernel.with_bias_in_range((high - low) / 255.0)
+        return _operator(wrapper.layer, kernel, x) + kernel.bias
+
+    def _batch_norm_of(self, name: str) -> Any:
+        readers = self._readers[name]
+        reader = unwrapped(self._layers[readers[0]]) if len(readers) == 1 and readers[0] else None
+        return reader if isinstance(reader, tf_keras.layers.BatchNormalization) else None
+
+    # -- ScatterChannels ------------------------------------------------------------------------
+
+    def _find_foldable_scatters(self) -> dict[str, str]:
+        """Convolution -> the scatter that is, through BatchNorm and ReLU, its only reader."""
+        found: dict[str, str] = {}
+        for layer in self._qat.layers:
+            if not isinstance(unwrapped(layer), ScatterChannels):
+                continue
+            (name,) = self._sources[layer.name]
+            while len(self._readers[name]) == 1:
+                inner = unwrapped(self._layers[name])
+                if type(inner).__name__ in ("Conv2D", "Dense"):
+                    found[name] = layer.name
+                    break
+                # Both keep a channel of zeros at zero: the folded BatchNorm of such a channel
+                # has no shift.
+                if not (
+                    isinstance(inner, tf_keras.layers.BatchNormalization) or is_plain_relu(inner)
+                ):
+                    break
+                (name,) = self._sources[name]
+        return found
+
+    def _scatter(self, scatter: ScatterChannels, x: tf.Tensor) -> tf.Tensor:
+        """A scatter whose branch has other readers: a PAD, or else a 1x1 selection convolution.
+
+        Both are exact, and both run in XNNPACK, as the GATHER of the layer itself does not.
+        """
+        positions, channels = scatter.positions, scatter.channels
+        first = positions[0]
+        if positions == tuple(range(first, first + len(positions))):
+            padding = [[0, 0]] * (x.shape.rank - 1)
+            return tf.pad(x, [*padding, [first, channels - first - len(positions)]])
+        if x.shape.rank != 4 or id(x) not in self._ranges:
+            return scatter(x)
+        selection = np.zeros((1, 1, len(positions), channels), np.float32)
+        selection[0, 0, range(len(positions)), positions] = 1.0
+        kernel = FoldedKernel(
+            values=selection,
+            limits=np.ones(channels, np.float32),
+            bias=np.zeros(channels, np.float32),
+            bits=8,
+            grouping="channel",
+            shape=selection.shape,
+        )
+        y = tf.nn.conv2d(x, kernel.constant(), 1, "VALID")
+        return tf.quantization.fake_quant_with_min_max_args(y, *self._ranges[id(x)])
+
+
+def _operator(layer: tf_keras.layers.Layer, kernel: FoldedKernel, x: tf.Tensor) -> tf.Tensor:
+    kind = type(layer).__name__
+    if kind == "Dense":
+        return tf.linalg.matmul(x, kernel.constant())
+    padding = layer.padding.upper()
+    if kind == "DepthwiseConv2D":
+        return tf.nn.depthwise_conv2d(
+            x, kernel.constant(), (1, *layer.strides, 1), padding, dilations=layer.dilation_rate
+        )
+    if kind == "Conv2DTranspose":
+        shape = layer.compute_output_shape(x.shape)
+        return tf.nn.conv2d_transpose(x, kernel.constant(), shape, layer.strides, padding)
+    return tf.nn.conv2d(x, kernel.constant(), layer.strides, padding, dilations=layer.dilation_rate)
+
+
+def unwrapped(layer: tf_keras.layers.Layer) -> tf_keras.layers.Layer:
+    """The layer inside TFMOT's wrapper, or `layer` itself."""
+    return layer.layer if isinstance(layer, QuantizeWrapper) else layer
+
+
+def output_range(layer: tf_keras.layers.Layer) -> Range | None:
+    """The range that a layer of a QAT model quantizes its output to, or None.
+
+    Raises:
+        ValueError: the range has never seen data.
+    """
+    if isinstance(layer, QuantizeLayer):
+        quantizer, variables = layer.quantizer, layer.quantizer_vars
+    elif isinstance(layer, QuantizeWrapper) and layer._output_quantizers:
+        quantizer, variables = layer._output_quantizers[0], layer._output_quantizer_vars
+    else:
+        return None
+    if isinstance(quantizer, EhapFixedQuantizer):
+        return quantizer.low, quantizer.high
+    assert isinstance(quantizer, EhapActivationQuantizer)
+    if not float(variables["batches"].numpy()):
+        raise ValueError(
+            f"layer {layer.name!r} has not seen data yet: give quantize() representative_data, or "
+            "train the model before you export it."
+        )
+    return float(variables["min_var"].numpy()), float(variables["max_var"].numpy())

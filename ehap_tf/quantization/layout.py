@@ -1,0 +1,150 @@
+"""Where the integers are: which layer's output is quantized and which stays inside an operator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import tf_keras
+from tensorflow_model_optimization.python.core.quantization.keras.default_8bit import (
+    default_8bit_quantize_layout_transform as default_layout,
+)
+from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer import (
+    QuantizeLayer,
+)
+
+from ehap_tf.quantization.batch_norm import inference_affine
+from ehap_tf.quantization.canonical import Canonicalizer, canonical_model
+from ehap_tf.quantization.graph import consumers, producers, rebuild
+from ehap_tf.quantization.quantizers import EhapActivationQuantizer
+from ehap_tf.quantization.registry import KERNELS, EhapQuantizeRegistry
+
+FUSES_RELU = frozenset({*KERNELS, "BatchNormalization", "Add", "Subtract", "Multiply"})
+"""Operators that end in a ReLU at no cost, so that nothing is quantized between."""
+
+SMALLEST_GAMMA = 1e-6
+"""The TFLite converter leaves a convolution in float where a BatchNorm gamma is exactly 0."""
+
+
+class EhapQuantizeLayoutTransform(default_layout.Default8BitQuantizeLayoutTransform):
+    """Rewrites a model into the operators of the integer file and plans their quantization.
+
+    TFMOT's own transforms match chains of layers by pattern; they refuse, or leave in float,
+    whatever stands in no pattern (a BatchNorm before its convolution, Multiply, Rescaling). Here
+    the whole graph is rewritten first, so that two rules suffice: a BatchNorm belongs to the
+    convolution that alone feeds it, and a ReLU to the operator that alone feeds it. Every other
+    output is quantized, or stays on its input's grid.
+
+    Args:
+        registry: says how each layer is quantized.
+    """
+
+    def __init__(self, registry: EhapQuantizeRegistry) -> None:
+        self._registry = registry
+
+    def apply(
+        self, model: tf_keras.Model, layer_quantize_map: Mapping[str, Mapping[str, Any]]
+    ) -> tuple[tf_keras.Model, dict[str, dict[str, Any]]]:
+        """Returns the rewritten model and the `QuantizeConfig` of each of its layers.
+
+        A `QuantizeConfig` that a layer was annotated with is kept.
+
+        Raises:
+            ValueError: a layer has no integer kernel.
+        """
+        flat = _attach_batch_norms(canonical_model(model), self._quantize_input)
+        configs: dict[str, dict[str, Any]] = {}
+        readers = consumers(flat)
+        kinds = {layer.name: layer for layer in flat.layers}
+        for layer in flat.layers:
+            if isinstance(layer, tf_keras.layers.InputLayer | QuantizeLayer):
+                continue
+            config = layer_quantize_map.get(layer.name, {}).get("quantize_config")
+            if config is None:
+                config = self._registry.get_quantize_config(layer)
+                if _ends_inside_operator(layer, [kinds.get(name) for name in readers[layer.name]]):
+                    config.output = "none"
+            configs[layer.name] = {"quantize_config": config}
+        return flat, configs
+
+    def _quantize_input(self, tensor: Any) -> Any:
+        quantizer = EhapActivationQuantizer(
+            self._registry.activation_bits, self._registry.percentile
+        )
+        name = f"{tensor._keras_history.layer.name}_quantize"
+        return QuantizeLayer(quantizer, name=name)(tensor)
+
+
+def is_plain_relu(layer: Any) -> bool:
+    """Whether `layer` is max(x, 0), perhaps with an upper limit."""
+    return (
+        type(layer).__name__ == "ReLU"
+        and not float(layer.negative_slope or 0.0)
+        and not float(layer.threshold or 0.0)
+    )
+
+
+def _ends_inside_operator(layer: tf_keras.layers.Layer, readers: list[Any]) -> bool:
+    if len(readers) != 1:
+        return False
+    if is_plain_relu(readers[0]):
+        return type(layer).__name__ in FUSES_RELU
+    return type(layer).__name__ in KERNELS and _is_batch_norm(readers[0])
+
+
+def _is_batch_norm(layer: Any) -> bool:
+    return isinstance(layer, tf_keras.layers.BatchNormalization)
+
+
+def _attach_batch_norms(flat: tf_keras.Model, on_input: Callable[[Any], Any]) -> tf_keras.Model:
+    """Gives every BatchNorm without a kernel of its own an identity depthwise convolution.
+
+    Scale and shift of the BatchNorm then fold into it, as into any convolution, and so does a
+    ReLU behind it: one integer operator where the converter would make three.
+    """
+    sources, readers = producers(flat), consumers(flat)
+    by_name = {layer.name: layer for layer in flat.layers}
+    builder = Canonicalizer()
+
+    def only_reader(name: str) -> Any:
+        return by_name.get(readers[name][0]) if len(readers[name]) == 1 else None
+
+    def visit(layer: tf_keras.layers.Layer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if type(layer).__name__ == "Dense" and _is_batch_norm(only_reader(layer.name)):
+            return _fold_into_dense(builder, layer, only_reader(layer.name), args[0])
+        if not _is_batch_norm(layer):
+            return builder.copy(layer)(*args, **kwargs)
+        (source,) = sources[layer.name]
+        x, kind = args[0], type(by_name[source]).__name__
+        if kind == "Dense" and only_reader(source) is layer:
+            return x
+        if kind not in KERNELS or only_reader(source) is not layer:
+            x = builder.affine(x, np.float32(1.0), np.float32(0.0), f"{layer.name}_identity")
+        twin = tf_keras.layers.BatchNormalization.from_config(layer.get_config())
+        y = twin(x)
+        twin.set_weights(layer.get_weights())
+        if twin.scale:
+            gamma = twin.gamma.numpy()
+            twin.gamma.assign(np.where(np.abs(gamma) < SMALLEST_GAMMA, SMALLEST_GAMMA, gamma))
+        return y
+
+    return rebuild(flat, visit, on_input)
+
+
+def _fold_into_dense(
+    builder: Canonicalizer, dense: tf_keras.layers.Layer, batch_norm: Any, x: Any
+) -> Any:
+    """Returns a call of `dense` that includes `batch_norm`, as it is in inference.
+
+    Dense kernels have one scale for the whole kernel. A BatchNorm gives every output a scale of
+    its own, so that folding it after quantization, as for convolutions, is not possible.
+    """
+    gain, shift = inference_affine(batch_norm, dense.units)
+    weights = dense.get_weights()
+    bias = weights[1] if dense.use_bias else np.zeros(dense.units)
+    config = {**dense.get_config(), "use_bias": True, "name": builder.name(dense.name)}
+    twin = tf_keras.layers.Dense.from_config(config)
+    y = twin(x)
+    twin.set_weights([weights[0] * gain, bias * gain + shift])
+    return y

@@ -1,0 +1,115 @@
+"""`quantize`: from a trained float model to a calibrated model under emulated quantization."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_model_optimization as tfmot
+import tf_keras
+
+from ehap_tf.quantization.batch_norm import frozen_batch_norm
+from ehap_tf.quantization.canonical import canonical_model
+from ehap_tf.quantization.scheme import EhapQuantizeScheme, quantization_scope
+
+METHODS = ("qat", "ptq")
+CALIBRATION_BATCHES = 10
+CALIBRATION_BATCH_SIZE = 128
+
+
+def quantize(
+    model: tf_keras.Model,
+    method: str = "qat",
+    weight_bits: int = 8,
+    activation_bits: int = 8,
+    representative_data: Any = None,
+    *,
+    act_percentile: float = 100.0,
+    allow_float: bool = False,
+) -> tf_keras.Model:
+    """Returns a twin of `model` that computes with the numbers of the integer file.
+
+    The twin is a trainable tf_keras model (float weights, quantized in every forward pass, the
+    straight-through gradient), not compiled. `model` stays as it is.
+
+    Args:
+        model: a trained Functional or Sequential model; nested models, any dtype policy.
+        method: "qat", to be trained further, or "ptq", to be exported as it is; "ptq" must be
+            given data.
+        weight_bits: 8 or 4.
+        activation_bits: 8.
+        representative_data: `(x, y)` or `(x,)` arrays, or a batched `tf.data.Dataset` of inputs
+            or of (inputs, labels), preprocessed as for `model`; the first 10 batches set the
+            ranges of the activations, with BatchNorm frozen. None leaves the ranges to the first
+            batches of training, which they follow quickly; such a model cannot be exported before.
+        act_percentile: share in percent of an activation's values that its range holds; 100 takes
+            the extremes, a little less clips outliers.
+        allow_float: keep layers without an integer kernel in float, instead of refusing them.
+
+    Raises:
+        TypeError: `model` is neither Functional nor Sequential.
+        ValueError: a layer has no integer kernel, or an argument is outside its values.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {METHODS}. Received: {method!r}")
+    if method == "ptq" and representative_data is None:
+        raise ValueError(
+            'representative_data is needed for method="ptq", a few hundred inputs suffice. '
+            "Received: None"
+        )
+    scheme = EhapQuantizeScheme(weight_bits, activation_bits, act_percentile, allow_float)
+    with quantization_scope():
+        annotated = tfmot.quantization.keras.quantize_annotate_model(canonical_model(model))
+        qat = tfmot.quantization.keras.quantize_apply(annotated, scheme)
+    if representative_data is not None:
+        calibrate(qat, representative_data)
+    return qat
+
+
+def calibrate(
+    qat: tf_keras.Model, representative_data: Any, batches: int = CALIBRATION_BATCHES
+) -> None:
+    """Moves the activation ranges of a QAT model towards representative data, in place.
+
+    Weights and BatchNorm statistics stay. Repeated calls continue the moving average.
+
+    Args:
+        qat: a model from `quantize`.
+        representative_data: see `quantize`.
+        batches: at most this many are read.
+
+    Raises:
+        ValueError: the data is empty, of the wrong shape, or not finite.
+    """
+    expected = qat.inputs[0].shape
+    seen = 0
+    with frozen_batch_norm(qat):
+        # A function of its own, traced while BatchNorm is frozen.
+        forward = tf.function(lambda x: qat(x, training=True))
+        for x in _batches(representative_data, batches):
+            if not expected.is_compatible_with(x.shape):
+                raise ValueError(
+                    f"representative_data must hold inputs of shape {tuple(expected)}. "
+                    f"Received: a batch of shape {tuple(x.shape)}"
+                )
+            if not np.isfinite(x).all():
+                raise ValueError("representative_data holds NaN or infinite values.")
+            forward(tf.constant(x))
+            seen += 1
+    if not seen:
+        raise ValueError("representative_data is empty.")
+
+
+def _batches(data: Any, count: int) -> Iterator[np.ndarray]:
+    if isinstance(data, tf.data.Dataset):
+        for element in data.take(count):
+            x = element[0] if isinstance(element, tuple | list) else element
+            yield np.asarray(x, np.float32)
+        return
+    x = data[0] if isinstance(data, tuple | list) else data
+    x = np.asarray(x)
+    size = max(1, min(CALIBRATION_BATCH_SIZE, len(x) // count or len(x)))
+    for start in range(0, min(len(x), size * count), size):
+        yield np.asarray(x[start : start + size], np.float32)

@@ -1,0 +1,223 @@
+"""The two quantizers: symmetric for weights, asymmetric for activations.
+
+Both emulate integers, x -> scale * (clip(round(x / scale) + zero_point) - zero_point), with
+the straight-through gradient: 1 inside the range, 0 outside.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+import tf_keras
+from tensorflow_model_optimization.quantization.keras import quantizers
+
+MOVING_AVERAGE_DECAY = 0.99
+SMALLEST_RANGE = 1e-4
+"""Of an activation: a tensor that is always zero still needs a scale that is not."""
+
+
+class EhapWeightQuantizer(quantizers.Quantizer):
+    """Symmetric, narrow-range quantization of a weight: integers in [-(2^(b-1) - 1), 2^(b-1) - 1].
+
+    The scale is max|w| / (2^(b-1) - 1), of the current weights at every call: there is no state
+    that could lag behind the optimizer's last step.
+
+    Args:
+        bits: 2 to 8.
+        grouping: what shares a scale: "channel" (the last axis; convolutions), "depthwise" (the
+            last two axes (channels, multiplier), a depthwise kernel's real channels),
+            "transposed" (the second to last axis, where Conv2DTranspose has its outputs) or
+            "tensor" (one scale; fully connected layers, as the TFLite converter wants them).
+    """
+
+    def __init__(self, bits: int = 8, grouping: str = "channel") -> None:
+        if grouping not in GROUPINGS:
+            raise ValueError(f"grouping must be one of {GROUPINGS}. Received: {grouping!r}")
+        self.bits = int(bits)
+        self.grouping = grouping
+
+    def build(self, tensor_shape: Any, name: str, layer: tf_keras.layers.Layer) -> dict[str, Any]:
+        """Makes no variables."""
+        del tensor_shape, name, layer
+        return {}
+
+    def __call__(
+        self, inputs: tf.Tensor, training: bool, weights: dict[str, Any], **kwargs: Any
+    ) -> tf.Tensor:
+        """Returns `inputs` with every value at the nearest multiple of its scale."""
+        del training, weights, kwargs
+        values = to_channels_last(inputs, self.grouping)
+        quantized = fake_quantize_symmetric(values, weight_limits(values, self.grouping), self.bits)
+        return from_channels_last(quantized, self.grouping, inputs.shape)
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments of the constructor."""
+        return {"bits": self.bits, "grouping": self.grouping}
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and other.__dict__ == self.__dict__
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+GROUPINGS = ("channel", "depthwise", "transposed", "tensor")
+
+
+def to_channels_last(kernel: tf.Tensor, grouping: str) -> tf.Tensor:
+    """Brings everything that shares a scale under one index of the last axis."""
+    if grouping == "depthwise":
+        height, width, channels, multiplier = kernel.shape
+        return tf.reshape(kernel, (height, width, 1, channels * multiplier))
+    if grouping == "transposed":
+        return tf.transpose(kernel, (0, 1, 3, 2))
+    return kernel
+
+
+def from_channels_last(values: tf.Tensor, grouping: str, shape: Any) -> tf.Tensor:
+    """Undoes `to_channels_last`."""
+    if grouping == "depthwise":
+        return tf.reshape(values, shape)
+    if grouping == "transposed":
+        return tf.transpose(values, (0, 1, 3, 2))
+    return values
+
+
+def weight_limits(values: tf.Tensor, grouping: str) -> tf.Tensor:
+    """The largest magnitude of each scale group: a vector, or a scalar for "tensor".
+
+    A group of zeros gets the limit 1 (any would do; a zero scale would not). The others are a
+    millionth larger than the largest weight, because rounding inside the fake-quantization
+    operator would otherwise leave that weight just outside the range, without a gradient.
+    """
+    axes = None if grouping == "tensor" else list(range(len(values.shape) - 1))
+    largest = tf.stop_gradient(tf.reduce_max(tf.abs(values), axis=axes))
+    return tf.where(largest > 0.0, largest * (1.0 + 1e-6), tf.ones_like(largest))
+
+
+def fake_quantize_symmetric(values: tf.Tensor, limits: tf.Tensor, bits: int) -> tf.Tensor:
+    """Fake-quantizes to [-limits, limits], the zero point being exactly 0.
+
+    Args:
+        values: weights, channels last.
+        limits: one for each channel, or a scalar.
+        bits: integers are in [-(2^(bits-1) - 1), 2^(bits-1) - 1].
+    """
+    if limits.shape.rank:
+        return tf.quantization.fake_quant_with_min_max_vars_per_channel(
+            values, -limits, limits, num_bits=bits, narrow_range=True
+        )
+    return tf.quantization.fake_quant_with_min_max_vars(
+        values, -limits, limits, num_bits=bits, narrow_range=True
+    )
+
+
+class EhapActivationQuantizer(quantizers.Quantizer):
+    """Asymmetric quantization of an activation to the full range of `bits`-bit integers.
+
+    The range is a moving average of the batches' smallest and largest values, both stretched to
+    contain 0. It is warm-started: after n batches the decay is min(0.99, n / (n + 1)), so that the
+    first batch sets the range, the first hundred are plainly averaged, and a short calibration
+    does what a long training would.
+
+    Args:
+        bits: 2 to 8.
+        percentile: of the values of a batch that the range holds, 50 to 100. Below 100, as many
+            of the largest as of the smallest values are clipped.
+    """
+
+    def __init__(self, bits: int = 8, percentile: float = 100.0) -> None:
+        self.bits = int(bits)
+        self.percentile = float(percentile)
+
+    def build(self, tensor_shape: Any, name: str, layer: tf_keras.layers.Layer) -> dict[str, Any]:
+        """Makes the range and the number of batches it has seen.
+
+        Until the first batch the range is [-6, 6], TFMOT's.
+        """
+        del tensor_shape
+
+        def variable(suffix: str, value: float) -> tf.Variable:
+            return layer.add_weight(
+                name + suffix,
+                initializer=tf_keras.initializers.Constant(value),
+                trainable=False,
+                aggregation=tf.VariableAggregation.MEAN,
+            )
+
+        return {
+            "min_var": variable("_min", -6.0),
+            "max_var": variable("_max", 6.0),
+            "batches": variable("_batches", 0.0),
+        }
+
+    def __call__(
+        self, inputs: tf.Tensor, training: bool, weights: dict[str, Any], **kwargs: Any
+    ) -> tf.Tensor:
+        """Fake-quantizes; while training, the range moves towards this batch's first."""
+        del kwargs
+        low, high = weights["min_var"], weights["max_var"]
+        if training:
+            batches = weights["batches"]
+            decay = tf.minimum(MOVING_AVERAGE_DECAY, batches / (batches + 1.0))
+            batch_low, batch_high = activation_range(inputs, self.percentile)
+            low = low.assign(decay * low + (1.0 - decay) * batch_low)
+            high = high.assign(decay * high + (1.0 - decay) * batch_high)
+            batches.assign_add(1.0)
+        return tf.quantization.fake_quant_with_min_max_vars(inputs, low, high, num_bits=self.bits)
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments of the constructor."""
+        return {"bits": self.bits, "percentile": self.percentile}
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and other.__dict__ == self.__dict__
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def activation_range(values: tf.Tensor, percentile: float) -> tuple[tf.Tensor, tf.Tensor]:
+    """The range of a batch: it contains 0 and is at least `SMALLEST_RANGE` wide."""
+    flat = tf.reshape(tf.stop_gradient(values), [-1])
+    if percentile >= 100.0:
+        low, high = tf.reduce_min(flat), tf.reduce_max(flat)
+    else:
+        share = 1.0 - percentile / 100.0
+        clipped = tf.cast(tf.cast(tf.size(flat), tf.float32) * share, tf.int32)
+        low = -tf.math.top_k(-flat, clipped + 1).values[-1]
+        high = tf.math.top_k(flat, clipped + 1).values[-1]
+    low, high = tf.minimum(low, 0.0), tf.maximum(high, 0.0)
+    return low, tf.maximum(high, low + SMALLEST_RANGE)
+
+
+class EhapFixedQuantizer(quantizers.Quantizer):
+    """Asymmetric quantization to a range that the integer kernel prescribes.
+
+    TFLite's softmax and sigmoid write multiples of 1/256 from 0, its tanh multiples of 1/128
+    around 0, whatever was observed.
+    """
+
+    def __init__(self, low: float, high: float) -> None:
+        self.low = float(low)
+        self.high = float(high)
+
+    def build(self, tensor_shape: Any, name: str, layer: tf_keras.layers.Layer) -> dict[str, Any]:
+        """Makes no variables."""
+        del tensor_shape, name, layer
+        return {}
+
+    def __call__(
+        self, inputs: tf.Tensor, training: bool, weights: dict[str, Any], **kwargs: Any
+    ) -> tf.Tensor:
+        """Fake-quantizes to [low, high] with 8 bits."""
+        del training, weights, kwargs
+        return tf.quantization.fake_quant_with_min_max_args(inputs, self.low, self.high)
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments of the constructor."""
+        return {"low": self.low, "high": self.high}
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and other.__dict__ == self.__dict__
+
+    __hash__ = None  # type: ignore[assignment]

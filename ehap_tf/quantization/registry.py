@@ -1,0 +1,134 @@
+"""Which layers have an integer kernel in TFLite, and how each is quantized."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tf_keras
+from tensorflow_model_optimization.python.core.quantization.keras.default_8bit import (
+    default_8bit_quantize_registry as default_registry,
+)
+
+from ehap_tf.quantization.configs import EhapQuantizeConfig
+
+KERNELS = {
+    "Conv2D": ("kernel", "channel"),
+    "DepthwiseConv2D": ("depthwise_kernel", "depthwise"),
+    "Conv2DTranspose": ("kernel", "transposed"),
+    "Dense": ("kernel", "tensor"),
+}
+"""Layer class -> attribute of its kernel, and which of its weights share a scale."""
+
+IDENTITIES = frozenset(
+    {
+        "ActivityRegularization",
+        "AlphaDropout",
+        "Dropout",
+        "GaussianDropout",
+        "GaussianNoise",
+        "SpatialDropout2D",
+    }
+)
+"""Layers that do something in training only."""
+
+KEEPS_GRID = IDENTITIES | {
+    "AveragePooling2D",
+    "Cropping2D",
+    "Flatten",
+    "GlobalMaxPooling2D",
+    "MaxPooling2D",
+    "Permute",
+    "Reshape",
+    "ScatterChannels",
+    "ZeroPadding2D",
+}
+"""Their integer kernels write with the scale and zero point of what they read."""
+
+QUANTIZES_OUTPUT = frozenset(
+    {
+        "Add",
+        "BatchNormalization",
+        "Concatenate",
+        "GlobalAveragePooling2D",
+        "LeakyReLU",
+        "Maximum",
+        "Minimum",
+        "Multiply",
+        "PReLU",
+        "ReLU",
+        "Subtract",
+        "UpSampling2D",
+    }
+)
+"""Their integer kernels read and write with different scales."""
+
+FIXED_OUTPUTS = {"softmax": "unit", "sigmoid": "unit", "tanh": "signed_unit"}
+"""Activation function -> the output range that its integer kernel prescribes."""
+
+
+class EhapQuantizeRegistry(default_registry.Default8BitQuantizeRegistry):
+    """TFMOT's registry with quantization of our own for every layer of the canonical graph.
+
+    Args:
+        weight_bits: of all kernels.
+        activation_bits: of all observed outputs.
+        percentile: of all observed outputs, see `EhapActivationQuantizer`.
+        allow_float: quantize the output of layers that have no integer kernel, instead of
+            refusing them; they will be float operators in the file.
+    """
+
+    def __init__(
+        self,
+        weight_bits: int = 8,
+        activation_bits: int = 8,
+        percentile: float = 100.0,
+        allow_float: bool = False,
+    ) -> None:
+        super().__init__()
+        self.weight_bits = weight_bits
+        self.activation_bits = activation_bits
+        self.percentile = percentile
+        self.allow_float = allow_float
+
+    def supports(self, layer: tf_keras.layers.Layer) -> bool:
+        """Whether the layer's computation exists in integers."""
+        return self.allow_float or self._output(layer) is not None
+
+    def get_quantize_config(self, layer: tf_keras.layers.Layer) -> EhapQuantizeConfig:
+        """The layer's weights and, unless the kernel keeps its input's grid, its output.
+
+        Raises:
+            ValueError: there is no integer kernel, and float was not allowed.
+        """
+        kernel, grouping = KERNELS.get(type(layer).__name__, (None, "channel"))
+        output = self._output(layer)
+        if output is None and not self.allow_float:
+            raise ValueError(
+                f"layer {layer.name!r} ({_spelled(layer)}) has no integer kernel in TFLite. "
+                "Replace it, or pass allow_float=True to keep it in float32 in an otherwise "
+                "integer file."
+            )
+        return EhapQuantizeConfig(
+            weights=[] if kernel is None else [kernel],
+            grouping=grouping,
+            output=output or "observed",
+            weight_bits=self.weight_bits,
+            activation_bits=self.activation_bits,
+            percentile=self.percentile,
+        )
+
+    def _output(self, layer: Any) -> str | None:
+        name = type(layer).__name__
+        if name in KEEPS_GRID:
+            return "none"
+        if name == "Softmax":
+            return "unit"
+        if name == "Activation":
+            return FIXED_OUTPUTS.get(getattr(layer.activation, "__name__", ""))
+        return "observed" if name in QUANTIZES_OUTPUT or name in KERNELS else None
+
+
+def _spelled(layer: tf_keras.layers.Layer) -> str:
+    if isinstance(layer, tf_keras.layers.Activation):
+        return f"Activation {getattr(layer.activation, '__name__', layer.activation)!r}"
+    return type(layer).__name__

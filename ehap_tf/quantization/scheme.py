@@ -1,0 +1,92 @@
+"""The quantization scheme, for our own `quantize` and for TFMOT's `quantize_apply`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow_model_optimization as tfmot
+from tensorflow_model_optimization.python.core.quantization.keras.quantize_scheme import (
+    QuantizeScheme,
+)
+
+from ehap_tf.channels import ScatterChannels
+from ehap_tf.quantization.configs import EhapQuantizeConfig
+from ehap_tf.quantization.layout import EhapQuantizeLayoutTransform
+from ehap_tf.quantization.quantizers import (
+    EhapActivationQuantizer,
+    EhapFixedQuantizer,
+    EhapWeightQuantizer,
+)
+from ehap_tf.quantization.registry import EhapQuantizeRegistry
+
+WEIGHT_BITS = (4, 8)
+ACTIVATION_BITS = (8,)
+
+
+class EhapQuantizeScheme(QuantizeScheme):
+    """Symmetric weights, asymmetric activations, as TFLite's integer kernels compute.
+
+    - Convolution kernels: symmetric, narrow range, one scale for each output channel (for each
+      real channel of a depthwise convolution); Dense kernels one scale.
+    - Activations, the model's input and output included: asymmetric, 8 bits, a warm-started
+      moving average of the observed range.
+    - BatchNorm and ReLU are part of the operator before them; layers that only move values
+      (pools, padding, reshapes, `ScatterChannels`) keep their input's scale.
+
+    Usable without the rest of this package:
+
+        with quantization_scope():
+            annotated = tfmot.quantization.keras.quantize_annotate_model(model)
+            qat = tfmot.quantization.keras.quantize_apply(annotated, EhapQuantizeScheme())
+
+    Args:
+        weight_bits: 8, or 4 (stored as 4 bits in the file).
+        activation_bits: 8.
+        percentile: share in percent of an activation's values that its range holds.
+        allow_float: keep layers without an integer kernel in float.
+
+    Raises:
+        ValueError: an argument is outside its values.
+    """
+
+    def __init__(
+        self,
+        weight_bits: int = 8,
+        activation_bits: int = 8,
+        percentile: float = 100.0,
+        allow_float: bool = False,
+    ) -> None:
+        if weight_bits not in WEIGHT_BITS:
+            raise ValueError(f"weight_bits must be one of {WEIGHT_BITS}. Received: {weight_bits!r}")
+        if activation_bits not in ACTIVATION_BITS:
+            raise ValueError(
+                f"activation_bits must be one of {ACTIVATION_BITS}. Received: {activation_bits!r}"
+            )
+        if not 50.0 < percentile <= 100.0:
+            raise ValueError(f"percentile must be in (50, 100]. Received: {percentile!r}")
+        self._registry = EhapQuantizeRegistry(weight_bits, activation_bits, percentile, allow_float)
+
+    def get_layout_transformer(self) -> EhapQuantizeLayoutTransform:
+        """The rewriting of the model into the operators of the file."""
+        return EhapQuantizeLayoutTransform(self._registry)
+
+    def get_quantize_registry(self) -> EhapQuantizeRegistry:
+        """How each layer is quantized."""
+        return self._registry
+
+
+def quantization_scope() -> Any:
+    """A context in which TFMOT and tf_keras find this package's quantization classes by name."""
+    return tfmot.quantization.keras.quantize_scope(
+        {
+            # A QAT model's .h5 holds plain class names: registered ones do not load back.
+            kind.__name__: kind
+            for kind in (
+                EhapQuantizeConfig,
+                EhapWeightQuantizer,
+                EhapActivationQuantizer,
+                EhapFixedQuantizer,
+                ScatterChannels,
+            )
+        }
+    )

@@ -1,0 +1,153 @@
+"""What a TFLite file holds, read from the file itself."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.interpreter import Interpreter
+
+from ehap_tf.files import CorruptFileError
+
+FLOAT_TYPES = frozenset({"FLOAT16", "FLOAT32", "FLOAT64", "BFLOAT16"})
+CONVERSIONS = frozenset({"QUANTIZE", "DEQUANTIZE"})
+TYPE_NAMES = {
+    value: name for name, value in vars(schema.TensorType).items() if not name.startswith("_")
+}
+OPERATOR_NAMES = {
+    value: name for name, value in vars(schema.BuiltinOperator).items() if not name.startswith("_")
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorSpec:
+    """An input or output of a TFLite file.
+
+    Attributes:
+        name: as in the file.
+        shape: batch included.
+        dtype: "int8", "uint8", "float32".
+        scale: real value = scale * (integer - zero_point); 0.0 for a float tensor.
+        zero_point: see `scale`.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    scale: float
+    zero_point: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TFLiteFile:
+    """What was verified about a TFLite file.
+
+    Attributes:
+        path: of the file.
+        bytes: its size.
+        operators: number of operators of each kind, in the order of their first appearance.
+        float_operators: descriptions of the operators that compute in floating point, QUANTIZE
+            and DEQUANTIZE at a float input or output not counted.
+        tensor_types: number of tensors of each type.
+        input: the (first) input.
+        output: the (first) output.
+    """
+
+    path: pathlib.Path
+    bytes: int
+    operators: Mapping[str, int]
+    float_operators: tuple[str, ...]
+    tensor_types: Mapping[str, int]
+    input: TensorSpec
+    output: TensorSpec
+
+    @property
+    def float_ops(self) -> int:
+        """How many operators compute in floating point."""
+        return len(self.float_operators)
+
+
+def inspect_tflite(path: str | os.PathLike[str]) -> TFLiteFile:
+    """Loads a TFLite file, allocates its tensors and lists what it computes with.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CorruptFileError: the file is truncated, or no TFLite file.
+    """
+    interpreter = open_interpreter(path)
+    model = _parse(path)
+    graph = model.subgraphs[0]
+    names = [_operator_name(model, operator) for operator in graph.operators]
+    types = [TYPE_NAMES[tensor.type] for tensor in graph.tensors]
+    floats = []
+    for name, operator in zip(names, graph.operators, strict=True):
+        touched = [int(i) for i in (*operator.inputs, *operator.outputs) if i >= 0]
+        if name not in CONVERSIONS and any(types[i] in FLOAT_TYPES for i in touched):
+            output = graph.tensors[operator.outputs[0]].name
+            floats.append(f"{name} ({(output or b'?').decode(errors='replace')})")
+    return TFLiteFile(
+        path=pathlib.Path(path),
+        bytes=os.path.getsize(path),
+        operators=dict(collections.Counter(names)),
+        float_operators=tuple(floats),
+        tensor_types=dict(collections.Counter(types)),
+        input=tensor_spec(interpreter.get_input_details()[0]),
+        output=tensor_spec(interpreter.get_output_details()[0]),
+    )
+
+
+def open_interpreter(path: str | os.PathLike[str], threads: int = 1) -> Interpreter:
+    """Returns an interpreter with its tensors allocated.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CorruptFileError: the file is truncated, or no TFLite file.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no TFLite file at {str(path)!r}.")
+    _parse(path)
+    try:
+        interpreter = Interpreter(model_path=str(path), num_threads=threads)
+        interpreter.allocate_tensors()
+    except (ValueError, RuntimeError) as error:
+        raise CorruptFileError(f"{str(path)!r} cannot be run as TFLite: {error}") from error
+    return interpreter
+
+
+def _parse(path: str | os.PathLike[str]) -> Any:
+    content = pathlib.Path(path).read_bytes()
+    try:
+        if content[4:8] != b"TFL3":
+            raise ValueError("it does not start as one")
+        return schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
+    except Exception as error:  # The parser follows offsets into whatever is there.
+        raise CorruptFileError(
+            f"{os.fspath(path)!r} is not a TFLite file, or is truncated: {error}"
+        ) from error
+
+
+def _operator_name(model: Any, operator: Any) -> str:
+    code = model.operatorCodes[operator.opcodeIndex]
+    builtin = max(code.builtinCode, code.deprecatedBuiltinCode)
+    if code.customCode:
+        return code.customCode.decode(errors="replace")
+    return OPERATOR_NAMES.get(builtin, str(builtin))
+
+
+def tensor_spec(details: Mapping[str, Any]) -> TensorSpec:
+    """Reads an interpreter's description of an input or output."""
+    scale, zero_point = details["quantization"]
+    return TensorSpec(
+        name=details["name"],
+        shape=tuple(int(size) for size in details["shape"]),
+        dtype=np.dtype(details["dtype"]).name,
+        scale=float(scale),
+        zero_point=int(zero_point),
+    )

@@ -1,0 +1,130 @@
+"""From a float net to a file and back: the file computes what the QAT model computes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tf_keras
+
+from ehap_tf.channels import ScatterChannels
+from ehap_tf.files import CorruptFileError
+from ehap_tf.quantization import (
+    evaluate_tflite,
+    export_float_tflite,
+    export_tflite,
+    load_qat,
+    measure_latency_ms,
+    quantize,
+    save_qat,
+)
+from ehap_tf.quantization.evaluate import TFLiteModel
+
+layers = tf_keras.layers
+
+
+def union_net() -> tf_keras.Model:
+    """A residual sum of three narrow channels and six, as union pruning leaves it."""
+    rng = np.random.default_rng(0)
+    x = inputs = layers.Input((8, 8, 3))
+    x = layers.Conv2D(6, 3, padding="same", use_bias=False)(x)
+    x = layers.ReLU()(layers.BatchNormalization()(x))
+    y = layers.Conv2D(3, 3, padding="same", use_bias=False)(x)
+    y = ScatterChannels([4, 0, 3], 6)(layers.BatchNormalization()(y))
+    x = layers.ReLU()(layers.Add()([x, y]))
+    x = layers.GlobalAveragePooling2D()(x)
+    model = tf_keras.Model(inputs, layers.Dense(4, name="logits")(x))
+    for weight in model.weights:
+        noise = 0.3 * rng.standard_normal(weight.shape).astype(np.float32)
+        weight.assign(np.abs(weight.numpy() + noise) if "variance" in weight.name else noise)
+    return model
+
+
+def images(count: int = 64) -> np.ndarray:
+    return np.random.default_rng(1).standard_normal((count, 8, 8, 3)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def qat() -> tf_keras.Model:
+    return quantize(union_net(), representative_data=(images(),))
+
+
+@pytest.fixture(scope="module")
+def exported(qat, tmp_path_factory):
+    return export_tflite(qat, tmp_path_factory.mktemp("file") / "net.tflite")
+
+
+def test_file_is_integer_and_scatter_is_gone(exported):
+    assert exported.float_operators == ()
+    assert set(exported.operators) == {"CONV_2D", "ADD", "MEAN", "FULLY_CONNECTED"}
+    assert (exported.input.dtype, exported.output.dtype) == ("int8", "int8")
+    assert exported.input.shape == (1, 8, 8, 3)
+    assert set(exported.tensor_types) == {"INT8", "INT32"}
+    assert exported.bytes == exported.path.stat().st_size
+
+
+def test_file_agrees_with_qat_model_to_one_step(qat, exported):
+    expected = qat.predict(images(), verbose=0)
+    received = TFLiteModel(exported.path)(images())
+    assert np.abs(received - expected).max() <= 1.001 * exported.output.scale
+    assert np.mean(np.abs(received - expected) < 1e-4) > 0.8
+
+
+def test_evaluation_counts_matches(qat, exported):
+    labels = qat.predict(images(), verbose=0).argmax(1)
+    labels[:16] = (labels[:16] + 1) % 4
+    assert evaluate_tflite(exported.path, (images(), labels)) == pytest.approx(0.75, abs=0.03)
+    assert measure_latency_ms(exported.path, runs=5) > 0
+
+
+def test_quantize_leaves_the_model_alone():
+    model = union_net()
+    before = [weight.numpy() for weight in model.weights]
+    names = [layer.name for layer in model.layers]
+    quantize(model, representative_data=(images(16),))
+    assert all((a == b.numpy()).all() for a, b in zip(before, model.weights, strict=True))
+    assert names == [layer.name for layer in model.layers]
+
+
+def test_qat_model_survives_the_disk(qat, tmp_path):
+    save_qat(qat, tmp_path / "qat.h5")
+    loaded = load_qat(tmp_path / "qat.h5")
+    assert (loaded.predict(images(), verbose=0) == qat.predict(images(), verbose=0)).all()
+
+
+def test_truncated_files_are_named(qat, exported, tmp_path):
+    save_qat(qat, tmp_path / "qat.h5")
+    half = tmp_path / "half.h5"
+    half.write_bytes((tmp_path / "qat.h5").read_bytes()[:9000])
+    with pytest.raises(CorruptFileError, match=r"half\.h5"):
+        load_qat(half)
+    cut = tmp_path / "cut.tflite"
+    cut.write_bytes(exported.path.read_bytes()[: exported.bytes // 2])
+    with pytest.raises(CorruptFileError, match=r"cut\.tflite"):
+        evaluate_tflite(cut, (images(), np.zeros(64, int)))
+
+
+def test_wrong_inputs_are_named(exported, tmp_path):
+    with pytest.raises(ValueError, match=r"\(8, 8, 3\)"):
+        evaluate_tflite(exported.path, (np.zeros((2, 9, 8, 3), np.float32), np.zeros(2, int)))
+    with pytest.raises(ValueError, match="empty"):
+        evaluate_tflite(exported.path, (np.zeros((0, 8, 8, 3), np.float32), np.zeros(0, int)))
+    with pytest.raises(FileNotFoundError):
+        evaluate_tflite(tmp_path / "absent.tflite", (images(), np.zeros(64, int)))
+
+
+def test_uncalibrated_model_is_not_exported(tmp_path):
+    with pytest.raises(ValueError, match="representative_data"):
+        export_tflite(quantize(union_net()), tmp_path / "net.tflite")
+
+
+def test_unwritable_path_is_noticed_first(qat, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError):
+        export_tflite(qat, tmp_path / "file" / "net.tflite")
+
+
+def test_float_file_is_the_float_model(tmp_path):
+    model = union_net()
+    file = export_float_tflite(model, tmp_path / "float.tflite")
+    received = TFLiteModel(file.path)(images(8))
+    np.testing.assert_allclose(received, model.predict(images(8), verbose=0), atol=1e-4)
