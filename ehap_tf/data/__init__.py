@@ -1,5 +1,6 @@
 """What the model sees: data sets by name, augmentation, and streams of batches."""
 
+from ehap_tf.data.arrays import as_dataset, check_labels
 from ehap_tf.data.augmentation import normalize
 from ehap_tf.data.batches import (
     evaluation_batches,
@@ -14,6 +15,8 @@ __all__ = [
     "DATASET_NAMES",
     "ImageDataset",
     "Split",
+    "as_dataset",
+    "check_labels",
     "evaluation_batches",
     "load_dataset",
     "normalize",

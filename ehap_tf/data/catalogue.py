@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 
 from ehap_tf.data.cifar import load_cifar
+from ehap_tf.data.digits import load_digits
+from ehap_tf.data.folder import load_folder
 from ehap_tf.data.image_dataset import ImageDataset
 
 DATASET_NAMES: tuple[str, ...] = ("cifar10", "cifar100", "digits", "folder:PATH")
@@ -22,9 +24,13 @@ def load_dataset(
             compared: under another seed, a model's validation images are in its training set.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or a folder without usable images.
         FileNotFoundError: the data is not there and cannot be fetched.
     """
     if name in ("cifar10", "cifar100"):
         return load_cifar(name, data_dir, seed)
+    if name == "digits":
+        return load_digits(seed)
+    if name.startswith("folder:") and name != "folder:":
+        return load_folder(name.removeprefix("folder:"), seed)
     raise ValueError(f"dataset must be one of {', '.join(DATASET_NAMES)}. Received: {name!r}")

@@ -6,6 +6,8 @@ import dataclasses
 
 import numpy as np
 
+from ehap_tf.data.arrays import check_labels
+
 
 @dataclasses.dataclass(frozen=True)
 class Split:
@@ -66,6 +68,16 @@ class ImageDataset:
     std: tuple[float, ...]
     augment: bool = True
     flip: bool = True
+
+    def __post_init__(self) -> None:
+        for part in ("train", "validation", "test"):
+            split = getattr(self, part)
+            if not len(split):
+                raise ValueError(f"The {part} split of {self.name!r} is empty")
+            try:
+                check_labels(split.labels, self.num_classes)
+            except ValueError as error:
+                raise ValueError(f"The {part} split of {self.name!r}: {error}") from error
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

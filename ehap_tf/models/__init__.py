@@ -1,5 +1,22 @@
 """Networks by name and by path, and the same network under another precision."""
 
+from ehap_tf.models.checks import require_finite_weights, require_functional
+from ehap_tf.models.cloning import clone_with_policy
+from ehap_tf.models.outputs import ends_in_softmax
+from ehap_tf.models.precision import PRECISIONS, policy_of, resolve_precision
+from ehap_tf.models.saving import load_model, save_model
 from ehap_tf.models.zoo import MODEL_NAMES, build_model
 
-__all__ = ["MODEL_NAMES", "build_model"]
+__all__ = [
+    "MODEL_NAMES",
+    "PRECISIONS",
+    "build_model",
+    "clone_with_policy",
+    "ends_in_softmax",
+    "load_model",
+    "policy_of",
+    "require_finite_weights",
+    "require_functional",
+    "resolve_precision",
+    "save_model",
+]

@@ -135,7 +135,7 @@ def build_step(
         total = tf.distribute.ReduceOp.SUM
         return strategy.reduce(total, loss, axis=None), strategy.reduce(total, right, axis=None)
 
-    return step  # type: ignore[no-any-return]
+    return step
 
 
 def _is_layer(module: Any) -> bool:

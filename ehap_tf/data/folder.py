@@ -1,0 +1,128 @@
+"""Images of one's own: a folder with a sub-folder for each class."""
+
+from __future__ import annotations
+
+import collections
+import pathlib
+import warnings
+
+import numpy as np
+import tensorflow as tf
+
+from ehap_tf.data.image_dataset import ImageDataset, Split, split_validation
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
+TEST_FRACTION = 0.2
+
+
+def load_folder(path: str, seed: int) -> ImageDataset:
+    """Reads every image into memory, as RGB.
+
+    The class names are the names of the sub-folders, in alphabetical order. Where `path` has the
+    sub-folders `train` and `test`, the classes lie in those; otherwise a fixed fifth of the images
+    is the test split. A tenth of the training images, chosen by `seed`, is set aside for
+    validation. Images of another size than most are resized to that size, and a warning says how
+    many.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: no classes, a class without images, an image that cannot be read, or classes
+            that differ between train and test.
+    """
+    root = pathlib.Path(path)
+    if not root.is_dir():
+        raise FileNotFoundError(f"folder:PATH names no folder. Received: {path!r}")
+    if (root / "train").is_dir() and (root / "test").is_dir():
+        names, files, labels = _listed(root / "train")
+        test_names, test_files, test_labels = _listed(root / "test")
+        if test_names != names:
+            differing = sorted(set(names) ^ set(test_names))
+            raise ValueError(
+                f"{root / 'train'} and {root / 'test'} must have the same classes. Only in one of "
+                f"them: {', '.join(differing)}"
+            )
+        images = _read(files + test_files)
+        everything = Split(images, np.array(labels + test_labels, np.int64))
+        train = everything.take(np.arange(len(files)))
+        test = everything.take(np.arange(len(files), len(everything)))
+    else:
+        names, files, labels = _listed(root)
+        everything = Split(_read(files), np.array(labels, np.int64))
+        train, test = split_validation(everything, TEST_FRACTION, seed=0)
+    train, validation = split_validation(train, 0.1, seed)
+    mean, std = _statistics(train.images)
+    return ImageDataset(
+        name=f"folder:{path}",
+        train=train,
+        validation=validation,
+        test=test,
+        num_classes=len(names),
+        class_names=names,
+        mean=mean,
+        std=std,
+    )
+
+
+def _listed(root: pathlib.Path) -> tuple[tuple[str, ...], list[pathlib.Path], list[int]]:
+    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if len(folders) < 2:
+        raise ValueError(
+            f"{root} must have a sub-folder of images for each of at least 2 classes. "
+            f"Received: {len(folders)} sub-folders"
+        )
+    files: list[pathlib.Path] = []
+    labels: list[int] = []
+    for label, folder in enumerate(folders):
+        inside = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+        if not inside:
+            raise ValueError(
+                f"The class folder {folder} has no images ({', '.join(SUFFIXES)}). Fill it or "
+                "remove it"
+            )
+        files += inside
+        labels += [label] * len(inside)
+    return tuple(folder.name for folder in folders), files, labels
+
+
+def _read(files: list[pathlib.Path]) -> np.ndarray:
+    images = [_decoded(file) for file in files]
+    sizes = collections.Counter(image.shape[:2] for image in images)
+    size, count = sizes.most_common(1)[0]
+    if count < len(images):
+        warnings.warn(
+            f"{len(images) - count} of {len(images)} images are not {size[0]}x{size[1]} pixels "
+            "like most, and were resized",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+    return np.stack(
+        [image if image.shape[:2] == size else _resized(image, size) for image in images]
+    )
+
+
+def _decoded(file: pathlib.Path) -> np.ndarray:
+    try:
+        image = tf.io.decode_image(file.read_bytes(), channels=3, expand_animations=False)
+    except tf.errors.InvalidArgumentError as error:
+        raise ValueError(f"The image {file} cannot be read: it is damaged or no image") from error
+    return np.asarray(image.numpy(), np.uint8)
+
+
+def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    resized = tf.image.resize(image, size, antialias=True).numpy()
+    return np.clip(np.round(resized), 0, 255).astype(np.uint8)
+
+
+def _statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    # In integers of 64 bits: exact, and without a float copy of all images.
+    channels = images.shape[-1]
+    values = np.arange(256) / 255.0
+    mean, std = [], []
+    for channel in range(channels):
+        counts = np.bincount(images[..., channel].reshape(-1), minlength=256)
+        average = float((counts * values).sum() / counts.sum())
+        variance = float((counts * (values - average) ** 2).sum() / counts.sum())
+        mean.append(average)
+        # A channel of one value throughout must not divide by zero.
+        std.append(max(variance, 1e-6) ** 0.5)
+    return tuple(mean), tuple(std)

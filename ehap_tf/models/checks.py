@@ -1,0 +1,65 @@
+"""What a model must be before anything is computed from it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tf_keras
+
+_WAY_OUT = (
+    "Rebuild it with the functional API: x = tf_keras.Input(shape); "
+    "model = tf_keras.Model(x, subclassed.call(x)), every layer made in its constructor"
+)
+
+
+def require_functional(model: Any) -> None:
+    """Checks that the graph of layers of `model` is known.
+
+    Raises:
+        TypeError: not a Keras model, or a subclassed one (also when nested).
+        ValueError: a Sequential model that was not built.
+    """
+    if not isinstance(model, tf_keras.Model):
+        raise TypeError(
+            "model must be a Functional or Sequential tf_keras model. "
+            f"Received: {type(model).__module__}.{type(model).__name__}"
+        )
+    if isinstance(model, tf_keras.Sequential) and not model.inputs:
+        raise ValueError(
+            f"The Sequential model {model.name!r} has no input shape yet. Call "
+            "model.build((None, height, width, channels)) first"
+        )
+    for inner in model._flatten_layers():
+        if isinstance(inner, tf_keras.Model) and not _has_graph(inner):
+            where = "" if inner is model else f" inside {model.name!r}"
+            raise TypeError(
+                f"The model {inner.name!r}{where} is subclassed ({type(inner).__name__}): its "
+                f"layers cannot be followed from input to output. {_WAY_OUT}"
+            )
+
+
+def require_finite_weights(model: tf_keras.Model) -> None:
+    """Checks that no weight is NaN or infinite.
+
+    Raises:
+        ValueError: naming the first such weight.
+    """
+    for weight in model.weights:
+        values = np.asarray(weight.numpy())
+        if values.dtype.kind in "iub":
+            continue
+        bad = int(np.count_nonzero(~np.isfinite(values.astype(np.float64))))
+        if bad:
+            raise ValueError(
+                f"The weight {weight.name!r} of the model {model.name!r} has {bad} NaN or infinite "
+                "values. Load a checkpoint from before the training diverged"
+            )
+
+
+def _has_graph(model: tf_keras.Model) -> bool:
+    plain = (tf_keras.Model, tf_keras.Sequential)
+    functional_call = type(model).call in {
+        kind.call for kind in (*plain, *tf_keras.Sequential.__mro__) if hasattr(kind, "call")
+    }
+    return bool(model._is_graph_network) and functional_call

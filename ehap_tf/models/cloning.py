@@ -1,0 +1,189 @@
+"""The same network under another mixed-precision policy, the original left as it is."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import tensorflow as tf
+import tf_keras
+from tf_keras.src.layers.core import tf_op_layer
+
+from ehap_tf.models.checks import require_functional
+
+POLICIES = ("float32", "mixed_float16", "mixed_bfloat16")
+
+
+@tf_keras.utils.register_keras_serializable(package="ehap_tf")
+class Float32Operation(tf_op_layer.TFOpLambda):
+    """A TensorFlow function used as a layer, computed in float32 whatever its inputs are.
+
+    Keras casts the inputs of layers, not those of functions, so a function that meets a 16-bit
+    and a float32 tensor, or a float32 constant, would fail.
+    """
+
+    def _call_wrapper(self, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs = tf.nest.map_structure(_widened, (args, kwargs))
+        return super()._call_wrapper(*args, **kwargs)
+
+
+def clone_with_policy(model: tf_keras.Model, policy: str) -> tf_keras.Model:
+    """Clones `model`, with the same weights and layer names, to compute under `policy`.
+
+    Variables stay float32. What follows the last layer with weights, and that layer itself, stay
+    in float32, so that outputs are float32; so do functions used as layers and Lambda layers. A
+    layer that was pinned keeps its type: float64, pure float16, or float32 inside a model under a
+    mixed policy. Nested models, shared layers and trainability are kept. The clone is not compiled.
+
+    Neither `model`, nor the global policy, nor a global random state is changed.
+
+    Args:
+        model: Functional or Sequential.
+        policy: one of "float32", "mixed_float16", "mixed_bfloat16".
+
+    Raises:
+        TypeError: a subclassed model.
+        ValueError: an unknown policy.
+    """
+    if policy not in POLICIES:
+        raise ValueError(f"policy must be one of {', '.join(POLICIES)}. Received: {policy!r}")
+    require_functional(model)
+    with _kept_random_state():
+        return _Cloning(model, policy).clone
+
+
+class _Cloning:
+    """One clone in the making; remembers which layer became which."""
+
+    def __init__(self, model: tf_keras.Model, policy: str) -> None:
+        self._policy = policy
+        policies = {layer._dtype_policy.name for layer in _leaves(model)}
+        mixed = {name for name in policies if name.startswith("mixed_")}
+        # Inside a model under a mixed policy float32 was chosen; elsewhere it is the default.
+        self._replaced = mixed or {"float32"}
+        self._wide = _head(model)
+        self._made: dict[int, tuple[Any, Any]] = {}
+        self._initializers: list[tuple[Any, str, Any]] = []
+        try:
+            self.clone = self._copy_model(model)
+        finally:
+            for layer, name, initializer in self._initializers:
+                setattr(layer, name, initializer)
+        for old, new in self._made.values():
+            if not isinstance(old, tf_keras.Model):
+                new.set_weights(old.get_weights())
+            new._trainable = old._trainable
+
+    def _copy_model(self, model: tf_keras.Model) -> tf_keras.Model:
+        clone = tf_keras.models.clone_model(model, clone_function=self._copy_layer)
+        self._made[id(model)] = (model, clone)
+        return clone
+
+    def _copy_layer(self, layer: Any) -> Any:
+        if id(layer) not in self._made:
+            if isinstance(layer, tf_keras.Model):
+                self._copy_model(layer)
+            else:
+                new = self._new_layer(layer)
+                self._set_zero_initializers(new)
+                self._made[id(layer)] = (layer, new)
+        return self._made[id(layer)][1]
+
+    def _new_layer(self, layer: Any) -> Any:
+        if isinstance(layer, tf_keras.layers.InputLayer):
+            return type(layer).from_config(layer.get_config())
+        policy = "float32" if id(layer) in self._wide else self._policy
+        config = layer.get_config()
+        if isinstance(layer, tf_op_layer.SlicingOpLambda):
+            return type(layer).from_config(config)
+        if isinstance(layer, tf_op_layer.TFOpLambda):
+            is_mixed = self._policy != "float32"
+            kind = Float32Operation if is_mixed else tf_op_layer.TFOpLambda
+            return kind.from_config(config)
+        if isinstance(layer, tf_keras.layers.Lambda):
+            # Its function is handed on; writing it to bytes and back would lose what it encloses.
+            dtype = "float32" if layer._dtype_policy.name in self._replaced else config["dtype"]
+            return tf_keras.layers.Lambda(
+                layer.function,
+                output_shape=layer._output_shape,
+                mask=layer.mask,
+                arguments=layer.arguments,
+                name=layer.name,
+                dtype=dtype,
+            )
+        return type(layer).from_config(_with_policy(config, self._replaced, policy))
+
+    def _set_zero_initializers(self, layer: Any) -> None:
+        """Lets the layer create zeros for the weights that are about to be copied.
+
+        Random initial values would be wasted, and could draw from global random states.
+        """
+        for module in (layer, *layer.submodules):
+            for name, value in list(vars(module).items()):
+                if name.endswith("_initializer") and isinstance(
+                    value, tf_keras.initializers.Initializer
+                ):
+                    self._initializers.append((module, name, value))
+                    setattr(module, name, tf_keras.initializers.Zeros())
+
+
+def _with_policy(config: dict[str, Any], replaced: set[str], policy: str) -> dict[str, Any]:
+    """A layer's config, those of layers wrapped inside included, under the new policy."""
+    changed: dict[str, Any] = {}
+    for key, value in config.items():
+        if key == "dtype" and _policy_name(value) in replaced:
+            value = policy
+        elif isinstance(value, dict) and isinstance(value.get("config"), dict):
+            value = {**value, "config": _with_policy(value["config"], replaced, policy)}
+        changed[key] = value
+    return changed
+
+
+def _policy_name(dtype: Any) -> Any:
+    if isinstance(dtype, dict):
+        return dtype.get("config", {}).get("name")
+    return dtype
+
+
+def _leaves(model: tf_keras.Model) -> Iterator[Any]:
+    for layer in model._flatten_layers(include_self=False):
+        if not isinstance(layer, (tf_keras.Model, tf_keras.layers.InputLayer)):
+            yield layer
+
+
+def _head(model: tf_keras.Model) -> set[int]:
+    """The ids of the layers from the last one with weights to the outputs, along single paths."""
+    wide: set[int] = set()
+    for output in model.outputs:
+        tensor = output
+        while True:
+            layer = tensor._keras_history.layer
+            if isinstance(layer, tf_keras.Model):
+                wide |= _head(layer)
+                break
+            wide.add(id(layer))
+            node = layer._inbound_nodes[tensor._keras_history.node_index]
+            inputs = tf.nest.flatten(node.keras_inputs)
+            if layer.weights or len(inputs) != 1:
+                break
+            tensor = inputs[0]
+    return wide
+
+
+def _widened(value: Any) -> Any:
+    is_short = tf.is_tensor(value) and value.dtype in (tf.float16, tf.bfloat16)
+    return tf.cast(value, tf.float32) if is_short else value
+
+
+@contextlib.contextmanager
+def _kept_random_state() -> Iterator[None]:
+    """Restores the generators that Keras draws seeds from when a layer has none of its own."""
+    keras_generator = getattr(tf_keras.src.backend._SEED_GENERATOR, "generator", None)
+    states = [(g, g.getstate()) for g in (random, keras_generator) if g is not None]
+    try:
+        yield
+    finally:
+        for generator, state in states:
+            generator.setstate(state)

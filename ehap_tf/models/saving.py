@@ -1,0 +1,159 @@
+"""Models in files: read with clear errors, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+import warnings
+import zipfile
+from typing import Any
+
+import h5py  # type: ignore[import-untyped]
+import tensorflow as tf
+import tf_keras
+
+from ehap_tf.files import CorruptFileError, atomic_path
+from ehap_tf.models.checks import require_functional
+
+_FORMATS = ".keras, .h5 (or .hdf5), or a SavedModel folder"
+_FILE_SUFFIXES = (".keras", ".h5", ".hdf5")
+
+
+def save_model(model: tf_keras.Model, path: str | os.PathLike[str]) -> None:
+    """Writes `model` atomically, in the format that the suffix names; none means SavedModel.
+
+    Raises:
+        ValueError: another suffix.
+        OSError: the folder cannot be written, or the disk is full.
+    """
+    path = pathlib.Path(path)
+    if path.suffix in _FILE_SUFFIXES:
+        with atomic_path(path) as temporary, warnings.catch_warnings():
+            # Keras warns that .h5 is an old format; whoever names it wants it.
+            warnings.filterwarnings("ignore", message=".*HDF5 file.*")
+            model.save(temporary)
+    elif path.suffix == "":
+        _save_folder(model, path)
+    else:
+        raise ValueError(f"The path of a model must end in {_FORMATS}. Received: {path}")
+
+
+def load_model(path: str | os.PathLike[str]) -> tf_keras.Model:
+    """Reads a Functional or Sequential tf_keras model.
+
+    A compiled model comes back compiled; where its loss or optimizer cannot be restored, a
+    warning says so and the model comes back without.
+
+    Raises:
+        FileNotFoundError: nothing lies there.
+        CorruptFileError: the file is truncated or damaged.
+        ValueError: not a format of tf_keras, a model saved by Keras 3, or a layer class that was
+            not registered.
+        TypeError: a subclassed model.
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"There is no saved model at {path}")
+    _check_container(path)
+    try:
+        model = tf_keras.models.load_model(path)
+    except Exception as first:  # Keras raises whatever its parts happen to raise.
+        try:
+            model = tf_keras.models.load_model(path, compile=False)
+        except Exception as error:
+            raise _explained(path, error) from error
+        reason = _first_line(first)
+        warnings.warn(
+            f"{path}: the model was loaded without its compiled loss, metrics and optimizer, which "
+            f"could not be restored ({reason})",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    if not isinstance(model, tf_keras.Model):
+        raise ValueError(
+            f"{path} is a SavedModel without a Keras model in it: it can be run but not taken "
+            "apart. Save the model with model.save() of tf_keras"
+        )
+    require_functional(model)
+    return model
+
+
+def _check_container(path: pathlib.Path) -> None:
+    """Tells damage from everything else before Keras looks at the file."""
+    if path.is_dir():
+        if not (path / "saved_model.pb").exists():
+            raise ValueError(f"{path} is not a SavedModel folder: it has no saved_model.pb")
+        return
+    if path.suffix not in _FILE_SUFFIXES:
+        raise ValueError(f"The path of a model must end in {_FORMATS}. Received: {path}")
+    try:
+        version = _version_of_zip(path) if path.suffix == ".keras" else _version_of_h5(path)
+    except (zipfile.BadZipFile, OSError, KeyError, ValueError, EOFError, RuntimeError) as error:
+        if isinstance(error, PermissionError):
+            raise
+        raise _damaged(path, error) from error
+    if version.startswith("3."):
+        raise ValueError(
+            f"{path} was saved by Keras {version}, and this is tf_keras (Keras 2). Rebuild the "
+            "model with tf_keras, copy the weights layer by layer with set_weights, and save that"
+        )
+
+
+def _version_of_zip(path: pathlib.Path) -> str:
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"checksum of {damaged}")
+        json.loads(archive.read("config.json"))
+        return str(json.loads(archive.read("metadata.json"))["keras_version"])
+
+
+def _version_of_h5(path: pathlib.Path) -> str:
+    with h5py.File(path, "r") as file:
+        if "model_config" not in file.attrs:
+            raise ValueError("no model_config: weights alone, or not a file of Keras")
+        # Reads every array once: a file cut off in the middle still opens.
+        file.visititems(lambda _, item: item[()] if isinstance(item, h5py.Dataset) else None)
+        version = file.attrs.get("keras_version", "2")
+        return version.decode() if isinstance(version, bytes) else str(version)
+
+
+def _explained(path: pathlib.Path, error: Exception) -> Exception:
+    reason = _first_line(error)
+    if path.is_dir() and isinstance(error, (tf.errors.OpError, OSError, IndexError)):
+        return _damaged(path, error)
+    lowered = str(error).lower()
+    if any(words in lowered for words in ("unknown", "could not locate", "not registered")):
+        return ValueError(
+            f"{path} has a layer of a class that is not known here ({reason}). Decorate the class "
+            "with @tf_keras.utils.register_keras_serializable() and import it first. A "
+            "quantization-aware model is loaded with ehap_tf.quantization.load_qat"
+        )
+    if isinstance(error, (ValueError, TypeError, NotImplementedError)):
+        return ValueError(f"{path} cannot be loaded by tf_keras {tf_keras.__version__}: {reason}")
+    return _damaged(path, error)
+
+
+def _damaged(path: pathlib.Path, error: Exception) -> CorruptFileError:
+    return CorruptFileError(f"The model file {path} is damaged or truncated ({_first_line(error)})")
+
+
+def _first_line(error: BaseException) -> str:
+    text: Any = error.args[0] if isinstance(error, KeyError) and error.args else error
+    lines = str(text).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
+
+
+def _save_folder(model: tf_keras.Model, path: pathlib.Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    room = pathlib.Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
+    try:
+        model.save(room / "new", save_format="tf")
+        if path.exists():
+            path.rename(room / "old")
+        (room / "new").rename(path)
+    finally:
+        shutil.rmtree(room, ignore_errors=True)
