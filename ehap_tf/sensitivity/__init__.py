@@ -1,0 +1,22 @@
+"""What a filter is worth: curvature estimators, criteria, and the scores that they give."""
+
+from ehap_tf.sensitivity.criteria import (
+    Request,
+    Result,
+    criterion_names,
+    register_criterion,
+)
+from ehap_tf.sensitivity.estimators import ESTIMATOR_NAMES
+from ehap_tf.sensitivity.rank import rank_filters
+from ehap_tf.sensitivity.scores import FilterScores, Provenance
+
+__all__ = [
+    "ESTIMATOR_NAMES",
+    "FilterScores",
+    "Provenance",
+    "Request",
+    "Result",
+    "criterion_names",
+    "rank_filters",
+    "register_criterion",
+]

@@ -1,0 +1,140 @@
+"""The Hessian batch: examples in micro-batches that can be read again and again."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from ehap_tf.data import as_dataset
+
+_MEMORY_LIMIT = 1 << 30
+
+
+@dataclasses.dataclass(frozen=True)
+class MicroBatch:
+    """Consecutive examples of the Hessian batch.
+
+    Attributes:
+        inputs: what the model takes, numpy arrays with the examples on axis 0.
+        labels: what the loss takes.
+        weights: one factor an example; ones where the caller gave none.
+        first: the number of the first example in the whole Hessian batch.
+    """
+
+    inputs: Any
+    labels: Any
+    weights: np.ndarray
+    first: int
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+    def checksum(self) -> int:
+        """Tells whether two passes over a data set gave the same examples."""
+        value = 0
+        for array in tf.nest.flatten((self.inputs, self.labels, self.weights)):
+            value = zlib.crc32(np.ascontiguousarray(array).tobytes(), value)
+        return value
+
+
+class HessianBatch:
+    """All examples that the loss averages over, in micro-batches.
+
+    Small data is kept in memory. Data beyond a gigabyte is read again in each pass, and every
+    pass has to give the same examples.
+
+    Args:
+        data: `(x, y)` or `(x, y, sample_weight)` arrays, or a finite, batched
+            `tf.data.Dataset` of such tuples.
+        batch_size: examples in a micro-batch; None takes a dataset's own batches, and
+            128 examples of arrays.
+
+    Raises:
+        ValueError: no data, infinite data, shuffled data, negative or non-finite weights.
+    """
+
+    def __init__(self, data: Any, batch_size: int | None = None) -> None:
+        if data is None:
+            raise ValueError("data must be given for this criterion. Received: None")
+        data, self._weighted = _with_weights_among_labels(data)
+        self._dataset = as_dataset(data, batch_size)
+        self._checksums: list[int] = []
+        self._memory: list[MicroBatch] | None = []
+        self.examples = 0
+        held = 0
+        for batch in self._read():
+            _check(batch)
+            self._checksums.append(batch.checksum())
+            self.examples += len(batch)
+            held += sum(a.nbytes for a in tf.nest.flatten((batch.inputs, batch.labels)))
+            if self._memory is not None and held <= _MEMORY_LIMIT:
+                self._memory.append(batch)
+            else:
+                self._memory = None
+        if not self.examples:
+            raise ValueError("data must have at least one example. Received: an empty dataset")
+        self.micro_batches = len(self._checksums)
+        self._check_repeatable()
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        if self._memory is not None:
+            yield from self._memory
+            return
+        for number, batch in enumerate(self._read()):
+            if number >= self.micro_batches or batch.checksum() != self._checksums[number]:
+                self._refuse(number)
+            yield batch
+
+    def _read(self) -> Iterator[MicroBatch]:
+        first = 0
+        for inputs, labels in self._dataset.as_numpy_iterator():
+            weights = None
+            if self._weighted:
+                labels, weights = labels
+            if weights is None:
+                weights = np.ones(len(tf.nest.flatten(inputs)[0]))
+            yield MicroBatch(inputs, labels, np.asarray(weights), first)
+            first += len(weights)
+
+    def _check_repeatable(self) -> None:
+        again = next(self._read(), None)
+        if again is None or again.checksum() != self._checksums[0]:
+            self._refuse(0)
+
+    def _refuse(self, number: int) -> None:
+        raise ValueError(
+            "data must give the same examples in every pass, or scores could not be repeated. "
+            f"Received: a dataset whose micro-batch {number} differs between two passes; remove "
+            "shuffling and random augmentation, or pass arrays"
+        )
+
+
+def _with_weights_among_labels(data: Any) -> tuple[Any, bool]:
+    """Turns (x, y, weight) into (x, (y, weight)), the pairs that `as_dataset` takes."""
+    if isinstance(data, tf.data.Dataset):
+        spec = data.element_spec
+        if isinstance(spec, tuple) and len(spec) == 3:
+            return data.map(lambda x, y, weight: (x, (y, weight))), True
+    elif isinstance(data, (tuple, list)) and len(data) == 3:
+        return (data[0], (data[1], data[2])), True
+    return data, False
+
+
+def _check(batch: MicroBatch) -> None:
+    if batch.weights.shape != (len(batch),):
+        raise ValueError(
+            f"sample_weight must be one number an example. Received: shape {batch.weights.shape}"
+        )
+    if not (np.isfinite(batch.weights).all() and (batch.weights >= 0).all()):
+        raise ValueError("sample_weight must be finite and not negative")
+    for array in tf.nest.flatten(batch.inputs):
+        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+            raise ValueError(
+                f"data must be finite. Received: NaN or infinity in the inputs of examples "
+                f"{batch.first} to {batch.first + len(batch) - 1}"
+            )

@@ -1,0 +1,150 @@
+"""Criteria by name: what a criterion gets, what it returns, and how one is added."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import tf_keras
+
+from ehap_tf.progress import ProgressCallback, no_progress
+from ehap_tf.sensitivity.batches import HessianBatch
+from ehap_tf.sensitivity.devices import Replicas
+from ehap_tf.sensitivity.filters import PrunableLayer, find_prunable
+from ehap_tf.sensitivity.statistics import Floats
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What the caller asked for, checked.
+
+    Attributes:
+        model: the caller's; not to be changed.
+        data: the Hessian batch; None where the criterion looks at no data.
+        loss: as the caller gave it.
+        estimator: "hutchinson", "gauss_newton" or "exact".
+        precision: "fp32", "fp16" or "bf16".
+        probes: the budget.
+        tolerance: early stop, or None.
+        seed: of everything random.
+        replicas: where to run.
+        progress: to be called as work proceeds.
+        options: further arguments of the criterion.
+    """
+
+    model: tf_keras.Model
+    data: HessianBatch | None = None
+    loss: Any = None
+    estimator: str = "hutchinson"
+    precision: str = "fp32"
+    probes: int = 0
+    tolerance: float | None = None
+    seed: int = 0
+    replicas: Replicas = dataclasses.field(default_factory=Replicas)
+    progress: ProgressCallback = no_progress
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def layers(self) -> list[PrunableLayer]:
+        """The layers to score, in model order."""
+        return find_prunable(self.model)
+
+    @property
+    def batch(self) -> HessianBatch:
+        """The data of a criterion that needs some."""
+        if self.data is None:
+            raise ValueError("data must be given for this criterion. Received: None")
+        return self.data
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a criterion returns: flat vectors over all filters of all layers, in model order.
+
+    Attributes:
+        scores: higher is worth more.
+        trace: curvature traces, where the criterion has them.
+        standard_error: of the scores, where they are sampled.
+        trace_standard_error: of the traces.
+        signed: predicted or measured change of the loss on removal, where the criterion has one.
+        estimator: what was used; None where there is none.
+        precision: what the network ran in; None where it did not run.
+        probes: random vectors used.
+        quantity: what was estimated.
+        notes: what a reader should know.
+    """
+
+    scores: Floats
+    trace: Floats | None = None
+    standard_error: Floats | None = None
+    trace_standard_error: Floats | None = None
+    signed: Floats | None = None
+    estimator: str | None = None
+    precision: str | None = None
+    probes: int = 0
+    quantity: str = ""
+    notes: tuple[str, ...] = ()
+
+
+CriterionFunction = Callable[[Request], "Result | Mapping[str, np.ndarray]"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Criterion:
+    """A registered criterion."""
+
+    function: CriterionFunction
+    needs_data: bool
+
+
+_CRITERIA: dict[str, Criterion] = {}
+
+
+def register_criterion(
+    name: str, needs_data: bool = True
+) -> Callable[[CriterionFunction], CriterionFunction]:
+    """Makes a function available as `rank_filters(..., criterion=name)`.
+
+    Example:
+        >>> @register_criterion("kernel_range", needs_data=False)
+        ... def kernel_range(request):
+        ...     return {l.name: np.ptp(l.kernel.reshape(-1, l.filters), axis=0)
+        ...             for l in request.layers}
+
+    Args:
+        name: not yet taken.
+        needs_data: whether `rank_filters` has to be given data and a loss.
+
+    Returns:
+        A decorator for a function that takes a `Request` and returns a `Result`, or a mapping
+        from layer name to one score a filter.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if name in _CRITERIA:
+        raise ValueError(f"name must not be a registered criterion. Received: {name!r}")
+
+    def register(function: CriterionFunction) -> CriterionFunction:
+        _CRITERIA[name] = Criterion(function, needs_data)
+        return function
+
+    return register
+
+
+def criterion_names() -> tuple[str, ...]:
+    """All registered names."""
+    return tuple(_CRITERIA)
+
+
+def find_criterion(name: str) -> Criterion:
+    """The criterion called `name`.
+
+    Raises:
+        ValueError: there is none; lists the valid names.
+    """
+    if name not in _CRITERIA:
+        raise ValueError(f"criterion must be one of {', '.join(_CRITERIA)}. Received: {name!r}")
+    return _CRITERIA[name]

@@ -1,0 +1,59 @@
+"""Running the same function on one device or on every replica of a strategy."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+
+class Replicas:
+    """The devices of a `tf.distribute.Strategy`, or the default device when it is None."""
+
+    def __init__(self, strategy: tf.distribute.Strategy | None = None) -> None:
+        if strategy is not None and not isinstance(strategy, tf.distribute.Strategy):
+            raise TypeError(
+                f"strategy must be a tf.distribute.Strategy or None. Received: {strategy!r}"
+            )
+        self._strategy = strategy
+        self.count = 1 if strategy is None else int(strategy.num_replicas_in_sync)
+
+    def scope(self) -> contextlib.AbstractContextManager[Any]:
+        """Variables made inside are on every replica."""
+        return contextlib.nullcontext() if self._strategy is None else self._strategy.scope()
+
+    def spread(self, function: Callable[..., Any]) -> Callable[[Sequence[tuple[Any, ...]]], list]:
+        """Turns `function(*arguments)` into one that takes up to `count` argument tuples at once.
+
+        Returns:
+            A function from a list of argument tuples to the list of their results.
+        """
+        if self._strategy is None:
+            return lambda items: [function(*item) for item in items]
+        strategy = self._strategy
+
+        @tf.function(reduce_retracing=True)
+        def everywhere(arguments: Any) -> Any:
+            return strategy.run(function, args=arguments)
+
+        def run(items: Sequence[tuple[Any, ...]]) -> list:
+            # Idle replicas repeat the last item; what they compute is dropped.
+            filled = [*items, *[items[-1]] * (self.count - len(items))]
+            structure = filled[0]
+            columns = zip(*(tf.nest.flatten(item) for item in filled), strict=True)
+            spread = [
+                strategy.experimental_distribute_values_from_function(
+                    lambda context, column=column: column[context.replica_id_in_sync_group]
+                )
+                for column in columns
+            ]
+            results = everywhere(tf.nest.pack_sequence_as(structure, spread))
+            flat = [strategy.experimental_local_results(r) for r in tf.nest.flatten(results)]
+            return [
+                tf.nest.pack_sequence_as(results, [column[i] for column in flat])
+                for i in range(len(items))
+            ]
+
+        return run

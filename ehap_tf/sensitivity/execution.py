@@ -1,0 +1,109 @@
+"""Runs a compiled step over micro-batches, probes and replicas, and repeats what overflowed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from ehap_tf.sensitivity.batches import HessianBatch
+from ehap_tf.sensitivity.devices import Replicas
+from ehap_tf.sensitivity.network import Network
+from ehap_tf.sensitivity.scaling import Scales
+from ehap_tf.sensitivity.statistics import Floats
+
+
+class ProbeRunner:
+    """Sums a step's results over the micro-batches of a Hessian batch.
+
+    Args:
+        network: the differentiated model.
+        data: the Hessian batch.
+        step: `step(inputs, labels, weights, first, probes, scales)` -> (values, finite), with
+            values of shape (probes, size).
+        replicas: where to run; each call splits the probes over them.
+        scales: kept from call to call.
+        fixed_probes: the step takes this many probes and no other number (XLA); fewer are filled
+            up.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        data: HessianBatch,
+        step: Callable[..., tuple[tf.Tensor, tf.Tensor]],
+        replicas: Replicas,
+        scales: Scales,
+        fixed_probes: int | None = None,
+    ) -> None:
+        self._network = network
+        self._data = data
+        self._run = replicas.spread(step)
+        self._replicas = replicas.count
+        self._scales = scales
+        self._fixed_probes = fixed_probes
+
+    def sum(self, probes: np.ndarray) -> Floats:
+        """The sum over all micro-batches.
+
+        Args:
+            probes: probe numbers.
+
+        Returns:
+            Shape (len(probes), size), float64; scaling is undone.
+        """
+        total: Floats | None = None
+        for group in _grouped(self._items(len(probes)), self._replicas):
+            for (_, rows), values in zip(group, self._values(group, probes), strict=True):
+                if total is None:
+                    total = np.zeros((len(probes), values.shape[1]))
+                total[rows] += values
+        assert total is not None  # a Hessian batch is never empty
+        return total
+
+    def _items(self, probes: int) -> Iterator[tuple[tuple[Any, ...], np.ndarray]]:
+        """(micro-batch, rows of the probes) for each piece of work."""
+        parts = np.array_split(np.arange(probes), min(probes, self._replicas))
+        for batch in self._data:
+            tensors = self._network.tensors(batch)
+            for rows in parts:
+                yield tensors, rows
+
+    def _values(
+        self, group: list[tuple[tuple[Any, ...], np.ndarray]], probes: np.ndarray
+    ) -> list[Floats]:
+        """One array a piece of work; probes are repeated until all of their values are usable."""
+        results: list[Floats | None] = [None] * len(group)
+        open_rows = [np.arange(len(rows)) for _, rows in group]
+        while waiting := [i for i, rows in enumerate(open_rows) if len(rows)]:
+            arguments = [
+                (*group[i][0], *self._probe_arguments(probes[group[i][1][open_rows[i]]]))
+                for i in waiting
+            ]
+            for i, (values, finite) in zip(waiting, self._run(arguments), strict=True):
+                rows = open_rows[i]
+                products = np.asarray(values, np.float64)[: len(rows)]
+                usable = self._scales.update(bool(finite), products)
+                result = results[i]
+                if result is None:
+                    result = results[i] = np.zeros((len(rows), products.shape[1]))
+                result[rows[usable]] = products[usable]
+                open_rows[i] = rows[~usable]
+        return [result for result in results if result is not None]
+
+    def _probe_arguments(self, probes: np.ndarray) -> tuple[tf.Tensor, tf.Tensor]:
+        if self._fixed_probes is not None and len(probes) < self._fixed_probes:
+            probes = np.concatenate(
+                [probes, np.repeat(probes[-1:], self._fixed_probes - len(probes))]
+            )
+        scales = tf.constant(self._scales.values(), self._network.dtype)
+        return tf.constant(probes, tf.int32), scales
+
+
+def _grouped(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    iterator = iter(items)
+    while group := list(itertools.islice(iterator, size)):
+        yield group

@@ -1,0 +1,100 @@
+"""Where the removal of a filter acts: the place of its gate.
+
+A gate multiplies a filter's channel by alpha = 1, and alpha -> 0 has to be what surgery does:
+everything downstream sees zero. BatchNorm, a bias or an activation with f(0) != 0 makes something
+of a zero, and surgery removes that too; the gate therefore stands behind the last such layer that
+only this filter's channel passes through. Layers that keep zero at zero (ReLU, pooling) may stand
+before or behind it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+
+from ehap_tf.channels import trace_channels
+from ehap_tf.channels.graph import TracedCall, is_nested_model, nodes_in_order
+
+
+@dataclasses.dataclass(frozen=True)
+class Gate:
+    """The gate of one layer's filters.
+
+    Attributes:
+        layer: the layer that owns the filters.
+        after: name of the layer behind whose output the gate stands; may be `layer` itself.
+        batch_norm: the first BatchNorm that only these filters pass through, or None.
+    """
+
+    layer: str
+    after: str
+    batch_norm: tf_keras.layers.Layer | None
+
+
+def find_gates(model: tf_keras.Model) -> dict[str, Gate]:
+    """The gate of every layer that owns filters, by layer name.
+
+    The channels are followed from the layer along its single chain of consumers, as long as they
+    stay this filter's own channels. Where a tensor has several consumers, or leaves a nested
+    model, the chain ends.
+
+    Raises:
+        TypeError: the model is subclassed.
+    """
+    graph = trace_channels(model)
+    consumers: dict[int, list[tuple[TracedCall | None, Any]]] = {}
+    starts: dict[str, Any] = {}
+    _collect(model, "", graph.calls, consumers, starts)
+    gates = {}
+    for name, ids in graph.filter_layers().items():
+        after, batch_norm = name, None
+        tensor = starts.get(name)
+        while tensor is not None and len(consumers.get(id(tensor), ())) == 1:
+            call, output = consumers[id(tensor)][0]
+            if call is None or not _passes_on(call, ids):
+                break
+            if not call.effect.preserves_zero:
+                after = call.path
+            if batch_norm is None and _is_batch_norm(call.layer):
+                batch_norm = call.layer
+            tensor = output
+        gates[name] = Gate(name, after, batch_norm)
+    return gates
+
+
+def _collect(
+    model: tf_keras.Model,
+    path: str,
+    calls: dict[tuple[str, int], TracedCall],
+    consumers: dict[int, list[tuple[TracedCall | None, Any]]],
+    starts: dict[str, Any],
+) -> None:
+    """Fills in who consumes each symbolic tensor, and where each layer that is called once ends."""
+    for tensor in model.outputs:
+        consumers.setdefault(id(tensor), []).append((None, None))
+    for number, node in nodes_in_order(model):
+        outputs = tf.nest.flatten(node.outputs)
+        call = calls.get((path, number))
+        for tensor in node.keras_inputs:
+            single = call if len(outputs) == 1 and len(node.keras_inputs) == 1 else None
+            consumers.setdefault(id(tensor), []).append((single, outputs[0]))
+        if is_nested_model(node.layer):
+            inner = f"{path}/{node.layer.name}" if path else node.layer.name
+            _collect(node.layer, inner, calls, consumers, starts)
+        elif call is not None:
+            # A layer that is called twice has two chains; its gate stays behind the layer itself.
+            starts[call.path] = None if call.path in starts else outputs[0]
+
+
+def _passes_on(call: TracedCall, ids: np.ndarray) -> bool:
+    """The call hands on exactly these channels, and is the only call of its layer."""
+    called_once = len(call.layer.inbound_nodes) == 1 or not call.layer.weights
+    return called_once and np.array_equal(call.effect.outputs[0], ids)
+
+
+def _is_batch_norm(layer: tf_keras.layers.Layer) -> bool:
+    return isinstance(layer, tf_keras.layers.BatchNormalization)

@@ -1,0 +1,117 @@
+"""The loss as the estimators need it: one value an example, from logits where there are any."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+import tf_keras
+
+SOFTMAX = "softmax_cross_entropy"
+SIGMOID = "sigmoid_cross_entropy"
+SQUARED = "mean_squared_error"
+OTHER = "other"
+
+_KINDS = {
+    "sparse_categorical_crossentropy": SOFTMAX,
+    "categorical_crossentropy": SOFTMAX,
+    "binary_crossentropy": SIGMOID,
+    "mean_squared_error": SQUARED,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """A loss whose form is known.
+
+    Attributes:
+        kind: `SOFTMAX`, `SIGMOID`, `SQUARED` or `OTHER`.
+        sparse: labels are class indices.
+        from_logits: what the caller said about the model's outputs.
+        label_smoothing: as in Keras.
+        averaged: the total is the mean over examples (and positions), not their sum.
+        function: `(labels, outputs) -> values`, shape (batch, ...); outputs are logits when
+            `kind` is a cross entropy and `takes_logits`.
+        takes_logits: `function` wants logits.
+    """
+
+    kind: str
+    sparse: bool
+    from_logits: bool
+    label_smoothing: float
+    averaged: bool
+    function: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+    takes_logits: bool = False
+
+    def on_logits(self) -> Loss:
+        """The same loss, computed from logits."""
+        keras_function = getattr(tf_keras.losses, self._keras_name())
+        arguments: dict[str, Any] = {"from_logits": True}
+        if not self.sparse:
+            arguments["label_smoothing"] = self.label_smoothing
+        return dataclasses.replace(
+            self,
+            function=lambda labels, logits: keras_function(labels, logits, **arguments),
+            takes_logits=True,
+        )
+
+    def _keras_name(self) -> str:
+        if self.kind == SOFTMAX:
+            return f"{'sparse_' if self.sparse else ''}categorical_crossentropy"
+        return "binary_crossentropy"
+
+
+def resolve_loss(loss: Any, model: tf_keras.Model) -> Loss:
+    """Understands a Keras loss, its name, a function, or the model's compiled loss when None.
+
+    Raises:
+        ValueError: an unknown name, no loss at all, or one per output.
+    """
+    if loss is None:
+        loss = getattr(model, "loss", None)
+        if loss is None:
+            raise ValueError(
+                "loss must be given when the model is not compiled with one. Received: None; pass "
+                "for example tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)"
+            )
+    if isinstance(loss, (list, tuple, dict)):
+        if len(loss) != 1:
+            raise ValueError(f"loss must be a single loss of a single output. Received: {loss!r}")
+        loss = next(iter(loss.values())) if isinstance(loss, dict) else loss[0]
+    loss = _get(loss)
+    if isinstance(loss, tf_keras.losses.Loss):
+        function = loss.call
+        averaged = loss.reduction != tf_keras.losses.Reduction.SUM
+        inner, arguments = getattr(loss, "fn", None), dict(getattr(loss, "_fn_kwargs", {}))
+    else:
+        function, averaged, inner, arguments = loss, True, loss, {}
+    name = getattr(inner, "__name__", "")
+    kind = _KINDS.get(name, OTHER)
+    if inner is not getattr(tf_keras.losses, name, None):
+        kind = OTHER
+    if arguments.get("axis", -1) != -1 or arguments.get("ignore_class") is not None:
+        kind = OTHER
+    return Loss(
+        kind=kind,
+        sparse=name.startswith("sparse"),
+        from_logits=bool(arguments.get("from_logits", False)),
+        label_smoothing=float(arguments.get("label_smoothing", 0.0)),
+        averaged=averaged,
+        function=function,
+    )
+
+
+def _get(loss: Any) -> Any:
+    if isinstance(loss, str):
+        try:
+            return tf_keras.losses.get(loss)
+        except ValueError:
+            raise ValueError(
+                "loss must be a Keras loss or the name of one, such as "
+                f"'sparse_categorical_crossentropy' or 'mse'. Received: {loss!r}"
+            ) from None
+    if callable(loss):
+        return loss
+    raise TypeError(f"loss must be a Keras loss, its name or a function. Received: {loss!r}")

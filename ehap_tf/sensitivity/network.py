@@ -1,0 +1,157 @@
+"""A private copy of the caller's model and its loss, ready to be differentiated."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+
+from ehap_tf.data import check_labels
+from ehap_tf.models import clone_with_policy
+from ehap_tf.models.precision import policy_of
+from ehap_tf.sensitivity import losses
+from ehap_tf.sensitivity.batches import HessianBatch, MicroBatch
+from ehap_tf.sensitivity.filters import PrunableLayer, find_prunable
+from ehap_tf.sensitivity.forward import LayerCall, call_layer, run_graph
+
+_FINAL_ACTIVATIONS = {losses.SOFTMAX: "softmax", losses.SIGMOID: "sigmoid"}
+
+
+@dataclasses.dataclass
+class Network:
+    """A model under some precision, with its loss.
+
+    Attributes:
+        model: private copy; its final softmax or sigmoid is made linear when the loss takes
+            logits.
+        loss: computed from what `forward` returns.
+        layers: the layers whose filters are scored, of the copy.
+        examples: in the whole Hessian batch: the divisor of the loss.
+    """
+
+    model: tf_keras.Model
+    loss: losses.Loss
+    layers: list[PrunableLayer]
+    examples: int
+    _identities: frozenset[int] = frozenset()
+
+    @property
+    def kernels(self) -> list[tf.Variable]:
+        """The kernels of `layers`."""
+        return [layer.layer.kernel for layer in self.layers]
+
+    @property
+    def dtype(self) -> tf.DType:
+        """Of the weights, and of every result: float32, or float64 for a float64 model."""
+        return tf.as_dtype(self.layers[0].layer.variable_dtype)
+
+    def forward(self, inputs: Any, call: LayerCall = call_layer) -> tf.Tensor:
+        """The outputs (logits where the loss takes logits) in inference mode, not in 16 bits."""
+
+        def call_or_skip(
+            layer: tf_keras.layers.Layer, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> Any:
+            if id(layer) in self._identities:
+                return args[0]
+            return call(layer, name, args, kwargs)
+
+        outputs = tf.nest.flatten(run_graph(self.model, inputs, call_or_skip))
+        return tf.cast(outputs[0], self.dtype)
+
+    def loss_values(self, labels: Any, outputs: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+        """One value an example such that their sum over the Hessian batch is the loss."""
+        values = tf.convert_to_tensor(self.loss.function(labels, outputs))
+        values = tf.reshape(tf.cast(values, self.dtype), [tf.shape(weights)[0], -1])
+        values = tf.reduce_sum(values, axis=1) / self.divisor(tf.shape(values)[1])
+        return values * weights
+
+    def divisor(self, positions: tf.Tensor) -> tf.Tensor:
+        """What turns a sum over examples and positions into the loss."""
+        if not self.loss.averaged:
+            return tf.ones([], self.dtype)
+        return tf.cast(positions, self.dtype) * tf.cast(self.examples, self.dtype)
+
+    def tensors(self, batch: MicroBatch) -> tuple[Any, Any, tf.Tensor, tf.Tensor]:
+        """A micro-batch as (inputs, labels, weights, number of the first example)."""
+        return (
+            tf.nest.map_structure(tf.convert_to_tensor, batch.inputs),
+            tf.nest.map_structure(tf.convert_to_tensor, batch.labels),
+            tf.constant(batch.weights, self.dtype),
+            tf.constant(batch.first, tf.int32),
+        )
+
+
+def prepare_network(
+    model: tf_keras.Model, loss: Any, precision: str, data: HessianBatch
+) -> Network:
+    """Copies `model` under a precision and joins it with the loss.
+
+    Call it inside `strategy.scope()` to have the copy on every replica.
+
+    Raises:
+        ValueError: several outputs, a loss that does not fit the model, or labels out of range.
+    """
+    resolved = losses.resolve_loss(loss, model)
+    if len(model.outputs) != 1:
+        raise ValueError(f"model must have one output. Received: {len(model.outputs)} outputs")
+    clone = clone_with_policy(model, policy_of(precision))
+    network = Network(clone, resolved, find_prunable(clone), data.examples)
+    if resolved.kind in _FINAL_ACTIVATIONS:
+        network = _use_logits(network)
+    _check_class_indices(network, data)
+    _check_fit(network, next(iter(data)))
+    return network
+
+
+def _use_logits(network: Network) -> Network:
+    wanted = getattr(tf_keras.activations, _FINAL_ACTIVATIONS[network.loss.kind])
+    layer = network.model
+    while isinstance(layer, tf_keras.Model):
+        layer = layer.outputs[0]._keras_history.layer
+    if isinstance(layer, tf_keras.layers.Softmax) and network.loss.kind == losses.SOFTMAX:
+        if layer.axis == -1:
+            return dataclasses.replace(
+                network, loss=network.loss.on_logits(), _identities=frozenset([id(layer)])
+            )
+    elif getattr(layer, "activation", None) is wanted:
+        layer.activation = tf_keras.activations.linear
+        return dataclasses.replace(network, loss=network.loss.on_logits())
+    if network.loss.from_logits:
+        return dataclasses.replace(network, loss=network.loss.on_logits())
+    return network
+
+
+def _check_fit(network: Network, batch: MicroBatch) -> None:
+    """Compares the outputs and labels of the first micro-batch with what the loss expects."""
+    loss, outputs = network.loss, network.forward(batch.inputs).numpy()
+    if not np.isfinite(outputs).all():
+        raise ValueError(
+            "model must give finite outputs. Received: NaN or infinity for examples "
+            f"{batch.first} to {batch.first + len(batch) - 1}; check its weights and the inputs"
+        )
+    if loss.kind in _FINAL_ACTIVATIONS and not loss.takes_logits:
+        wrong = outputs.min() < 0 or outputs.max() > 1
+        if loss.kind == losses.SOFTMAX:
+            wrong = wrong or np.abs(outputs.sum(axis=-1) - 1).max() > 0.05
+        if wrong:
+            raise ValueError(
+                "loss expects probabilities, but the model does not end in a "
+                f"{_FINAL_ACTIVATIONS[loss.kind]}. Received: outputs between {outputs.min():.3g} "
+                f"and {outputs.max():.3g}; give the loss from_logits=True"
+            )
+
+
+def _check_class_indices(network: Network, data: HessianBatch) -> None:
+    """Looks at the class indices of all examples.
+
+    Raises:
+        ValueError: a label that is not one of the model's classes.
+    """
+    if not (network.loss.kind == losses.SOFTMAX and network.loss.sparse):
+        return
+    classes = int(network.model.outputs[0].shape[-1])
+    for batch in data:
+        check_labels(batch.labels, classes)

@@ -1,0 +1,140 @@
+"""Ranking: what each filter of a trained network is worth."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+
+from ehap_tf.models import require_finite_weights, require_functional
+from ehap_tf.models.precision import resolve_precision
+from ehap_tf.progress import ProgressCallback, no_progress
+from ehap_tf.sensitivity.batches import HessianBatch
+from ehap_tf.sensitivity.criteria import Request, Result, find_criterion
+from ehap_tf.sensitivity.devices import Replicas
+from ehap_tf.sensitivity.estimators import ESTIMATOR_NAMES
+from ehap_tf.sensitivity.filters import PrunableLayer, split_filters
+from ehap_tf.sensitivity.memory import PeakMemory
+from ehap_tf.sensitivity.scores import FilterScores, Provenance
+
+
+def rank_filters(
+    model: tf_keras.Model,
+    data: Any = None,
+    loss: Any = None,
+    criterion: str = "hessian_trace",
+    estimator: str = "hutchinson",
+    precision: str = "fp32",
+    probes: int = 300,
+    tolerance: float | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+    strategy: tf.distribute.Strategy | None = None,
+    progress: ProgressCallback = no_progress,
+) -> FilterScores:
+    """Scores every filter of every Conv2D and Dense layer of a trained model.
+
+    Neither the model, its compile state, the global precision policy nor the global seed change.
+
+    Args:
+        model: Functional or Sequential.
+        data: `(x, y)` or `(x, y, sample_weight)` arrays or a finite batched `tf.data.Dataset`;
+            None for criteria that look at no data. The loss is the mean over all of it.
+        loss: a Keras loss, its name, or None for the model's compiled loss.
+        criterion: what is scored; `ehap_tf.sensitivity.criterion_names()` lists them.
+        estimator: of curvature: "hutchinson" (nested tapes, the paper's), "gauss_newton" (a
+            sketch; cheaper, far less noise) or "exact" (small data).
+        precision: that the network runs in: "fp32", "fp16", "bf16", or "auto" for what is fastest
+            here.
+        probes: number of random vectors, the budget when `tolerance` is given.
+        tolerance: stop as soon as the expected share of filters on the wrong side of a pruning
+            threshold is below this number, in (0, 1).
+        batch_size: examples differentiated at once: bounds the memory, changes no score beyond
+            rounding.
+        seed: of the random vectors.
+        strategy: spreads the work over its replicas; scores stay the same to rounding.
+        progress: called as `progress(probes done, probes, figures)`.
+
+    Returns:
+        The scores by layer name, with their errors and provenance.
+
+    Raises:
+        TypeError: the model is subclassed.
+        ValueError: an argument is out of range; the data are empty, infinite, shuffled or have
+            labels out of range; the weights, outputs or loss are not finite.
+        FloatingPointError: curvature overflows in the chosen precision.
+    """
+    start, memory = time.perf_counter(), PeakMemory()
+    chosen = find_criterion(criterion)
+    _check_choice("estimator", estimator, ESTIMATOR_NAMES)
+    precision = resolve_precision(precision)
+    _check_numbers(probes, tolerance, seed)
+    require_functional(model)
+    require_finite_weights(model)
+    batch = HessianBatch(data, batch_size) if chosen.needs_data else None
+    request = Request(
+        model,
+        batch,
+        loss,
+        estimator,
+        precision,
+        probes,
+        tolerance,
+        seed,
+        Replicas(strategy),
+        progress,
+    )
+    result = _as_result(chosen.function(request), request.layers)
+    if not np.isfinite(result.scores).all():
+        raise ValueError(f"criterion {criterion!r} gave scores that are NaN or infinite")
+    provenance = Provenance(
+        criterion=criterion,
+        estimator=result.estimator,
+        precision=result.precision or "fp32",
+        probes=result.probes,
+        seed=seed,
+        seconds=time.perf_counter() - start,
+        peak_bytes=memory.bytes(),
+        examples=batch.examples if batch else 0,
+        quantity=result.quantity,
+        notes=result.notes,
+    )
+    pieces = {
+        kind: split_filters(values, request.layers)
+        for kind in ("trace", "standard_error", "trace_standard_error", "signed")
+        if (values := getattr(result, kind)) is not None
+    }
+    return FilterScores(split_filters(result.scores, request.layers), provenance, **pieces)
+
+
+def _check_choice(argument: str, value: Any, valid: tuple[str, ...]) -> None:
+    if value not in valid:
+        raise ValueError(f"{argument} must be one of {', '.join(valid)}. Received: {value!r}")
+
+
+def _check_numbers(probes: int, tolerance: float | None, seed: int) -> None:
+    if isinstance(probes, bool) or not isinstance(probes, (int, np.integer)) or probes < 1:
+        raise ValueError(f"probes must be an integer of at least 1. Received: {probes!r}")
+    if tolerance is not None and not 0 < tolerance < 1:
+        raise ValueError(f"tolerance must be in (0, 1) or None. Received: {tolerance!r}")
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise ValueError(f"seed must be an integer of at least 0. Received: {seed!r}")
+
+
+def _as_result(result: Result | Mapping[str, np.ndarray], layers: list[PrunableLayer]) -> Result:
+    if isinstance(result, Result):
+        return result
+    vectors = []
+    for layer in layers:
+        values = np.asarray(result.get(layer.name, ()), np.float64)
+        if values.shape != (layer.filters,):
+            raise ValueError(
+                f"a criterion must give {layer.filters} scores for layer {layer.name!r}. "
+                f"Received: shape {values.shape}"
+            )
+        vectors.append(values)
+    return Result(np.concatenate(vectors))
