@@ -1,5 +1,35 @@
 """Which channels of a functional model line up, and where a removal acts."""
 
+from ehap_tf.channels.graph import (
+    RESIDUAL_MODES,
+    ChannelGraph,
+    TracedCall,
+    is_nested_model,
+    nodes_in_order,
+    trace_channels,
+    weight_axes,
+)
+from ehap_tf.channels.ids import ZERO, ChannelIds, Flags, Ids
+from ehap_tf.channels.rules import Call, Effect, MacTerm, frozen, pass_on, register_channel_rule
 from ehap_tf.channels.scatter import ScatterChannels
 
-__all__ = ["ScatterChannels"]
+__all__ = [
+    "RESIDUAL_MODES",
+    "ZERO",
+    "Call",
+    "ChannelGraph",
+    "ChannelIds",
+    "Effect",
+    "Flags",
+    "Ids",
+    "MacTerm",
+    "ScatterChannels",
+    "TracedCall",
+    "frozen",
+    "is_nested_model",
+    "nodes_in_order",
+    "pass_on",
+    "register_channel_rule",
+    "trace_channels",
+    "weight_axes",
+]

@@ -1,0 +1,179 @@
+"""Channel rules of the layers that make new channels: convolutions and dense layers."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import tf_keras
+
+from ehap_tf.channels.ids import Ids
+from ehap_tf.channels.rules import (
+    Call,
+    Effect,
+    MacTerm,
+    frozen,
+    positions,
+    register_channel_rule,
+)
+
+layers = tf_keras.layers
+
+
+def _channels_first(call: Call) -> bool:
+    return getattr(call.layer, "data_format", "channels_last") == "channels_first"
+
+
+def _fused_activation_note(call: Call, out: Ids) -> str | None:
+    """Freezes the filters when the layer's own activation looks across channels."""
+    if getattr(call.layer, "activation", None) is tf_keras.activations.softmax:
+        reason = f"softmax in {call.path!r} mixes channels"
+        call.ids.freeze(out, reason)
+        return reason
+    return None
+
+
+@register_channel_rule(layers.Conv1D)
+@register_channel_rule(layers.Conv2D)
+@register_channel_rule(layers.Conv3D)
+def convolution(call: Call) -> Effect:
+    """A plain or grouped convolution; kernel (..., input channels / groups, filters).
+
+    A grouped one keeps its number of groups, so channel i of every group lives or dies with
+    channel i of the others, on both sides.
+    """
+    layer = call.layer
+    if _channels_first(call):
+        return frozen(call, f"{call.path!r} is channels_first; only channels_last can be pruned")
+    (arriving,) = call.inputs
+    out = call.ids.filters(call.path, layer.filters)
+    groups = layer.groups
+    carried = arriving
+    if groups > 1:
+        arriving = call.ids.settle(arriving, f"{call.path!r} has groups of equal size")
+        carried = _tie_groups(call, arriving, groups)
+        _tie_groups(call, out, groups)
+    spatial: tuple[Ids | None, ...] = (None,) * len(layer.kernel_size)
+    factor = positions(call.output_shapes[0]) * math.prod(layer.kernel_size)
+    return Effect(
+        [arriving],
+        [out],
+        weights={"kernel": (*spatial, carried, out), "bias": (out,)},
+        config={"filters": out},
+        macs=MacTerm(factor, (carried, out)),
+        note=_fused_activation_note(call, out),
+    )
+
+
+def _tie_groups(call: Call, ids: Ids, groups: int) -> Ids:
+    """Ties the channels at the same place of every group; returns those of the first group."""
+    by_group = ids.reshape(groups, -1)
+    for other in by_group[1:]:
+        call.ids.tie(by_group[0], other)
+    return by_group[0]
+
+
+@register_channel_rule(layers.Conv1DTranspose)
+@register_channel_rule(layers.Conv2DTranspose)
+@register_channel_rule(layers.Conv3DTranspose)
+def transposed_convolution(call: Call) -> Effect:
+    """A transposed convolution; kernel (..., filters, input channels)."""
+    layer = call.layer
+    if _channels_first(call):
+        return frozen(call, f"{call.path!r} is channels_first; only channels_last can be pruned")
+    (arriving,) = call.inputs
+    out = call.ids.filters(call.path, layer.filters)
+    spatial: tuple[Ids | None, ...] = (None,) * len(layer.kernel_size)
+    factor = positions(call.input_shapes[0]) * math.prod(layer.kernel_size)
+    return Effect(
+        [arriving],
+        [out],
+        weights={"kernel": (*spatial, out, arriving), "bias": (out,)},
+        config={"filters": out},
+        macs=MacTerm(factor, (arriving, out)),
+        note=_fused_activation_note(call, out),
+    )
+
+
+@register_channel_rule(layers.DepthwiseConv1D)
+@register_channel_rule(layers.DepthwiseConv2D)
+def depthwise_convolution(call: Call) -> Effect:
+    """A convolution of every channel alone; its outputs live with its inputs."""
+    layer = call.layer
+    if _channels_first(call):
+        return frozen(call, f"{call.path!r} is channels_first; only channels_last can be pruned")
+    (arriving,) = call.inputs
+    preserves_zero = not layer.use_bias and _zero_stays_zero(layer)
+    if not preserves_zero:
+        arriving = call.ids.settle(arriving, f"{call.path!r} makes something of a zero channel")
+    out = np.repeat(arriving, layer.depth_multiplier)
+    spatial: tuple[Ids | None, ...] = (None,) * len(layer.kernel_size)
+    factor = positions(call.output_shapes[0]) * math.prod(layer.kernel_size)
+    return Effect(
+        [arriving],
+        [out],
+        weights={"depthwise_kernel": (*spatial, arriving, None), "bias": (out,)},
+        macs=MacTerm(factor, (out,)),
+        preserves_zero=preserves_zero,
+    )
+
+
+@register_channel_rule(layers.SeparableConv1D)
+@register_channel_rule(layers.SeparableConv2D)
+def separable_convolution(call: Call) -> Effect:
+    """A depthwise convolution and a 1x1 convolution in one layer."""
+    layer = call.layer
+    if _channels_first(call):
+        return frozen(call, f"{call.path!r} is channels_first; only channels_last can be pruned")
+    (arriving,) = call.inputs
+    out = call.ids.filters(call.path, layer.filters)
+    between = np.repeat(arriving, layer.depth_multiplier)
+    spatial: tuple[Ids | None, ...] = (None,) * len(layer.kernel_size)
+    places = positions(call.output_shapes[0])
+    return Effect(
+        [arriving],
+        [out],
+        weights={
+            "depthwise_kernel": (*spatial, arriving, None),
+            "pointwise_kernel": (*spatial, between, out),
+            "bias": (out,),
+        },
+        config={"filters": out},
+        macs=_SeparableMacs(places, (between, out), math.prod(layer.kernel_size)),
+        note=_fused_activation_note(call, out),
+    )
+
+
+class _SeparableMacs(MacTerm):
+    """places * (kernel positions * between + between * out)."""
+
+    def __init__(self, factor: float, axes: tuple[Ids, Ids], kernel_positions: int) -> None:
+        super().__init__(factor, axes)
+        object.__setattr__(self, "_kernel_positions", kernel_positions)
+
+    def count(self, alive: np.ndarray) -> int:
+        between, out = (int(alive[ids].sum()) for ids in self.axes)
+        return round(self.factor * between * (self._kernel_positions + out))  # type: ignore[attr-defined]
+
+
+@register_channel_rule(layers.Dense)
+def dense(call: Call) -> Effect:
+    """A dense layer on vectors or on the last axis of a feature map; kernel (inputs, units)."""
+    layer = call.layer
+    (arriving,) = call.inputs
+    out = call.ids.filters(call.path, layer.units)
+    return Effect(
+        [arriving],
+        [out],
+        weights={"kernel": (arriving, out), "bias": (out,)},
+        config={"units": out},
+        macs=MacTerm(positions(call.output_shapes[0]), (arriving, out)),
+        note=_fused_activation_note(call, out),
+    )
+
+
+def _zero_stays_zero(layer: tf_keras.layers.Layer) -> bool:
+    activation = getattr(layer, "activation", None)
+    if activation is None:
+        return True
+    return bool(np.all(np.asarray(activation(np.zeros((1, 1), np.float32))) == 0))

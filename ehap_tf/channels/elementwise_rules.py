@@ -1,0 +1,101 @@
+"""Channel rules of the layers that treat every channel alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+
+from ehap_tf.channels.ids import Ids
+from ehap_tf.channels.rules import Call, Effect, frozen, pass_on, register_channel_rule
+
+layers = tf_keras.layers
+
+
+def _zero_at_zero(activation: object) -> bool:
+    """Whether an elementwise function maps 0 to 0."""
+    return bool(np.all(np.asarray(activation(tf.zeros((1, 1)))) == 0))  # type: ignore[operator]
+
+
+@register_channel_rule(layers.BatchNormalization)
+def batch_normalization(call: Call) -> Effect:
+    """One scale, shift, mean and variance a channel."""
+    (ids,) = call.inputs
+    axis = call.layer.axis
+    rank = len(call.input_shapes[0])
+    if list(np.atleast_1d(axis)) not in ([rank - 1], [-1]):
+        return frozen(call, f"{call.path!r} normalises axis {axis}, not the last one")
+    ids = call.ids.settle(ids, f"{call.path!r} makes something of a zero channel")
+    names = ("gamma", "beta", "moving_mean", "moving_variance")
+    return Effect([ids], [ids], weights=dict.fromkeys(names, (ids,)))
+
+
+@register_channel_rule(layers.Activation)
+def activation(call: Call) -> Effect:
+    """An activation by name or function."""
+    function = call.layer.activation
+    if function in (tf_keras.activations.softmax, tf.nn.softmax, tf.nn.log_softmax):
+        return frozen(call, f"softmax in {call.path!r} mixes channels")
+    return pass_on(call, preserves_zero=_zero_at_zero(function))
+
+
+@register_channel_rule(layers.Softmax)
+def softmax(call: Call) -> Effect:
+    """Mixes the channels of its axis."""
+    return frozen(call, f"softmax in {call.path!r} mixes channels")
+
+
+@register_channel_rule(layers.ReLU)
+@register_channel_rule(layers.ThresholdedReLU)
+@register_channel_rule(layers.LeakyReLU)
+@register_channel_rule(layers.ELU)
+@register_channel_rule(layers.Dropout)
+@register_channel_rule(layers.SpatialDropout1D)
+@register_channel_rule(layers.SpatialDropout2D)
+@register_channel_rule(layers.SpatialDropout3D)
+@register_channel_rule(layers.ActivityRegularization)
+def zero_to_zero(call: Call) -> Effect:
+    """Elementwise with f(0) = 0."""
+    return pass_on(call, preserves_zero=True)
+
+
+@register_channel_rule(layers.GaussianNoise)
+@register_channel_rule(layers.GaussianDropout)
+@register_channel_rule(layers.AlphaDropout)
+def noise(call: Call) -> Effect:
+    """The identity at inference; while training a zero channel is noisy."""
+    return pass_on(call)
+
+
+@register_channel_rule(layers.PReLU)
+def prelu(call: Call) -> Effect:
+    """One slope per position and channel, or shared over positions."""
+    (ids,) = call.inputs
+    shared = call.layer.shared_axes or ()
+    rank = len(call.input_shapes[0])
+    axes: list[Ids | None] = [None] * (rank - 2)
+    axes.append(None if rank - 1 in shared else ids)
+    return Effect([ids], [ids], weights={"alpha": tuple(axes)}, preserves_zero=True)
+
+
+@register_channel_rule(layers.LayerNormalization)
+@register_channel_rule(layers.GroupNormalization)
+@register_channel_rule(layers.UnitNormalization)
+def statistics_over_channels(call: Call) -> Effect:
+    """Every output depends on the mean over channels, so no channel can go without a change."""
+    return frozen(call, f"{type(call.layer).__name__} {call.path!r} takes means over channels")
+
+
+@register_channel_rule(layers.Rescaling)
+def rescaling(call: Call) -> Effect:
+    """Scale and offset, with numbers that serve all channels."""
+    layer = call.layer
+    if np.size(layer.scale) != 1 or np.size(layer.offset) != 1:
+        return frozen(call, f"{call.path!r} has one scale a channel")
+    return pass_on(call, preserves_zero=bool(np.all(np.asarray(layer.offset) == 0)))
+
+
+@register_channel_rule(layers.Normalization)
+def normalization(call: Call) -> Effect:
+    """(x - mean) / sqrt(variance) with constants per channel; stands at inputs, so it is kept."""
+    return frozen(call, f"{call.path!r} holds constants per channel")

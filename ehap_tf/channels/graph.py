@@ -1,0 +1,231 @@
+"""The channel graph of a functional model: every call of every layer, with its channel ids."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+
+from ehap_tf.channels import convolution_rules, elementwise_rules, merge_rules, shape_rules
+from ehap_tf.channels.ids import ChannelIds, Flags, Ids
+from ehap_tf.channels.rules import Call, Effect, channels, rule_of
+
+RESIDUAL_MODES = ("union", "tied")
+
+# Importing a module of rules registers them.
+_RULE_MODULES = (convolution_rules, elementwise_rules, merge_rules, shape_rules)
+
+
+@dataclasses.dataclass(frozen=True)
+class TracedCall:
+    """One call of a layer: the ids that arrive, and what its rule made of them."""
+
+    path: str
+    layer: tf_keras.layers.Layer
+    arriving: tuple[Ids, ...]
+    effect: Effect
+
+
+@dataclasses.dataclass(frozen=True)
+class ChannelGraph:
+    """Every call of a model, in an order in which the model can be computed.
+
+    Attributes:
+        calls: the traced calls; a key is (path of the model around it, number of the node).
+        nested_inputs: path of a nested model -> the ids of its inputs.
+        nested_arriving: per call of a nested model, by the same keys as `calls`, the ids that
+            arrive at its inputs.
+        outputs: per model output the ids that arrive and the ids that it must have.
+        ids: the table of channel ids.
+        residual: "union" or "tied".
+        notes: layer path -> why channels around it are frozen.
+    """
+
+    calls: dict[tuple[str, int], TracedCall]
+    nested_inputs: dict[str, list[Ids]]
+    nested_arriving: dict[tuple[str, int], list[Ids]]
+    outputs: list[tuple[Ids, Ids]]
+    ids: ChannelIds
+    residual: str
+    notes: dict[str, str]
+
+    def count_macs(self, alive: Flags) -> float:
+        """Multiply-accumulates of one example in convolutions and dense layers."""
+        terms = [call.effect.macs for call in self.calls.values() if call.effect.macs]
+        if any(np.isnan(term.factor) for term in terms):
+            return float("nan")
+        return sum(term.count(alive) for term in terms)
+
+    def count_parameters(self, alive: Flags) -> int:
+        """Numbers in all weights, trained or not; a layer that is called twice counts once."""
+        seen: set[int] = set()
+        total = 0
+        for call in self.calls.values():
+            if id(call.layer) in seen or call.effect.pass_through:
+                continue
+            seen.add(id(call.layer))
+            axes_of = weight_axes(call)
+            for weight in call.layer.weights:
+                axes = axes_of.get(id(weight))
+                size = 1
+                for axis, length in enumerate(weight.shape):
+                    ids = axes[axis] if axes else None
+                    size *= int(length) if ids is None else int(alive[ids].sum())
+                total += size
+        return total
+
+    def filter_layers(self) -> dict[str, Ids]:
+        """The layers that own filters, in model order, with their atoms."""
+        return self.ids.atoms
+
+
+def weight_axes(call: TracedCall) -> dict[int, tuple[Ids | None, ...]]:
+    """For each weight of the call's layer, by its `id()`, the channel ids of its axes."""
+    found = {}
+    for attribute, axes in call.effect.weights.items():
+        weight = getattr(call.layer, attribute, None)
+        if weight is not None:
+            found[id(weight)] = axes
+    return found
+
+
+def nodes_in_order(model: tf_keras.Model) -> Iterator[tuple[int, Any]]:
+    """The nodes of a functional model with their numbers, inputs before what uses them."""
+    number = 0
+    for depth in sorted(model._nodes_by_depth, reverse=True):
+        for node in model._nodes_by_depth[depth]:
+            if not node.is_input:
+                yield number, node
+            number += 1
+
+
+def is_nested_model(layer: tf_keras.layers.Layer) -> bool:
+    """Whether a layer is itself a functional graph that can be looked into."""
+    return isinstance(layer, tf_keras.Model) and bool(getattr(layer, "_nodes_by_depth", None))
+
+
+def trace_channels(model: tf_keras.Model, residual: str = "union") -> ChannelGraph:
+    """Follows the channels of a model from its inputs to its outputs.
+
+    Args:
+        model: a Functional or Sequential model, built.
+        residual: "union" lets each branch of a sum keep its own filters; "tied" makes the
+            channels that a sum lines up live or die together.
+
+    Raises:
+        TypeError: the model is subclassed.
+        ValueError: `residual` is not known, or a channel axis has no fixed size.
+    """
+    if residual not in RESIDUAL_MODES:
+        raise ValueError(f"residual must be one of {RESIDUAL_MODES}. Received: {residual!r}")
+    if not is_nested_model(model):
+        raise TypeError(
+            "the model must be Functional or Sequential and built, so that its layers can be "
+            f"followed. Received: {type(model).__name__} {model.name!r}; build it with "
+            "tf_keras.Model(inputs, outputs)"
+        )
+    tracer = _Tracer(residual)
+    inputs = [
+        tracer.ids.constants(channels(tuple(tensor.shape)), "model input")
+        for tensor in model.inputs
+    ]
+    outputs = []
+    for arriving in tracer.trace(model, "", inputs):
+        wanted = tracer.ids.settle(arriving, "model output")
+        tracer.ids.freeze(wanted, "model output")
+        outputs.append((arriving, wanted))
+    return ChannelGraph(
+        calls=tracer.calls,
+        nested_inputs=tracer.nested_inputs,
+        nested_arriving=tracer.nested_arriving,
+        outputs=outputs,
+        ids=tracer.ids,
+        residual=residual,
+        notes=tracer.notes,
+    )
+
+
+class _Tracer:
+    def __init__(self, residual: str) -> None:
+        self.ids = ChannelIds()
+        self.calls: dict[tuple[str, int], TracedCall] = {}
+        self.nested_inputs: dict[str, list[Ids]] = {}
+        self.nested_arriving: dict[tuple[str, int], list[Ids]] = {}
+        self.notes: dict[str, str] = {}
+        self._residual = residual
+        self._paths: dict[int, str] = {}
+        self._first_call: dict[int, TracedCall] = {}
+        self._nested: dict[int, tuple[list[Ids], list[Ids]]] = {}
+
+    def trace(self, model: tf_keras.Model, path: str, inputs: list[Ids]) -> list[Ids]:
+        of_tensor = {id(t): ids for t, ids in zip(model.inputs, inputs, strict=True)}
+        for number, node in nodes_in_order(model):
+            arriving = tuple(of_tensor[id(tensor)] for tensor in node.keras_inputs)
+            layer_path = f"{path}/{node.layer.name}" if path else node.layer.name
+            if is_nested_model(node.layer):
+                self.nested_arriving[path, number] = list(arriving)
+                outputs = self._trace_nested(node.layer, layer_path, list(arriving))
+            else:
+                call = self._trace_call(node, layer_path, arriving)
+                self.calls[path, number] = call
+                outputs = list(call.effect.outputs)
+            for tensor, ids in zip(tf.nest.flatten(node.outputs), outputs, strict=True):
+                of_tensor[id(tensor)] = ids
+        return [of_tensor[id(tensor)] for tensor in model.outputs]
+
+    def _trace_nested(self, model: tf_keras.Model, path: str, arriving: list[Ids]) -> list[Ids]:
+        if id(model) in self._nested:
+            # The same inner graph serves every call, so the channels of its inputs live together.
+            first, outputs = self._nested[id(model)]
+            for a, b in zip(first, self._settled(path, arriving), strict=True):
+                self.ids.tie(a, b)
+            return outputs
+        if len(model.inbound_nodes) > 1:
+            arriving = self._settled(path, arriving)
+        self.nested_inputs[path] = arriving
+        outputs = self.trace(model, path, arriving)
+        self._nested[id(model)] = (arriving, outputs)
+        return outputs
+
+    def _settled(self, path: str, arriving: Sequence[Ids]) -> list[Ids]:
+        """Without zeros, so that all calls of one layer can be given the same channels."""
+        return [self.ids.settle(ids, f"{path!r} is called more than once") for ids in arriving]
+
+    def _trace_call(self, node: Any, path: str, arriving: tuple[Ids, ...]) -> TracedCall:
+        layer = node.layer
+        path = self._paths.setdefault(id(layer), path)
+        shared = len(layer.inbound_nodes) > 1 and bool(layer.weights)
+        call = Call(
+            layer=layer,
+            path=path,
+            ids=self.ids,
+            inputs=tuple(self._settled(path, arriving)) if shared else arriving,
+            input_shapes=tuple(tuple(t.shape) for t in node.keras_inputs),
+            output_shapes=tuple(tuple(t.shape) for t in tf.nest.flatten(node.outputs)),
+            residual=self._residual,
+            node=node,
+        )
+        effect = rule_of(layer)(call)
+        traced = TracedCall(path, layer, arriving, effect)
+        first = self._first_call.setdefault(id(layer), traced)
+        if first is not traced and (effect.bound or layer.weights):
+            for a, b in zip(first.effect.inputs, effect.inputs, strict=True):
+                self.ids.tie(a, b)
+        if effect.note:
+            self.notes.setdefault(path, effect.note)
+        return traced
+
+
+__all__ = [
+    "RESIDUAL_MODES",
+    "ChannelGraph",
+    "TracedCall",
+    "is_nested_model",
+    "nodes_in_order",
+    "trace_channels",
+    "weight_axes",
+]

@@ -1,0 +1,173 @@
+"""What a layer does to channel ids: the form of a rule, and the registry of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import tf_keras
+
+from ehap_tf.channels.ids import ChannelIds, Flags, Ids
+
+
+@dataclasses.dataclass(frozen=True)
+class MacTerm:
+    """Multiply-accumulates of one call: `factor` times the number of alive ids in each axis."""
+
+    factor: float
+    axes: tuple[Ids, ...]
+
+    def count(self, alive: Flags) -> int:
+        """Multiply-accumulates of one example when `alive` marks the ids that are there."""
+        product = self.factor
+        for ids in self.axes:
+            product *= int(alive[ids].sum())
+        return round(product)
+
+
+@dataclasses.dataclass(frozen=True)
+class Effect:
+    """What one call of a layer does, as its rule describes it.
+
+    Attributes:
+        inputs: per input tensor the ids that the layer wants to see on its channel axis, aligned
+            with the ids that the tensor has. They differ where a channel that is missing has to be
+            filled in with zeros.
+        outputs: per output tensor the ids of its channel axis.
+        weights: attribute name of a weight -> for each axis the ids that it carries, or None.
+        config: constructor argument -> ids whose alive number it holds, or a function of the
+            alive flags that computes it.
+        arguments: for operator layers, a function of the alive flags giving the positional and
+            keyword arguments that replace the non-tensor ones of the call.
+        macs: multiply-accumulates of one example.
+        preserves_zero: a channel that is zero in the inputs is zero in the outputs.
+        pass_through: the layer vanishes from the slim model; its input is its output.
+        note: a remark for the report, for instance why channels are frozen.
+    """
+
+    inputs: Sequence[Ids]
+    outputs: Sequence[Ids]
+    weights: Mapping[str, tuple[Ids | None, ...]] = dataclasses.field(default_factory=dict)
+    config: Mapping[str, Ids | Callable[[Flags], Any]] = dataclasses.field(default_factory=dict)
+    arguments: Callable[[Flags], Mapping[str, Any]] | None = None
+    macs: MacTerm | None = None
+    preserves_zero: bool = False
+    pass_through: bool = False
+    note: str | None = None
+
+    @property
+    def bound(self) -> bool:
+        """The layer's weights or arguments depend on which channels live."""
+        return bool(self.weights or self.config)
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One call of a layer, as a rule sees it.
+
+    Attributes:
+        layer: the layer.
+        path: its name, with the names of the models it is nested in before it: "backbone/conv1".
+        ids: the table of channel ids.
+        inputs: per input tensor the ids of its channel axis.
+        input_shapes: per input tensor its shape, batch axis first, None where unknown.
+        output_shapes: the same for the outputs.
+        residual: "union" or "tied": what sums do to the channels that they line up.
+        node: the Keras node of the call, for rules that look at non-tensor arguments.
+    """
+
+    layer: tf_keras.layers.Layer
+    path: str
+    ids: ChannelIds
+    inputs: tuple[Ids, ...]
+    input_shapes: tuple[tuple[int | None, ...], ...]
+    output_shapes: tuple[tuple[int | None, ...], ...]
+    residual: str
+    node: Any
+
+
+Rule = Callable[[Call], Effect]
+
+_RULES: dict[type, Rule] = {}
+
+
+def register_channel_rule(layer_class: type, rule: Rule | None = None) -> Any:
+    """Teaches the channel graph what a layer class does to channels.
+
+    A rule is a function from a `Call` to an `Effect`. It holds for subclasses too, unless they
+    have a rule of their own. Without a rule a layer is unknown: the channels that it touches are
+    frozen, which is always right and never slim.
+
+    Args:
+        layer_class: the class of the layer.
+        rule: the rule; when absent, the function is a decorator.
+
+    Example:
+        >>> @register_channel_rule(MyScale)  # y = x * self.scale, one scale a channel
+        ... def my_scale(call):
+        ...     (ids,) = call.inputs
+        ...     return Effect([ids], [ids], weights={"scale": (ids,)}, preserves_zero=True)
+    """
+    if rule is None:
+
+        def decorate(function: Rule) -> Rule:
+            _RULES[layer_class] = function
+            return function
+
+        return decorate
+    _RULES[layer_class] = rule
+    return rule
+
+
+def rule_of(layer: tf_keras.layers.Layer) -> Rule:
+    """The rule of the layer's class or of its nearest registered base, else `unknown`."""
+    for layer_class in type(layer).__mro__:
+        if layer_class in _RULES:
+            return _RULES[layer_class]
+    return unknown
+
+
+def unknown(call: Call) -> Effect:
+    """Freezes every channel that an unknown layer touches."""
+    name = type(call.layer).__name__
+    return frozen(
+        call,
+        f"no channel rule for {name} (layer {call.path!r}); "
+        "ehap_tf.register_channel_rule can add one",
+    )
+
+
+def frozen(call: Call, reason: str) -> Effect:
+    """The effect of a layer that is left as it is: all channels in and out of it stay."""
+    wanted = [call.ids.settle(ids, reason) for ids in call.inputs]
+    for ids in wanted:
+        call.ids.freeze(ids, reason)
+    outputs = [call.ids.constants(channels(shape), reason) for shape in call.output_shapes]
+    return Effect(wanted, outputs, preserves_zero=True, note=reason)
+
+
+def pass_on(call: Call, **effect: Any) -> Effect:
+    """The effect of a layer that treats every channel alone and alike, without weights."""
+    (ids,) = call.inputs
+    if not effect.get("preserves_zero", False):
+        ids = call.ids.settle(ids, f"{call.path!r} makes something of a zero channel")
+    return Effect([ids], [ids], **effect)
+
+
+def channels(shape: tuple[int | None, ...]) -> int:
+    """The number of channels of a tensor; 0 for one that has no channel axis."""
+    if len(shape) < 2:
+        return 0
+    size = shape[-1]
+    if size is None:
+        raise ValueError(f"the channel axis must have a fixed size. Received: shape {shape}")
+    return int(size)
+
+
+def positions(shape: tuple[int | None, ...]) -> float:
+    """The number of positions of a tensor without its batch and channel axes; NaN if unknown."""
+    product = 1.0
+    for size in shape[1:-1]:
+        product *= float("nan") if size is None else size
+    return product

@@ -1,0 +1,105 @@
+"""Channel rules of the layers that move positions: pooling, padding, reshaping, scattering."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tf_keras
+
+from ehap_tf.channels.ids import ZERO, Flags
+from ehap_tf.channels.rules import Call, Effect, frozen, pass_on, register_channel_rule
+from ehap_tf.channels.scatter import ScatterChannels
+
+layers = tf_keras.layers
+
+
+@register_channel_rule(layers.AveragePooling1D)
+@register_channel_rule(layers.AveragePooling2D)
+@register_channel_rule(layers.AveragePooling3D)
+@register_channel_rule(layers.MaxPooling1D)
+@register_channel_rule(layers.MaxPooling2D)
+@register_channel_rule(layers.MaxPooling3D)
+@register_channel_rule(layers.GlobalAveragePooling1D)
+@register_channel_rule(layers.GlobalAveragePooling2D)
+@register_channel_rule(layers.GlobalAveragePooling3D)
+@register_channel_rule(layers.GlobalMaxPooling1D)
+@register_channel_rule(layers.GlobalMaxPooling2D)
+@register_channel_rule(layers.GlobalMaxPooling3D)
+@register_channel_rule(layers.ZeroPadding1D)
+@register_channel_rule(layers.ZeroPadding2D)
+@register_channel_rule(layers.ZeroPadding3D)
+@register_channel_rule(layers.Cropping1D)
+@register_channel_rule(layers.Cropping2D)
+@register_channel_rule(layers.Cropping3D)
+@register_channel_rule(layers.UpSampling1D)
+@register_channel_rule(layers.UpSampling2D)
+@register_channel_rule(layers.UpSampling3D)
+def over_positions(call: Call) -> Effect:
+    """Moves, picks or averages positions of each channel."""
+    if getattr(call.layer, "data_format", "channels_last") == "channels_first":
+        return frozen(call, f"{call.path!r} is channels_first; only channels_last can be pruned")
+    return pass_on(call, preserves_zero=True)
+
+
+@register_channel_rule(layers.Flatten)
+def flatten(call: Call) -> Effect:
+    """Channels last: feature `c + C * position` is channel c."""
+    (ids,) = call.inputs
+    if getattr(call.layer, "data_format", "channels_last") == "channels_first":
+        return frozen(call, f"{call.path!r} is channels_first; only channels_last can be pruned")
+    features = call.output_shapes[0][-1]
+    if features is None:
+        return frozen(call, f"{call.path!r} flattens an axis of unknown size")
+    return Effect([ids], [np.tile(ids, features // max(len(ids), 1))], preserves_zero=True)
+
+
+@register_channel_rule(layers.Reshape)
+def reshape(call: Call) -> Effect:
+    """Keeps channels apart when the last axis stays, is flattened into, or is folded back out."""
+    (ids,) = call.inputs
+    target = call.output_shapes[0]
+    features = target[-1]
+    if features is None:
+        return frozen(call, f"{call.path!r} has a channel axis of unknown size")
+    if features == len(ids):
+        out = ids
+    elif features % len(ids) == 0:
+        out = np.tile(ids, features // len(ids))
+    elif len(ids) % features == 0 and (ids.reshape(-1, features) == ids[:features]).all():
+        out = ids[:features]
+    else:
+        return frozen(call, f"{call.path!r} mixes channels with positions")
+
+    def target_shape(alive: Flags) -> tuple[int, ...]:
+        return (*call.layer.target_shape[:-1], int(alive[out].sum()))
+
+    return Effect([ids], [out], config={"target_shape": target_shape}, preserves_zero=True)
+
+
+@register_channel_rule(layers.InputLayer)
+def input_layer(call: Call) -> Effect:
+    """An input that is nested in another model passes on what it is given."""
+    return pass_on(call, preserves_zero=True)
+
+
+@register_channel_rule(ScatterChannels)
+def scatter(call: Call) -> Effect:
+    """Moves channels to their places. One that only fills in zeros is made anew where needed."""
+    (ids,) = call.inputs
+    places = np.array(call.layer.positions)
+    out = np.full(call.layer.channels, ZERO, np.int64)
+    out[places] = ids
+    in_order = bool((np.diff(places) > 0).all())
+
+    def new_positions(alive: Flags) -> list[Any]:
+        rank = np.cumsum(alive[out]) - 1
+        return rank[places[alive[ids]]].tolist()
+
+    return Effect(
+        [ids],
+        [out],
+        config={} if in_order else {"positions": new_positions, "channels": out},
+        preserves_zero=True,
+        pass_through=in_order,
+    )

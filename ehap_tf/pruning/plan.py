@@ -1,0 +1,143 @@
+"""What to keep: a value that can be looked at, saved, compared and applied."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ehap_tf.channels import ChannelGraph, Flags
+
+_FORMAT = "ehap_tf.PruningPlan/1"
+
+
+@dataclasses.dataclass(frozen=True)
+class PruningPlan:
+    """Per layer, which filters stay.
+
+    Attributes:
+        kept: layer path -> sorted indices of the filters that stay as they are.
+        implanted: layer path -> sorted indices of the filters whose kernel shrinks to 1x1.
+        filters: layer path -> number of filters of the original layer.
+        residual: "union" or "tied": what sums do to the channels that they line up.
+        params_before, params_after: numbers in all weights of the model.
+        macs_before, macs_after: multiply-accumulates of one example; NaN where the input size is
+            not fixed.
+        frozen: layer path -> why channels around it cannot be removed.
+    """
+
+    kept: Mapping[str, npt.NDArray[np.int64]]
+    implanted: Mapping[str, npt.NDArray[np.int64]]
+    filters: Mapping[str, int]
+    residual: str
+    params_before: int
+    params_after: int
+    macs_before: float
+    macs_after: float
+    frozen: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The plan as text that `from_json` reads back."""
+        fields = {
+            "format": _FORMAT,
+            "residual": self.residual,
+            "params_before": self.params_before,
+            "params_after": self.params_after,
+            "macs_before": self.macs_before,
+            "macs_after": self.macs_after,
+            "filters": dict(self.filters),
+            "kept": {layer: kept.tolist() for layer, kept in self.kept.items()},
+            "implanted": {layer: those.tolist() for layer, those in self.implanted.items()},
+            "frozen": dict(self.frozen),
+        }
+        return json.dumps(fields, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> PruningPlan:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            ValueError: the text is not a plan, or an index is out of range.
+        """
+        try:
+            fields = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"not a pruning plan: {error}") from None
+        if not isinstance(fields, dict) or fields.pop("format", None) != _FORMAT:
+            raise ValueError(f"not a pruning plan: the text has no format {_FORMAT!r}")
+        try:
+            kept = _index_arrays(fields.pop("kept"))
+            implanted = _index_arrays(fields.pop("implanted"))
+            plan = cls(kept=kept, implanted=implanted, **fields)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"not a pruning plan: {error}") from None
+        plan._check_indices()
+        return plan
+
+    def flags(self) -> dict[str, Flags]:
+        """Layer path -> for each filter whether its channel stays, implanted ones included."""
+        flags = {}
+        for layer, count in self.filters.items():
+            stays = np.zeros(count, np.bool_)
+            stays[self.kept[layer]] = True
+            stays[self.implanted.get(layer, [])] = True
+            flags[layer] = stays
+        return flags
+
+    def alive(self, graph: ChannelGraph) -> Flags:
+        """For each channel id of the graph whether it stays.
+
+        Raises:
+            ValueError: the plan was made for another model.
+        """
+        for layer, count in self.filters.items():
+            atoms = graph.ids.atoms.get(layer)
+            if atoms is None or len(atoms) != count:
+                found = "no such layer" if atoms is None else f"{len(atoms)} filters"
+                raise ValueError(
+                    f"the plan does not fit the model: it expects {count} filters in layer "
+                    f"{layer!r}. Received: {found}"
+                )
+        flags = self.flags()
+        alive = graph.ids.alive(flags)
+        for layer in self.filters:
+            self._check_groups(graph, layer, alive)
+        return alive
+
+    def _check_groups(self, graph: ChannelGraph, layer: str, alive: Flags) -> None:
+        atoms = graph.ids.atoms[layer]
+        disagree = alive[atoms] != alive[graph.ids.groups(atoms)]
+        if disagree.any():
+            raise ValueError(
+                f"the plan does not fit the model: filter {int(np.argmax(disagree))} of layer "
+                f"{layer!r} must stay or go together with filters of other layers"
+            )
+        for atom, stays in zip(atoms.tolist(), alive[atoms].tolist(), strict=True):
+            reason = graph.ids.frozen_reason(atom)
+            if reason and not stays:
+                raise ValueError(
+                    f"the plan does not fit the model: it removes filters of layer {layer!r}, "
+                    f"which must all stay ({reason})"
+                )
+        if not alive[atoms].any():
+            raise ValueError(f"the plan removes every filter of layer {layer!r}; one has to stay")
+
+    def _check_indices(self) -> None:
+        if set(self.kept) != set(self.filters) or not set(self.implanted) <= set(self.filters):
+            raise ValueError("the plan must hold the kept filters of each of its layers")
+        for layer, count in self.filters.items():
+            both = np.concatenate([self.kept[layer], self.implanted.get(layer, [])])
+            outside = both[(both < 0) | (both >= count)]
+            if len(outside) or len(np.unique(both)) != len(both):
+                raise ValueError(
+                    f"the plan of layer {layer!r} must hold distinct indices in [0, {count}). "
+                    f"Received: {self.kept[layer].tolist()}"
+                )
+
+
+def _index_arrays(lists: Mapping[str, Any]) -> dict[str, npt.NDArray[np.int64]]:
+    return {layer: np.array(sorted(indices), np.int64) for layer, indices in lists.items()}

@@ -1,0 +1,180 @@
+"""Rebuilds a functional model call by call, so that what changes is said in three small methods.
+
+The walk follows `ehap_tf.channels.trace_channels`, with nested models rebuilt as nested models and
+shared layers as shared layers. Nothing of the original is changed.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+import tf_keras
+
+from ehap_tf.channels import ChannelGraph, Ids, TracedCall, is_nested_model, nodes_in_order
+
+
+class Rebuilder:
+    """Makes a copy of a traced model; a subclass says how the copy differs.
+
+    Args:
+        graph: the trace of the model.
+    """
+
+    def __init__(self, graph: ChannelGraph) -> None:
+        self.graph = graph
+        self._new_layers: dict[int, tf_keras.layers.Layer] = {}
+        self._calls: dict[int, TracedCall] = {}
+        self._taken_names: list[set[str]] = []
+
+    # What a subclass decides -------------------------------------------------------------------
+
+    def width(self, ids: Ids) -> int:
+        """The number of channels in the copy of a tensor that carries `ids`."""
+        return len(ids)
+
+    def connect(self, tensor: Any, arriving: Ids, wanted: Ids, consumer: str) -> Any:
+        """The tensor that a consumer sees, given the one that its producer made."""
+        del arriving, wanted, consumer
+        return tensor
+
+    def config(self, call: TracedCall) -> dict[str, Any]:
+        """The configuration of the copy of a layer."""
+        return dict(call.layer.get_config())
+
+    def weights(self, call: TracedCall) -> list[Any]:
+        """The weights of the copy of a layer."""
+        return list(call.layer.get_weights())
+
+    def outputs(self, call: TracedCall, tensors: list[Any]) -> list[Any]:
+        """What stands for the outputs of the copy of a call."""
+        del call
+        return tensors
+
+    def skips(self, call: TracedCall) -> bool:
+        """Whether a call vanishes from the copy."""
+        del call
+        return False
+
+    # The walk ----------------------------------------------------------------------------------
+
+    def rebuild(self, model: tf_keras.Model) -> tf_keras.Model:
+        """The copy of the traced model, with its weights."""
+        copy = self._rebuild_model(model, "", None)
+        for key, layer in self._new_layers.items():
+            if key in self._calls and layer.weights:
+                layer.set_weights(self.weights(self._calls[key]))
+        return copy
+
+    def fresh_name(self, wish: str) -> str:
+        """A layer name that no layer around it has."""
+        taken = self._taken_names[-1]
+        name, number = wish, 1
+        while name in taken:
+            name, number = f"{wish}_{number}", number + 1
+        taken.add(name)
+        return name
+
+    def _rebuild_model(
+        self, model: tf_keras.Model, path: str, arriving: Sequence[Ids] | None
+    ) -> tf_keras.Model:
+        self._taken_names.append({layer.name for layer in model.layers})
+        inputs = []
+        for number, tensor in enumerate(model.inputs):
+            shape = list(tensor.shape)
+            if arriving is not None and len(shape) > 1:
+                shape[-1] = self.width(arriving[number])
+            name = tensor.node.layer.name
+            inputs.append(tf_keras.Input(batch_shape=shape, dtype=tensor.dtype, name=name))
+        of_tensor = {id(t): new for t, new in zip(model.inputs, inputs, strict=True)}
+        for number, node in nodes_in_order(model):
+            outputs = self._rebuild_call(node, path, number, of_tensor)
+            for tensor, new in zip(tf.nest.flatten(node.outputs), outputs, strict=True):
+                of_tensor[id(tensor)] = new
+        outputs = [of_tensor[id(tensor)] for tensor in model.outputs]
+        if not path:
+            for place, (have, wanted) in enumerate(self.graph.outputs):
+                outputs[place] = self.connect(outputs[place], have, wanted, "output")
+        self._taken_names.pop()
+        copy = self._assemble(model, inputs, outputs)
+        # The setter would push the flag down onto layers that have flags of their own.
+        copy._trainable = model._trainable
+        return copy
+
+    def _assemble(
+        self, model: tf_keras.Model, inputs: list[Any], outputs: list[Any]
+    ) -> tf_keras.Model:
+        copy = tf_keras.Model(
+            tf.nest.pack_sequence_as(model._nested_inputs, inputs),
+            tf.nest.pack_sequence_as(model._nested_outputs, outputs),
+            name=model.name,
+        )
+        if not isinstance(model, tf_keras.Sequential):
+            return copy
+        chain = [
+            layer for layer in copy.layers if not isinstance(layer, tf_keras.layers.InputLayer)
+        ]
+        if any(len(layer.inbound_nodes) != 1 for layer in chain):
+            return copy
+        # Layers of a chain in order; a Sequential calls them again on an input of its own.
+        return tf_keras.Sequential([copy.layers[0], *chain], name=model.name)
+
+    def _rebuild_call(
+        self, node: Any, path: str, number: int, of_tensor: dict[int, Any]
+    ) -> list[Any]:
+        layer = node.layer
+        call = self.graph.calls.get((path, number))
+        tensors = [of_tensor[id(tensor)] for tensor in node.keras_inputs]
+        if call is None and is_nested_model(layer):
+            nested_path = f"{path}/{layer.name}" if path else layer.name
+            return self._call_nested(node, (path, number), nested_path, tensors)
+        assert call is not None, "every call that is no nested model was traced"
+        if self.skips(call):
+            return tensors
+        tensors = [
+            self.connect(tensor, have, wanted, layer.name)
+            for tensor, have, wanted in zip(tensors, call.arriving, call.effect.inputs, strict=True)
+        ]
+        new = self._new_layers.get(id(layer))
+        if new is None:
+            new = type(layer).from_config(self.config(call))
+            self._new_layers[id(layer)] = new
+            self._calls[id(layer)] = call
+        args, kwargs = self.arguments(call, *map_arguments(node, tensors))
+        return self.outputs(call, list(tf.nest.flatten(new(*args, **kwargs))))
+
+    def arguments(
+        self, call: TracedCall, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of the copy of a call."""
+        del call
+        return args, kwargs
+
+    def _call_nested(
+        self, node: Any, key: tuple[str, int], path: str, tensors: list[Any]
+    ) -> list[Any]:
+        model = node.layer
+        wanted = self.graph.nested_inputs[path]
+        tensors = [
+            self.connect(tensor, have, want, model.name)
+            for tensor, have, want in zip(
+                tensors, self.graph.nested_arriving[key], wanted, strict=True
+            )
+        ]
+        new = self._new_layers.get(id(model))
+        if new is None:
+            new = self._rebuild_model(model, path, wanted)
+            self._new_layers[id(model)] = new
+        args, kwargs = map_arguments(node, tensors)
+        return list(tf.nest.flatten(new(*args, **kwargs)))
+
+
+def map_arguments(node: Any, tensors: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a node's call with its tensors, in their order, replaced by others."""
+    replacements = collections.defaultdict(list)
+    # Keras pops from the end, so a tensor that occurs twice is stored last occurrence first.
+    for old, new in reversed(list(zip(node.keras_inputs, tensors, strict=True))):
+        replacements[str(id(old))].append(new)
+    return node.map_arguments(replacements)

@@ -1,0 +1,70 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from ehap_tf.pruning import PruningPlan, plan_pruning, prune
+from tests.pruning.nets import random_scores, small_residual_net
+
+
+@pytest.fixture
+def model():
+    return small_residual_net()
+
+
+@pytest.fixture
+def plan(model):
+    return plan_pruning(model, random_scores(model), prune_ratio=0.4)
+
+
+def test_json_round_trip(plan):
+    again = PruningPlan.from_json(plan.to_json())
+    assert again.to_json() == plan.to_json()
+    assert all((again.kept[layer] == plan.kept[layer]).all() for layer in plan.kept)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: "[]",
+        lambda text: json.dumps({"format": "other"}),
+        lambda text: text.replace('"residual"', '"residuum"'),
+        lambda text: json.dumps({**json.loads(text), "kept": {}}),
+        lambda text: json.dumps(
+            {**json.loads(text), "kept": {k: [99] for k in json.loads(text)["kept"]}}
+        ),
+    ],
+)
+def test_damaged_text_is_refused(plan, damage):
+    with pytest.raises(ValueError, match="plan"):
+        PruningPlan.from_json(damage(plan.to_json()))
+
+
+def test_plan_of_another_model_is_refused(model, plan):
+    wrong = dataclasses.replace(plan, filters={**plan.filters, "stem": 7})
+    with pytest.raises(ValueError, match=r"expects 7 filters in layer 'stem'\. Received: 6"):
+        prune(model, wrong)
+    wrong = dataclasses.replace(
+        plan,
+        filters={**plan.filters, "other": 2},
+        kept={**plan.kept, "other": np.array([0])},
+    )
+    with pytest.raises(ValueError, match="no such layer"):
+        prune(model, wrong)
+
+
+def test_plan_that_breaks_a_tie_is_refused(model, plan):
+    tied = dataclasses.replace(
+        plan, residual="tied", kept={**plan.kept, "stem": np.arange(6), "b": np.arange(5)}
+    )
+    with pytest.raises(ValueError, match="together with filters of other layers"):
+        prune(model, tied)
+
+
+def test_plan_that_removes_an_output_or_everything_is_refused(model, plan):
+    with pytest.raises(ValueError, match="model output"):
+        prune(model, dataclasses.replace(plan, kept={**plan.kept, "logits": np.arange(3)}))
+    with pytest.raises(ValueError, match="every filter of layer 'a'"):
+        prune(model, dataclasses.replace(plan, kept={**plan.kept, "a": np.array([], np.int64)}))

@@ -1,0 +1,138 @@
+import numpy as np
+import pytest
+import tf_keras
+
+from ehap_tf.models import MODEL_NAMES, build_model
+from ehap_tf.pruning import count_macs, count_parameters, mask, plan_pruning, prune
+from tests.pruning.nets import batch, random_scores, relative_error, shake, small_residual_net
+
+layers = tf_keras.layers
+
+
+@pytest.fixture(scope="module", params=MODEL_NAMES)
+def built_in(request):
+    model = shake(build_model(request.param))
+    return model, random_scores(model)
+
+
+@pytest.mark.parametrize("residual", ["union", "tied"])
+@pytest.mark.parametrize("prune_ratio", [0.3, 0.6, 0.9])
+def test_slim_model_equals_masked_model(built_in, residual, prune_ratio):
+    model, scores = built_in
+    plan = plan_pruning(model, scores, prune_ratio=prune_ratio, residual=residual)
+    slim = prune(model, plan)
+    x = batch(model)
+    # A masked model that masks nothing would agree with an unpruned one.
+    assert relative_error(mask(model, plan)(x), model(x)) > 1e-3
+    assert relative_error(slim(x), mask(model, plan)(x)) < 2e-5
+    assert count_parameters(slim) == plan.params_after < count_parameters(model)
+    assert count_macs(slim) == plan.macs_after < count_macs(model)
+
+
+def test_brute_force_oracle_of_a_residual_net():
+    """What the slim model computes, written out in numpy on the weights of the original."""
+    model = small_residual_net()
+    plan = plan_pruning(model, random_scores(model, 3), prune_ratio=0.4)
+    x = batch(model)
+    value = {name: np.zeros(model.get_layer(name).filters) for name in ("stem", "a", "b")}
+    for name, flags in value.items():
+        flags[plan.kept[name]] = 1
+
+    def run(name, tensor):
+        return np.asarray(model.get_layer(name)(tensor))
+
+    stem = run("stem_relu", run("stem_bn", run("stem", x)) * value["stem"])
+    a = run("a_relu", run("a_bn", run("a", stem)) * value["a"])
+    b = run("b_bn", run("b", a)) * value["b"]
+    truth = run("logits", run("pool", run("out", [b + stem][0])))
+    assert relative_error(prune(model, plan)(x), truth) < 1e-5
+
+
+def test_original_is_untouched_bit_for_bit():
+    model = small_residual_net()
+    model.compile("sgd", "mse")
+    optimizer, weights = model.optimizer, model.get_weights()
+    config = model.get_config()
+    plan = plan_pruning(model, random_scores(model), prune_ratio=0.5)
+    prune(model, plan)
+    mask(model, plan)
+    assert model.optimizer is optimizer
+    assert model.get_config() == config
+    assert all((a == b).all() for a, b in zip(weights, model.get_weights(), strict=True))
+    assert all(len(layer.inbound_nodes) == 1 for layer in model.layers)
+
+
+def test_nothing_removed_gives_the_same_model():
+    model = small_residual_net()
+    plan = plan_pruning(model, random_scores(model), prune_ratio=0.0)
+    slim = prune(model, plan)
+    assert [layer.name for layer in slim.layers] == [layer.name for layer in model.layers]
+    assert (np.asarray(slim(batch(model))) == np.asarray(model(batch(model)))).all()
+
+
+def test_pruning_twice_works_and_leaves_no_stale_scatter():
+    model = small_residual_net()
+    once = prune(model, plan_pruning(model, random_scores(model, 1), prune_ratio=0.3))
+    plan = plan_pruning(once, random_scores(once, 2), prune_ratio=0.4)
+    twice = prune(once, plan)
+    x = batch(model)
+    assert relative_error(twice(x), mask(once, plan)(x)) < 1e-5
+    assert count_parameters(twice) == plan.params_after < count_parameters(once)
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5", ""])
+def test_slim_model_survives_saving(tmp_path, suffix):
+    model = small_residual_net()
+    slim = prune(model, plan_pruning(model, random_scores(model, 1), prune_ratio=0.4))
+    assert any("scatter" in layer.name for layer in slim.layers)
+    path = str(tmp_path / f"slim{suffix}")
+    slim.save(path)
+    loaded = tf_keras.models.load_model(path, compile=False)
+    x = batch(model)
+    assert (np.asarray(loaded(x)) == np.asarray(slim(x))).all()
+
+
+def test_names_flags_policies_and_regularizers_stay():
+    inputs = layers.Input((6, 6, 3), name="image")
+    x = layers.Conv2D(
+        4, 3, name="c", kernel_regularizer="l2", kernel_constraint="max_norm", trainable=False
+    )(inputs)
+    x = layers.Conv2D(4, 3, name="half", dtype="mixed_float16")(x)
+    out = layers.Dense(2, name="scores", dtype="float32")(layers.Flatten(name="flat")(x))
+    model = tf_keras.Model(inputs, out, name="mine")
+    slim = prune(model, plan_pruning(model, random_scores(model), prune_ratio=0.5))
+    assert slim.name == "mine"
+    assert slim.output_names == ["scores"]
+    assert slim.input_names == ["image"]
+    assert not slim.get_layer("c").trainable
+    assert isinstance(slim.get_layer("c").kernel_regularizer, tf_keras.regularizers.L2)
+    assert isinstance(slim.get_layer("c").kernel_constraint, tf_keras.constraints.MaxNorm)
+    assert slim.get_layer("half").dtype_policy.name == "mixed_float16"
+    assert slim.get_layer("c").filters < 4 or slim.get_layer("half").filters < 4
+
+
+def test_sequential_stays_sequential():
+    model = tf_keras.Sequential(
+        [
+            layers.Input((8, 8, 3)),
+            layers.Conv2D(6, 3, name="c1", activation="sigmoid"),
+            layers.MaxPooling2D(name="p"),
+            layers.Flatten(name="f"),
+            layers.Dense(8, name="d1", activation="relu"),
+            layers.Dense(3, name="d2"),
+        ]
+    )
+    plan = plan_pruning(model, random_scores(model), prune_ratio=0.5)
+    slim = prune(model, plan)
+    assert isinstance(slim, tf_keras.Sequential)
+    assert [layer.name for layer in slim.layers] == [layer.name for layer in model.layers]
+    assert relative_error(slim(batch(model)), mask(model, plan)(batch(model))) < 1e-5
+
+
+def test_subclassed_model_is_refused():
+    class Mine(tf_keras.Model):
+        def call(self, x):
+            return x
+
+    with pytest.raises(TypeError, match="Functional or Sequential"):
+        plan_pruning(Mine(), {}, prune_ratio=0.5)
