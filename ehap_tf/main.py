@@ -13,6 +13,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 import dataclasses
+import shlex
 import sys
 import textwrap
 import typing
@@ -21,6 +22,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from ehap_tf.pipeline.config import PipelineConfig
+from ehap_tf.pipeline.native_output import NativeErrorOutput
 
 USAGE = """\
 usage: python -m ehap_tf.main [--flag=value ...] [--flagfile=flags/NAME.cfg]
@@ -103,10 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         config = parse_config(argv)
-        # Here, not above: this import takes seconds, and a mistyped flag needs none of it.
-        from ehap_tf.pipeline import runner
-
-        runner.run(config)
+        _run(config, shlex.join(["python", "-m", "ehap_tf.main", *argv[1:]]))
     except KeyboardInterrupt:
         print("interrupted: the same command goes on where this one stopped", file=sys.stderr)
         return 130
@@ -121,6 +120,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {_one_line(error)}", file=sys.stderr)
         return 1
     return 0
+
+
+def _run(config: PipelineConfig, command: str) -> None:
+    output = NativeErrorOutput()
+    with output.captured():
+        # Here, not above: this import takes seconds, and a mistyped flag needs none of it.
+        from ehap_tf.pipeline import runner
+
+        runner.run(config, command=command, native_output=output)
 
 
 def _fields() -> tuple[dataclasses.Field[typing.Any], ...]:

@@ -92,10 +92,11 @@ class PipelineConfig:
     probes: int = _setting(300, "random probes of the estimator", unit="probes", low=1)
     tolerance: float | None = _setting(
         None,
-        "stop probing when the median relative standard error of the scores is below this; "
-        "none: take all probes",
-        unit="fraction",
+        "stop probing when the expected share of filters on the wrong side of the threshold is "
+        "below this; none: take all probes",
+        unit="fraction of filters",
         low=0,
+        below=1,
     )
     hessian_batch_size: int = _setting(
         512, "training images, drawn at random, that the ranking looks at", unit="images", low=1
@@ -166,7 +167,7 @@ class PipelineConfig:
         1.0, "training starts with a linear warm-up of this length", unit="epochs", low=0
     )
     weight_bits: int = _setting(
-        8, "bits of a convolution weight in the integer file", unit="bits", low=2, high=8
+        8, "bits of a convolution weight in the integer file, 8 or 4", unit="bits"
     )
     train_precision: str = _setting(
         "auto",
@@ -201,10 +202,12 @@ class PipelineConfig:
         """Checks each setting, and those that exclude each other."""
         for field in dataclasses.fields(self):
             _check(field, getattr(self, field.name))
-        for name in ("target_params", "target_macs"):
+        if self.weight_bits not in (4, 8):
+            raise ValueError(f"weight_bits must be 4 or 8. Received: {self.weight_bits}")
+        for name in ("tolerance", "target_params", "target_macs"):
             value = getattr(self, name)
             if value is not None and value <= 0:
-                raise ValueError(f"{name} must be above 0 and at most 1. Received: {value}")
+                raise ValueError(f"{name} must be above 0. Received: {value}")
         amounts = [
             name
             for name in ("prune_ratio", "target_params", "target_macs")
@@ -237,7 +240,7 @@ class PipelineConfig:
         return re.sub(r"[^\w.-]", "-", f"{model}_{dataset}")
 
     @property
-    def amount(self) -> dict[str, float]:
+    def amount(self) -> dict[str, Any]:
         """How much to prune, as the one keyword argument of `plan_pruning`."""
         for name in ("target_params", "target_macs", "prune_ratio"):
             value = getattr(self, name)
@@ -256,13 +259,12 @@ class PipelineConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> PipelineConfig:
         """The inverse of `to_dict`; settings that it does not know are left out."""
         known = {field.name for field in dataclasses.fields(cls)}
-        return cls(
-            **{
-                name: tuple(value) if isinstance(value, list) else value
-                for name, value in values.items()
-                if name in known
-            }
-        )
+        settings: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in values.items()
+            if name in known
+        }
+        return cls(**settings)
 
 
 def is_saved_model(model: str) -> bool:

@@ -20,6 +20,10 @@ LINE_INTERVAL = 10.0
 """Seconds between two progress lines where there is no terminal, and in the log file."""
 
 
+TABLE_WIDTH = 110
+"""Columns of a table where there is no terminal that says how many it has."""
+
+
 class RunConsole:
     """Messages and progress of one run, on standard output and in `logs/run.log`.
 
@@ -31,7 +35,7 @@ class RunConsole:
 
     def __init__(self, verbosity: int = 1, console: rich.console.Console | None = None) -> None:
         self.verbosity = verbosity
-        self.console = console or rich.console.Console(highlight=False)
+        self.console = console or _default_console()
         self._log: TextIO | None = None
 
     @contextlib.contextmanager
@@ -58,7 +62,7 @@ class RunConsole:
         """Prints a table at every verbosity, and logs it."""
         self.console.print(table)
         if self._log:
-            rich.console.Console(file=self._log, width=110).print(table)
+            rich.console.Console(file=self._log, width=TABLE_WIDTH).print(table)
 
     @contextlib.contextmanager
     def progress(self, title: str, unit: str) -> Iterator[ProgressCallback]:
@@ -107,16 +111,15 @@ class _ProgressLines:
     def __init__(self, title: str, unit: str) -> None:
         self._title = title
         self._unit = unit
-        self._start = time.monotonic()
-        self._last_line = self._start
+        self._start = self._last_line = time.monotonic()
         self._first_done: int | None = None
 
     def next(self, done: int, total: int, figures: Mapping[str, float]) -> str | None:
         """The line for this state, or None when the last one is too fresh."""
         now = time.monotonic()
         if self._first_done is None:
-            # A resumed stage starts above zero; what an earlier process did says nothing on speed.
-            self._first_done = done
+            # A resumed stage starts above zero and the first step compiles: both mislead the ETA.
+            self._first_done, self._start = done, now
         if now - self._last_line < LINE_INTERVAL and done < total:
             return None
         self._last_line = now
@@ -129,8 +132,20 @@ class _ProgressLines:
         return f"{line}, {text}" if text else line
 
 
+def _default_console() -> rich.console.Console:
+    console = rich.console.Console(highlight=False)
+    if not console.is_terminal:
+        # Without a terminal rich assumes 80 columns and would cut the table.
+        console.width = TABLE_WIDTH
+    return console
+
+
 def _figures(figures: Mapping[str, float]) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in figures.items())
+    return ", ".join(
+        f"{name.replace('_', ' ')} {value:.4g}"
+        for name, value in figures.items()
+        if name != "seconds"
+    )
 
 
 def _now() -> str:

@@ -27,6 +27,7 @@ class Job:
         run: the run directory.
         console: where messages and progress go.
         records: the finished stages so far; the runner keeps it up to date.
+        current: those of them that hold for these settings and files.
         command: the command line, for the report; empty from the library.
     """
 
@@ -34,6 +35,7 @@ class Job:
     run: RunDirectory
     console: RunConsole
     records: dict[str, StageRecord] = dataclasses.field(default_factory=dict)
+    current: dict[str, StageRecord] = dataclasses.field(default_factory=dict)
     command: str = ""
 
     @functools.cached_property

@@ -77,7 +77,7 @@ def fit_with_progress(
     checkpoints: pathlib.Path,
     **options: Any,
 ) -> TrainingResult:
-    """`training.fit` on the job's data, with its progress on the console."""
+    """`training.fit` on the job's data, with its progress on the console and its curve kept."""
     with job.console.progress(stage, "steps") as progress:
         result = fit(
             model,
@@ -89,6 +89,9 @@ def fit_with_progress(
             strategy=job.strategy,
             **options,
         )
+    job.run.write_json(job.run.history(stage), {"epochs": list(result.history)})
+    if result.resumed_epochs:
+        job.console.say(f"{stage}: went on after epoch {result.resumed_epochs}")
     return result
 
 

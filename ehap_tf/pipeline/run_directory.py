@@ -38,14 +38,15 @@ class RunDirectory:
         self.report_page = path / "report.html"
         self.logs = path / "logs"
         self.log = self.logs / "run.log"
+        self.native_log = self.logs / "tensorflow.log"
+
+    def models(self) -> tuple[pathlib.Path, ...]:
+        """The network through the stages."""
+        return (self.baseline, self.slim, self.finetuned, self.qat, self.tflite)
 
     def history(self, stage: str) -> pathlib.Path:
         """The training curve of a stage, JSON."""
         return self.logs / f"{stage}_history.json"
-
-    def details(self, stage: str) -> pathlib.Path:
-        """What a stage found out beyond the figures of the report, JSON."""
-        return self.logs / f"{stage}_details.json"
 
     def checkpoints(self, stage: str, fingerprint: str) -> pathlib.Path:
         """Where a training stage keeps its checkpoints until it is finished.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 import warnings
 from collections.abc import Iterator
@@ -11,7 +12,9 @@ from typing import Any
 from ehap_tf import files
 from ehap_tf.pipeline.config import STAGE_NAMES, PipelineConfig
 from ehap_tf.pipeline.console import RunConsole
+from ehap_tf.pipeline.contents import run_content
 from ehap_tf.pipeline.job import Job, Stage
+from ehap_tf.pipeline.native_output import NativeErrorOutput
 from ehap_tf.pipeline.records import (
     StageRecord,
     damaged_outputs,
@@ -22,10 +25,15 @@ from ehap_tf.pipeline.records import (
 )
 from ehap_tf.pipeline.run_directory import NOT_A_RUN, RunDirectory, digest
 from ehap_tf.pipeline.stages import STAGES
+from ehap_tf.report import summary_table
+from ehap_tf.report.environment import environment
 
 
 def run(
-    config: PipelineConfig, console: RunConsole | None = None, command: str = ""
+    config: PipelineConfig,
+    console: RunConsole | None = None,
+    command: str = "",
+    native_output: NativeErrorOutput | None = None,
 ) -> dict[str, StageRecord]:
     """Does the stages of `config.stages` that are not done yet.
 
@@ -33,6 +41,7 @@ def run(
         config: the settings.
         console: where messages go; by default the terminal.
         command: the command line, for the report.
+        native_output: the captured output of C++ code, which then goes to a log file.
 
     Returns:
         The record of every finished stage of the run directory, by name.
@@ -52,12 +61,15 @@ def run(
     elif directory.path.exists() and not directory.path.is_dir():
         raise ValueError(f"{directory.path} is a file. Give another --output_dir")
     with directory.locked(), job.console.logging_to(directory.log), _warnings_to(job.console):
+        if native_output:
+            native_output.to_file(directory.native_log)
         directory.remove_partial_files()
         _claim(job)
         job.records = _read_or_set_aside(job)
         for stage in STAGES:
             if stage.name in config.stages:
                 _run_if_needed(job, stage)
+        _print_table(job)
     return job.records
 
 
@@ -80,7 +92,8 @@ def _claim(job: Job) -> None:
             f"{job.run.path} belongs to other flags: {'; '.join(differing)}; {NOT_A_RUN}"
         )
     if settings != now:
-        job.run.write_json(job.run.config, {"command": job.command, "settings": now})
+        content = {"command": job.command, "settings": now, "environment": environment()}
+        job.run.write_json(job.run.config, content)
 
 
 def _read_or_set_aside(job: Job) -> dict[str, StageRecord]:
@@ -112,6 +125,8 @@ def _run_if_needed(job: Job, stage: Stage) -> None:
             job.console.say(f"{stage.name}: done before")
             return
         job.console.say(f"{stage.name}: runs again, {'; '.join(reasons)}")
+    if stage.always:
+        job.current = _current(job)
     start = time.monotonic()
     figures = stage.run(job, fingerprint(settings))
     job.records[stage.name] = StageRecord(
@@ -125,6 +140,31 @@ def _run_if_needed(job: Job, stage: Stage) -> None:
     run.clear_checkpoints(stage.name)
     seconds = job.records[stage.name].seconds
     job.console.say(f"{stage.name}: finished in {seconds:.1f} s", level=2 if seconds < 1 else 1)
+
+
+def _current(job: Job) -> dict[str, StageRecord]:
+    """The records that hold for the settings, each on top of files that hold."""
+    current: dict[str, StageRecord] = {}
+    for stage in STAGES:
+        record = job.records.get(stage.name)
+        paths = stage.inputs(job.run)
+        makers = {s.name for s in STAGES for path in paths if path in s.outputs(job.run)}
+        if record is None or stage.always or not makers <= set(current):
+            continue
+        settings = dict(stage.settings(job.config)) | {
+            f"{job.run.name(path)} digest": digest(path) for path in paths if path.exists()
+        }
+        if not reasons_to_run(job.run, record, settings):
+            current[stage.name] = record
+    return current
+
+
+def _print_table(job: Job) -> None:
+    current = _current(job)
+    if any(name.endswith("accuracy") for r in current.values() for name in r.figures):
+        job.console.table(summary_table(run_content(job.run, current)))
+    if "report" in job.config.stages:
+        job.console.say(f"report: {job.run.report_page}")
 
 
 def _settings(job: Job, stage: Stage) -> dict[str, Any]:
@@ -166,7 +206,7 @@ def _require(job: Job, stage: Stage, maker: Stage, path: Any) -> None:
 
 @contextlib.contextmanager
 def _warnings_to(console: RunConsole) -> Iterator[None]:
-    """Sends Python warnings to the log file; those of this package to the terminal too."""
+    """Sends Python's and TensorFlow's warnings to the log file, our own to the terminal too."""
 
     def show(
         message: Warning | str, category: type[Warning], filename: str, *_: object, **__: object
@@ -174,6 +214,16 @@ def _warnings_to(console: RunConsole) -> Iterator[None]:
         ours = "ehap_tf" in filename
         console.say(f"{category.__name__}: {message}", level=1 if ours else 3)
 
-    with warnings.catch_warnings():
-        warnings.showwarning = show  # type: ignore[assignment]
-        yield
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            console.say(f"{record.name}: {record.getMessage()}", level=3)
+
+    logger, handler = logging.getLogger("tensorflow"), Handler()
+    before = list(logger.handlers)
+    logger.handlers[:] = [handler]
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = show
+            yield
+    finally:
+        logger.handlers[:] = before

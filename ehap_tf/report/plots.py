@@ -28,10 +28,10 @@ def training_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> s
         epochs = histories[stage]
         for row, quantity in enumerate(("loss", "accuracy")):
             axes = figure.add_subplot(2, len(stages), row * len(stages) + column + 1)
-            for name, color in ((quantity, REMOVED), (f"val_{quantity}", KEPT)):
+            for name, color in ((quantity, REMOVED), (f"validation_{quantity}", KEPT)):
                 points = [(i + 1, e[name]) for i, e in enumerate(epochs) if name in e]
                 if points:
-                    label = "validation" if name.startswith("val_") else "training"
+                    label = "validation" if name.startswith("validation_") else "training"
                     axes.plot(*zip(*points, strict=True), color=color, label=label, marker=".")
             axes.set_ylabel(quantity)
             if row == 0:

@@ -44,13 +44,13 @@ class SummaryRow:
         )
 
 
-HEADINGS = ("network", "test accuracy", "parameters", "MACs", "file bytes", "latency, 1 thread")
+HEADINGS = ("network", "test accuracy", "parameters", "MACs", "file bytes", "latency")
 
 _STATES = (
     ("baseline", "baseline_accuracy", "before", "baseline.keras", "baseline_latency_ms"),
     ("pruned", "pruned_accuracy", "after", "slim.keras", ""),
     ("fine-tuned", "finetuned_accuracy", "after", "finetuned.keras", ""),
-    ("quantization-aware", "qat_accuracy", "after", "qat.h5", ""),
+    ("QAT", "qat_accuracy", "after", "qat.h5", ""),
     ("INT8 TFLite", "tflite_accuracy", "after", "model_int8.tflite", "tflite_latency_ms"),
 )
 

@@ -41,8 +41,8 @@ def content(**changes):
         "threshold": 0.3,
         "histories": {
             "train": [
-                {"loss": 1.0, "accuracy": 0.5, "val_loss": 1.2, "val_accuracy": 0.4},
-                {"loss": 0.5, "accuracy": 0.8, "val_loss": 0.7, "val_accuracy": 0.7},
+                {"epoch": 1, "loss": 1.0, "accuracy": 0.5, "validation_accuracy": 0.4},
+                {"epoch": 2, "loss": 0.5, "accuracy": 0.8, "validation_accuracy": 0.7},
             ]
         },
         "operators": {"CONV_2D": 9, "ADD": 3},
@@ -134,7 +134,7 @@ def test_scores_of_any_sign_can_be_drawn():
 def test_rows_follow_the_stages_and_skip_what_was_not_measured():
     figures = {name: FIGURES[name] for name in ("baseline_accuracy", "qat_accuracy")}
     rows = summary_rows(content(figures=figures))
-    assert [row.name for row in rows] == ["baseline", "quantization-aware"]
+    assert [row.name for row in rows] == ["baseline", "QAT"]
     assert rows[0].cells()[2:] == ("-", "-", "-", "-")
     assert rows[0].cells()[1] == "98.00 %"
 

@@ -1,0 +1,326 @@
+"""The job in one call, on somebody's own model and data, in memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+
+from ehap_tf.data import as_dataset
+from ehap_tf.models import require_finite_weights, require_functional
+from ehap_tf.pruning import PruningPlan, count_macs, count_parameters, plan_pruning, prune
+from ehap_tf.pruning import recalibrate as recalibrate_model
+from ehap_tf.quantization import TFLiteFile, evaluate_tflite, export_tflite, quantize
+from ehap_tf.sensitivity import FilterScores, rank_filters
+
+
+@dataclasses.dataclass(frozen=True)
+class Compressed:
+    """What `compress` made.
+
+    Attributes:
+        model: the slim, fine-tuned float model.
+        qat: its quantization-aware twin.
+        tflite: what was verified about the integer file; `tflite.path` is where it lies.
+        scores: what each filter was worth.
+        plan: which filters stayed.
+        report: figures by name, those of the command's report.json as far as they apply.
+    """
+
+    model: tf_keras.Model
+    qat: tf_keras.Model
+    tflite: TFLiteFile
+    scores: FilterScores
+    plan: PruningPlan
+    report: dict[str, Any]
+
+
+def compress(
+    model: tf_keras.Model,
+    train_data: Any,
+    validation_data: Any,
+    *,
+    path: str | os.PathLike[str] = "model_int8.tflite",
+    loss: Any = None,
+    prune_ratio: float | None = None,
+    target_params: float | None = None,
+    target_macs: float | None = None,
+    prune_ratio_limit: float = 0.95,
+    residual: str = "union",
+    implant_ratio: float = 0.0,
+    round_to: int = 1,
+    keep_layers: Sequence[str] = (),
+    criterion: str = "obd",
+    estimator: str = "gauss_newton",
+    precision: str = "fp32",
+    probes: int = 32,
+    rank_examples: int = 512,
+    finetune_epochs: int = 10,
+    qat_epochs: int = 2,
+    learning_rate: float | None = None,
+    batch_size: int = 128,
+    weight_bits: int = 8,
+    seed: int = 0,
+    verbose: int = 0,
+) -> Compressed:
+    """Ranks, prunes, fine-tunes, quantizes and exports a trained classifier.
+
+    `model` and its compile state stay as they are. With neither `prune_ratio` nor a target, half
+    of the multiply-accumulates go.
+
+    Args:
+        model: a trained Functional or Sequential model with one output.
+        train_data: `(x, y)` arrays or a finite batched `tf.data.Dataset`, with integer labels.
+        validation_data: the same kind; accuracies are measured on it.
+        path: of the integer file.
+        loss: a Keras loss or its name; None takes the model's compiled loss.
+        prune_ratio: share of all filters to remove.
+        target_params: share of the parameters to keep.
+        target_macs: share of the multiply-accumulates to keep.
+        prune_ratio_limit: as in `plan_pruning`.
+        residual: as in `plan_pruning`.
+        implant_ratio: as in `plan_pruning`.
+        round_to: as in `plan_pruning`.
+        keep_layers: as in `plan_pruning`.
+        criterion: as in `rank_filters`.
+        estimator: as in `rank_filters`.
+        precision: of the ranking, as in `rank_filters`.
+        probes: as in `rank_filters`.
+        rank_examples: training examples that the ranking looks at, the first ones of `train_data`.
+        finetune_epochs: epochs after pruning; 0 leaves the slim model as it is.
+        qat_epochs: epochs of quantization-aware training; 0 leaves it calibrated only.
+        learning_rate: highest of fine-tuning; None takes that of a compiled SGD with a constant
+            learning rate, else 0.01.
+        batch_size: of arrays; a dataset keeps its own batches.
+        weight_bits: as in `quantize`.
+        seed: of the ranking's random vectors.
+        verbose: Keras' own progress output: 0, 1 or 2.
+
+    Raises:
+        TypeError: the model is subclassed.
+        ValueError: an argument is out of range, data is empty or infinite, or no loss is known.
+        OSError: `path` cannot be written.
+    """
+    require_functional(model)
+    require_finite_weights(model)
+    loss = _known_loss(model, loss)
+    if prune_ratio is None and target_params is None and target_macs is None:
+        target_macs = 0.5
+    seconds: dict[str, float] = {}
+    sample = first_examples(train_data, rank_examples)
+    with _timed(seconds, "rank"):
+        scores = rank_filters(
+            model, sample, loss, criterion=criterion, estimator=estimator, precision=precision,
+            probes=probes, batch_size=min(batch_size, len(sample[0])), seed=seed,
+        )  # fmt: skip
+    with _timed(seconds, "prune"):
+        plan = plan_pruning(
+            model, scores, prune_ratio, target_params=target_params, target_macs=target_macs,
+            prune_ratio_limit=prune_ratio_limit, residual=residual, implant_ratio=implant_ratio,
+            round_to=round_to, keep_layers=keep_layers,
+        )  # fmt: skip
+        slim = recalibrate_model(prune(model, plan), train_data)
+    report: dict[str, Any] = _costs(model, slim) | {
+        "criterion": scores.criterion,
+        "estimator": scores.estimator,
+        "precision": scores.precision,
+        "probes": scores.probes,
+        "seed": seed,
+        "rank_seconds": scores.seconds,
+        "rank_peak_bytes": scores.peak_bytes,
+        "baseline_accuracy": accuracy_on(model, validation_data),
+        "pruned_accuracy": accuracy_on(slim, validation_data),
+    }
+    rate = _learning_rate(model, learning_rate)
+    options = {"loss": loss, "batch_size": batch_size, "verbose": verbose}
+    with _timed(seconds, "finetune"):
+        slim = finetune(
+            slim, train_data, validation_data, finetune_epochs, learning_rate=rate, **options
+        )
+    report["finetuned_accuracy"] = accuracy_on(slim, validation_data)
+    with _timed(seconds, "quantize"):
+        calibration = first_examples(train_data, 1280)
+        qat = quantize(slim, weight_bits=weight_bits, representative_data=calibration)
+        _fit(qat, train_data, validation_data, qat_epochs, rate / 10, **options)
+    report["qat_accuracy"] = accuracy_on(qat, validation_data)
+    with _timed(seconds, "export"):
+        file = export_tflite(qat, path)
+        report |= {
+            "tflite_accuracy": evaluate_tflite(file.path, validation_data),
+            "tflite_bytes": file.bytes,
+            "tflite_float_ops": file.float_ops,
+        }
+    report["stage_seconds"] = seconds
+    return Compressed(slim, qat, file, scores, plan, report)
+
+
+def finetune(
+    model: tf_keras.Model,
+    train_data: Any,
+    validation_data: Any = None,
+    epochs: int = 10,
+    *,
+    loss: Any = None,
+    learning_rate: float = 0.01,
+    momentum: float = 0.9,
+    batch_size: int = 128,
+    verbose: int = 0,
+) -> tf_keras.Model:
+    """A trained copy of `model`: SGD with Nesterov momentum along a cosine.
+
+    With `validation_data`, the copy has the weights of its best validation epoch.
+
+    Args:
+        model: a Functional or Sequential model, usually from `prune`; it stays as it is.
+        train_data: `(x, y)` arrays or a finite batched `tf.data.Dataset`.
+        validation_data: the same kind, or None.
+        epochs: 0 returns an untrained copy.
+        loss: a Keras loss or its name; None takes the model's compiled loss.
+        learning_rate: the highest.
+        momentum: of SGD.
+        batch_size: of arrays; a dataset keeps its own batches.
+        verbose: Keras' own progress output: 0, 1 or 2.
+
+    Raises:
+        TypeError: the model is subclassed.
+        ValueError: an argument is out of range, or no loss is known.
+        FloatingPointError: the loss became NaN or infinite.
+    """
+    require_functional(model)
+    loss = _known_loss(model, loss)
+    copy = tf_keras.models.clone_model(model)
+    copy.set_weights(model.get_weights())
+    _fit(
+        copy, train_data, validation_data, epochs, learning_rate,
+        loss=loss, momentum=momentum, batch_size=batch_size, verbose=verbose,
+    )  # fmt: skip
+    return copy
+
+
+def _fit(
+    model: tf_keras.Model,
+    train_data: Any,
+    validation_data: Any,
+    epochs: int,
+    learning_rate: float,
+    *,
+    loss: Any,
+    momentum: float = 0.9,
+    batch_size: int,
+    verbose: int,
+) -> None:
+    """Trains in place and leaves the best validation weights."""
+    if epochs < 0:
+        raise ValueError(f"epochs must be at least 0. Received: {epochs}")
+    if epochs == 0:
+        return
+    batches = as_dataset(train_data, batch_size)
+    if not isinstance(train_data, tf.data.Dataset):
+        batches = batches.unbatch().shuffle(min(10_000, len(train_data[0])), seed=0)
+        batches = batches.batch(batch_size)
+    steps = sum(1 for _ in batches)
+    schedule = tf_keras.optimizers.schedules.CosineDecay(learning_rate, max(1, epochs * steps))
+    model.compile(
+        tf_keras.optimizers.SGD(schedule, momentum=momentum, nesterov=True),
+        loss,
+        metrics=["accuracy"],
+    )
+    best = _BestWeights() if validation_data is not None else None
+    callbacks = [tf_keras.callbacks.TerminateOnNaN(), *([best] if best else [])]
+    validation = None if validation_data is None else as_dataset(validation_data, batch_size)
+    history = model.fit(
+        batches, validation_data=validation, epochs=epochs, callbacks=callbacks, verbose=verbose
+    )
+    if not np.isfinite(history.history["loss"]).all():
+        raise FloatingPointError(
+            f"The loss became NaN or infinite (learning rate {learning_rate:g}); give a lower "
+            "learning_rate"
+        )
+    if best and best.weights is not None:
+        model.set_weights(best.weights)
+
+
+class _BestWeights(tf_keras.callbacks.Callback):
+    """Remembers the weights of the epoch with the lowest validation loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights: list[np.ndarray] | None = None
+        self._lowest = float("inf")
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Compares the epoch with the best so far."""
+        loss = (logs or {}).get("val_loss", float("inf"))
+        if loss < self._lowest:
+            self._lowest, self.weights = loss, self.model.get_weights()
+
+
+def accuracy_on(model: tf_keras.Model, data: Any) -> float:
+    """Share of the examples whose largest output is their label, integer or one-hot."""
+    right = examples = 0
+    for images, labels in as_dataset(data, 256):
+        outputs = np.asarray(model(images, training=False))
+        labels = np.asarray(labels)
+        truth = labels.argmax(-1) if labels.shape == outputs.shape else labels.reshape(-1)
+        right += int((outputs.argmax(-1) == truth).sum())
+        examples += len(truth)
+    return right / examples
+
+
+def first_examples(data: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first `count` examples of arrays or of a dataset, as arrays."""
+    if count < 1:
+        raise ValueError(f"the number of examples must be at least 1. Received: {count}")
+    images, labels, seen = [], [], 0
+    for x, y in as_dataset(data, 128):
+        images.append(np.asarray(x))
+        labels.append(np.asarray(y))
+        seen += len(images[-1])
+        if seen >= count:
+            break
+    return np.concatenate(images)[:count], np.concatenate(labels)[:count]
+
+
+def _costs(model: tf_keras.Model, slim: tf_keras.Model) -> dict[str, Any]:
+    return {
+        "params_before": count_parameters(model),
+        "params_after": count_parameters(slim),
+        "macs_before": count_macs(model),
+        "macs_after": count_macs(slim),
+    }
+
+
+def _known_loss(model: tf_keras.Model, loss: Any) -> Any:
+    loss = loss if loss is not None else getattr(model, "loss", None)
+    if loss is None:
+        raise ValueError("loss is needed: the model is not compiled. Give a Keras loss or its name")
+    return loss
+
+
+def _learning_rate(model: tf_keras.Model, learning_rate: float | None) -> float:
+    if learning_rate is not None:
+        return learning_rate
+    optimizer = getattr(model, "optimizer", None)
+    if not isinstance(optimizer, tf_keras.optimizers.SGD):
+        return 0.01
+    rate = optimizer.get_config()["learning_rate"]
+    return float(rate) if isinstance(rate, (int, float, np.number)) else 0.01
+
+
+class _timed:  # noqa: N801 - reads as a verb where it is used
+    """Adds the seconds of a block to a mapping."""
+
+    def __init__(self, seconds: dict[str, float], stage: str) -> None:
+        self._seconds, self._stage = seconds, stage
+
+    def __enter__(self) -> None:
+        self._start = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self._seconds[self._stage] = round(time.monotonic() - self._start, 3)

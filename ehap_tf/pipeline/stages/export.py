@@ -1,0 +1,57 @@
+"""Stage `export`: the integer file, and what it does on the whole test set."""
+
+from __future__ import annotations
+
+import pathlib
+import tempfile
+from typing import Any
+
+from ehap_tf.data import normalize
+from ehap_tf.models import load_model
+from ehap_tf.pipeline.config import PipelineConfig
+from ehap_tf.pipeline.job import Figures, Job, Stage, select
+from ehap_tf.quantization import (
+    evaluate_tflite,
+    export_float_tflite,
+    export_tflite,
+    load_qat,
+    measure_latency_ms,
+)
+
+
+def settings(config: PipelineConfig) -> dict[str, Any]:
+    """The data that the file is measured on; everything else is in qat.h5."""
+    return select(config, "dataset", "weight_bits")
+
+
+def run(job: Job, fingerprint: str) -> Figures:
+    """Writes `model_int8.tflite`."""
+    del fingerprint
+    job.console.say("export: converting to full-integer TFLite")
+    exported = export_tflite(load_qat(job.run.qat), job.run.tflite)
+    test = job.dataset.test
+    with tempfile.TemporaryDirectory() as scratch:
+        path = pathlib.Path(scratch) / "baseline.tflite"
+        export_float_tflite(load_model(job.run.baseline), path)
+        baseline_latency, baseline_bytes = measure_latency_ms(path), path.stat().st_size
+    job.console.say(f"export: measuring accuracy on {len(test)} test images")
+    return {
+        "tflite_bytes": exported.bytes,
+        "tflite_float_ops": exported.float_ops,
+        "tflite_operators": dict(exported.operators),
+        "baseline_tflite_bytes": baseline_bytes,
+        "tflite_latency_ms": measure_latency_ms(job.run.tflite),
+        "baseline_latency_ms": baseline_latency,
+        "tflite_accuracy": evaluate_tflite(
+            job.run.tflite, (normalize(test.images, job.dataset), test.labels)
+        ),
+    }
+
+
+STAGE = Stage(
+    name="export",
+    settings=settings,
+    inputs=lambda run: (run.qat, run.baseline),
+    outputs=lambda run: (run.tflite,),
+    run=run,
+)

@@ -1,0 +1,38 @@
+"""Stage `finetune`: the slim model trained on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ehap_tf.models import load_model, save_model
+from ehap_tf.pipeline import recipes
+from ehap_tf.pipeline.config import PipelineConfig
+from ehap_tf.pipeline.evaluation import accuracy
+from ehap_tf.pipeline.job import Figures, Job, Stage, select
+
+
+def settings(config: PipelineConfig) -> dict[str, Any]:
+    """Data and recipe."""
+    return select(config, "dataset") | recipes.training_settings(config, "finetune")
+
+
+def run(job: Job, fingerprint: str) -> Figures:
+    """Writes `finetuned.keras`."""
+    slim = load_model(job.run.slim)
+    checkpoints = job.run.checkpoints("finetune", fingerprint)
+    model, result = recipes.train_as(job, slim, "finetune", checkpoints)
+    save_model(model, job.run.finetuned)
+    return {
+        "epochs": result.epochs,
+        "best_epoch": result.best_epoch,
+        "finetuned_accuracy": accuracy(model, job.dataset.test, job.dataset),
+    }
+
+
+STAGE = Stage(
+    name="finetune",
+    settings=settings,
+    inputs=lambda run: (run.slim,),
+    outputs=lambda run: (run.finetuned,),
+    run=run,
+)

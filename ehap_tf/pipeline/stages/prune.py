@@ -1,0 +1,73 @@
+"""Stage `prune`: the plan, the slim model, and its BatchNorm statistics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ehap_tf import files
+from ehap_tf.data import training_batches
+from ehap_tf.models import load_model, save_model
+from ehap_tf.pipeline.config import PipelineConfig
+from ehap_tf.pipeline.evaluation import accuracy
+from ehap_tf.pipeline.job import Figures, Job, Stage, select
+from ehap_tf.pruning import plan_pruning, prune, recalibrate
+from ehap_tf.sensitivity import FilterScores
+
+
+def settings(config: PipelineConfig) -> dict[str, Any]:
+    """How much is removed and how; `amount` is --prune_ratio or one of the targets."""
+    values = select(
+        config,
+        "dataset",
+        "prune_ratio_limit",
+        "residual",
+        "implant_ratio",
+        "round_to",
+        "recalibrate_batches",
+    )
+    if config.recalibrate_batches:
+        values |= select(config, "batch_size", "seed")
+    return config.amount | values
+
+
+def run(job: Job, fingerprint: str) -> Figures:
+    """Writes `plan.json` and `slim.keras`."""
+    del fingerprint
+    config = job.config
+    model = load_model(job.run.baseline)
+    scores = FilterScores.load(job.run.scores)
+    plan = plan_pruning(
+        model,
+        scores,
+        **config.amount,
+        prune_ratio_limit=config.prune_ratio_limit,
+        residual=config.residual,
+        implant_ratio=config.implant_ratio,
+        round_to=config.round_to,
+    )
+    files.write_text(job.run.plan, plan.to_json())
+    slim = prune(model, plan)
+    figures: Figures = {
+        "params_before": plan.params_before,
+        "params_after": plan.params_after,
+        "macs_before": plan.macs_before,
+        "macs_after": plan.macs_after,
+    }
+    if config.recalibrate_batches:
+        figures["accuracy_before_recalibration"] = accuracy(slim, job.dataset.test, job.dataset)
+        batches = training_batches(job.dataset, config.batch_size, config.seed, epochs=1_000)
+        slim = recalibrate(
+            slim, batches.take(config.recalibrate_batches), batches=config.recalibrate_batches
+        )
+    save_model(slim, job.run.slim)
+    figures["pruned_accuracy"] = accuracy(slim, job.dataset.test, job.dataset)
+    return figures
+
+
+STAGE = Stage(
+    name="prune",
+    settings=settings,
+    inputs=lambda run: (run.baseline, run.scores),
+    outputs=lambda run: (run.plan, run.slim),
+    run=run,
+)

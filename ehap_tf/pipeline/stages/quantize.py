@@ -1,0 +1,62 @@
+"""Stage `quantize`: quantization-aware training of the fine-tuned model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ehap_tf.data import sample_arrays
+from ehap_tf.models import load_model
+from ehap_tf.pipeline import recipes
+from ehap_tf.pipeline.config import PipelineConfig
+from ehap_tf.pipeline.evaluation import accuracy
+from ehap_tf.pipeline.job import Figures, Job, Stage, select
+from ehap_tf.pipeline.training import TrainingRecipe
+from ehap_tf.quantization import quantize, save_qat
+
+CALIBRATION_EXAMPLES = 1280
+"""Training images that set the first activation ranges: ten batches of 128 (BUILD_NOTES)."""
+
+
+def settings(config: PipelineConfig) -> dict[str, Any]:
+    """Data, bits and recipe."""
+    return select(config, "dataset", "weight_bits") | recipes.training_settings(config, "quantize")
+
+
+def run(job: Job, fingerprint: str) -> Figures:
+    """Writes `qat.h5`."""
+    config = job.config
+    examples = min(CALIBRATION_EXAMPLES, len(job.dataset.train))
+    representative = sample_arrays(job.dataset, examples, config.seed)
+    qat = quantize(
+        load_model(job.run.finetuned),
+        method="qat",
+        weight_bits=config.weight_bits,
+        representative_data=representative,
+    )
+    values = settings(config)
+    recipe = TrainingRecipe(
+        epochs=values["epochs"],
+        learning_rate=values["learning_rate"],
+        weight_decay=values["weight_decay"],
+        batch_size=values["batch_size"],
+    )
+    checkpoints = job.run.checkpoints("quantize", fingerprint)
+    # Training ends on the very affine maps that the export folds into the convolutions.
+    result = recipes.fit_with_progress(
+        job, qat, recipe, "quantize", checkpoints, freeze_batch_norm_after=recipe.epochs // 2
+    )
+    save_qat(qat, job.run.qat)
+    return {
+        "epochs": result.epochs,
+        "best_epoch": result.best_epoch,
+        "qat_accuracy": accuracy(qat, job.dataset.test, job.dataset),
+    }
+
+
+STAGE = Stage(
+    name="quantize",
+    settings=settings,
+    inputs=lambda run: (run.finetuned,),
+    outputs=lambda run: (run.qat,),
+    run=run,
+)
