@@ -7,8 +7,10 @@ import pathlib
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from ehap_tf.data.image_dataset import ImageDataset, Split, split_validation
+from ehap_tf.files import CorruptFileError
 
 # Mean and standard deviation of pixel / 255 over the training images, as EHAP uses them.
 STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
@@ -27,6 +29,7 @@ def load_cifar(name: str, data_dir: str | os.PathLike[str] | None, seed: int) ->
 
     Raises:
         FileNotFoundError: not prepared there, and the download failed.
+        CorruptFileError: prepared, but its files are damaged.
     """
     # Imported here: it takes seconds, and the other data sets do without it.
     import tensorflow_datasets as tfds
@@ -66,5 +69,15 @@ def _prepare(builder: Any, name: str) -> None:
 
 
 def _read(tfds: Any, builder: Any, split: str) -> Split:
-    images, labels = tfds.as_numpy(builder.as_dataset(split, batch_size=-1, as_supervised=True))
+    try:
+        batch = builder.as_dataset(split, batch_size=-1, as_supervised=True)
+        images, labels = tfds.as_numpy(batch)
+    except (tf.errors.OpError, AssertionError, ValueError, OSError) as error:
+        if isinstance(error, PermissionError):
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise CorruptFileError(
+            f"The prepared {split} images in {builder.data_dir} are damaged or incomplete "
+            f"({reason}). Remove that folder and prepare {builder.name} again"
+        ) from error
     return Split(np.asarray(images, np.uint8), np.asarray(labels, np.int64))

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from ehap_tf.data import as_dataset, check_labels
+
+X = np.arange(14, dtype=np.float32).reshape(7, 2)
+Y = np.arange(7)
+
+
+def test_arrays_become_batches_in_order():
+    batches = [(x.numpy(), y.numpy()) for x, y in as_dataset((X, Y), 3)]
+    assert [len(y) for _, y in batches] == [3, 3, 1]
+    np.testing.assert_array_equal(np.concatenate([x for x, _ in batches]), X)
+    np.testing.assert_array_equal(np.concatenate([y for _, y in batches]), Y)
+
+
+def test_a_model_with_several_inputs():
+    (first, second), y = next(iter(as_dataset(((X, X + 1), Y), 4)))
+    assert first.shape == second.shape == (4, 2)
+    assert y.shape == (4,)
+
+
+def test_a_dataset_passes_through_and_can_be_batched_anew():
+    data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(2)
+    assert [len(y) for _, y in as_dataset(data)] == [2, 2, 2, 1]
+    assert [len(y) for _, y in as_dataset(data, 5)] == [5, 2]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ((X[:0], Y[:0]), "empty"),
+        ((X, Y[:3]), r"as many examples. Received: \[7, 3\]"),
+        (tf.data.Dataset.from_tensor_slices((X, Y)).batch(2).repeat(), "endless"),
+        (tf.data.Dataset.from_tensor_slices((X, Y)).batch(2).take(0), "empty"),
+        (tf.data.Dataset.from_tensor_slices((X, Y)).batch(2).filter(lambda x, y: False), "empty"),
+        (tf.data.Dataset.from_tensor_slices(X).batch(2), "pairs"),
+        (tf.data.Dataset.from_tensor_slices((X, Y)), "batched"),
+    ],
+    ids=["empty", "lengths", "endless", "none", "filtered", "unlabelled", "unbatched"],
+)
+def test_unusable_data_is_refused(data, message: str):
+    with pytest.raises(ValueError, match=message):
+        as_dataset(data)
+
+
+def test_another_type_is_refused():
+    with pytest.raises(TypeError, match=r"pair .* Received: tuple of 3"):
+        as_dataset((X, Y, Y))
+
+
+@pytest.mark.parametrize("labels", [[0, 10], [-1, 2]])
+def test_labels_out_of_range(labels: list[int]):
+    with pytest.raises(ValueError, match=rf"0 to 9.*Received: {min(labels)} to {max(labels)}"):
+        check_labels(np.array(labels), 10)
+
+
+def test_labels_in_range_and_whole_floats_pass():
+    check_labels(np.arange(10), 10)
+    check_labels(np.arange(10.0), 10)
+
+
+def test_labels_with_fractions():
+    with pytest.raises(ValueError, match="whole numbers"):
+        check_labels(np.array([0.5]), 10)
