@@ -10,14 +10,26 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.channels import convolution_rules, elementwise_rules, merge_rules, shape_rules
+from ehap_tf.channels import (
+    convolution_rules,
+    elementwise_rules,
+    merge_rules,
+    operator_rules,
+    shape_rules,
+)
 from ehap_tf.channels.ids import ChannelIds, Flags, Ids
 from ehap_tf.channels.rules import Call, Effect, channels, rule_of
 
 RESIDUAL_MODES = ("union", "tied")
 
 # Importing a module of rules registers them.
-_RULE_MODULES = (convolution_rules, elementwise_rules, merge_rules, shape_rules)
+_RULE_MODULES = (
+    convolution_rules,
+    elementwise_rules,
+    merge_rules,
+    operator_rules,
+    shape_rules,
+)
 
 
 @dataclasses.dataclass(frozen=True)

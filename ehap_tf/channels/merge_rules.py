@@ -6,9 +6,10 @@ import functools
 
 import numpy as np
 import tf_keras
+from tf_keras.src.applications.inception_resnet_v2 import CustomScaleLayer
 
 from ehap_tf.channels.ids import Ids
-from ehap_tf.channels.rules import Call, Effect, channels, frozen, register_channel_rule
+from ehap_tf.channels.rules import Call, Effect, frozen, register_channel_rule
 
 layers = tf_keras.layers
 
@@ -60,8 +61,13 @@ def _split_broadcast(call: Call) -> tuple[list[Ids], list[Ids]]:
 @register_channel_rule(layers.Concatenate)
 def concatenate(call: Call) -> Effect:
     """Along the channels the ids follow one another; along another axis they line up."""
+    return concatenate_along(call, call.layer.axis)
+
+
+def concatenate_along(call: Call, axis: int) -> Effect:
+    """The effect of a concatenation along `axis`."""
     rank = len(call.output_shapes[0])
-    if call.layer.axis in (-1, rank - 1):
+    if axis in (-1, rank - 1):
         out = np.concatenate(call.inputs)
         return Effect(list(call.inputs), [out], preserves_zero=True)
     if call.residual == "tied":
@@ -71,7 +77,16 @@ def concatenate(call: Call) -> Effect:
     return Effect([out] * len(call.inputs), [out], preserves_zero=True)
 
 
+@register_channel_rule(CustomScaleLayer)
+def scaled_sum(call: Call) -> Effect:
+    """Inception-ResNet's `shortcut + scale * branch`."""
+    return elementwise_sum(call)
+
+
 @register_channel_rule(layers.Dot)
-def dot(call: Call) -> Effect:
-    """A contraction over some axis: left as it is."""
-    return frozen(call, f"{call.path!r} contracts axes ({channels(call.input_shapes[0])} channels)")
+@register_channel_rule(layers.Attention)
+@register_channel_rule(layers.AdditiveAttention)
+@register_channel_rule(layers.MultiHeadAttention)
+def contraction(call: Call) -> Effect:
+    """Products over whole axes: left as they are, heads included."""
+    return frozen(call, f"{type(call.layer).__name__} {call.path!r} is kept whole")

@@ -38,8 +38,8 @@ class Effect:
         weights: attribute name of a weight -> for each axis the ids that it carries, or None.
         config: constructor argument -> ids whose alive number it holds, or a function of the
             alive flags that computes it.
-        arguments: for operator layers, a function of the alive flags giving the positional and
-            keyword arguments that replace the non-tensor ones of the call.
+        arguments: for operator layers, a function `(alive, args, kwargs) -> (args, kwargs)` that
+            changes arguments which speak of channels.
         macs: multiply-accumulates of one example.
         preserves_zero: a channel that is zero in the inputs is zero in the outputs.
         pass_through: the layer vanishes from the slim model; its input is its output.
@@ -50,7 +50,7 @@ class Effect:
     outputs: Sequence[Ids]
     weights: Mapping[str, tuple[Ids | None, ...]] = dataclasses.field(default_factory=dict)
     config: Mapping[str, Ids | Callable[[Flags], Any]] = dataclasses.field(default_factory=dict)
-    arguments: Callable[[Flags], Mapping[str, Any]] | None = None
+    arguments: Callable[[Flags, Any, Any], Any] | None = None
     macs: MacTerm | None = None
     preserves_zero: bool = False
     pass_through: bool = False

@@ -78,5 +78,12 @@ class _Surgeon(Rebuilder):
             sliced.append(value)
         return sliced
 
+    def arguments(
+        self, call: TracedCall, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if call.effect.arguments is None:
+            return args, kwargs
+        return call.effect.arguments(self._alive, args, kwargs)
+
     def skips(self, call: TracedCall) -> bool:
         return call.effect.pass_through

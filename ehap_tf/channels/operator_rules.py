@@ -1,0 +1,182 @@
+"""Channel rules of operator layers: what tf_keras makes of `x * 2` or `x[..., :8]`.
+
+An operator layer has no weights; its arguments stand in the node of its call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tf_keras.src.layers.core.tf_op_layer import SlicingOpLambda, TFOpLambda
+
+from ehap_tf.channels.ids import ZERO, Flags
+from ehap_tf.channels.merge_rules import concatenate_along, elementwise_sum, product
+from ehap_tf.channels.rules import Call, Effect, frozen, pass_on, register_channel_rule
+
+_ELEMENTWISE = frozenset(
+    """abs identity cast clip_by_value math.abs math.square math.sqrt math.rsqrt math.exp math.log
+    math.negative math.sigmoid math.tanh math.softplus math.sign math.round math.pow math.erf
+    math.reciprocal nn.relu nn.relu6 nn.leaky_relu nn.elu nn.selu nn.swish nn.silu nn.gelu
+    nn.sigmoid nn.tanh nn.softplus nn.softsign stop_gradient __operators__.add __operators__.sub
+    __operators__.mul __operators__.truediv __operators__.pow math.add math.subtract math.multiply
+    math.truediv math.divide math.maximum math.minimum""".split()
+)
+_SUMS = frozenset(
+    """__operators__.add __operators__.sub math.add math.subtract math.maximum math.minimum
+    math.add_n""".split()
+)
+_PRODUCTS = frozenset(["__operators__.mul", "math.multiply"])
+_REDUCTIONS = frozenset(["math.reduce_mean", "math.reduce_sum", "math.reduce_max"])
+
+
+def _argument(call: Call, place: int, name: str, default: Any = None) -> Any:
+    """A non-tensor argument of an operator, given by position or by name."""
+    args, kwargs = call.node.call_args, call.node.call_kwargs
+    if name in kwargs:
+        return kwargs[name]
+    return args[place] if len(args) > place else default
+
+
+@register_channel_rule(TFOpLambda)
+def operator(call: Call) -> Effect:
+    """Looks the function up by its TensorFlow name; one that is not listed freezes."""
+    symbol = call.layer.symbol.removeprefix("compat.v1.")
+    if symbol in _REDUCTIONS:
+        return _reduction(call)
+    if symbol in ("concat", "split", "pad", "reshape"):
+        return _SHAPED[symbol](call)
+    if len(call.inputs) > 1:
+        if symbol in _SUMS:
+            return elementwise_sum(call)
+        if symbol in _PRODUCTS:
+            return product(call)
+    elif symbol in _ELEMENTWISE and not _has_array(call):
+        return pass_on(call)
+    return frozen(call, f"no channel rule for the operator tf.{symbol} (layer {call.path!r})")
+
+
+def _has_array(call: Call) -> bool:
+    """Whether a constant with more than one number takes part, for instance one a channel."""
+    constants = tf.nest.flatten((call.node.call_args, call.node.call_kwargs))
+    return any(np.size(c) > 1 for c in constants if isinstance(c, np.ndarray | tf.Tensor))
+
+
+def _reduction(call: Call) -> Effect:
+    axis = _argument(call, 1, "axis")
+    rank = len(call.input_shapes[0])
+    axes = range(rank) if axis is None else np.atleast_1d(axis).tolist()
+    if any(a % rank in (0, rank - 1) for a in axes):
+        return frozen(call, f"{call.path!r} reduces the channel axis")
+    return pass_on(call, preserves_zero=True)
+
+
+def _concat(call: Call) -> Effect:
+    return concatenate_along(call, _argument(call, 1, "axis"))
+
+
+def _split(call: Call) -> Effect:
+    """Along the channels every part carries its ids, and the sizes follow what is alive."""
+    axis = _argument(call, 2, "axis", 0)
+    rank = len(call.input_shapes[0])
+    (ids,) = call.inputs
+    if axis % rank != rank - 1:
+        return Effect([ids], [ids] * len(call.output_shapes), preserves_zero=True)
+    ids = call.ids.settle(ids, f"{call.path!r} splits it")
+    sizes = [shape[-1] for shape in call.output_shapes]
+    parts = np.split(ids, np.cumsum(np.array(sizes, np.int64))[:-1])
+    # A part must not become empty, which the kept filters alone do not ensure.
+    for part in parts:
+        call.ids.freeze(part[:1], f"{call.path!r} needs a channel in every part")
+
+    def arguments(alive: Flags, args: Any, kwargs: Any) -> Any:
+        now = [int(alive[part].sum()) for part in parts]
+        return _replaced(args, kwargs, 1, "num_or_size_splits", now)
+
+    return Effect([ids], parts, arguments=arguments, preserves_zero=True)
+
+
+def _pad(call: Call) -> Effect:
+    """Zero padding; along the channels it becomes the filling in of zeros where they are needed."""
+    paddings = np.asarray(_argument(call, 1, "paddings"))
+    mode = str(_argument(call, 2, "mode", "CONSTANT")).upper()
+    value = _argument(call, 4, "constant_values", 0) or 0
+    before, after = (int(n) for n in paddings[-1])
+    (ids,) = call.inputs
+    if not before and not after:
+        return pass_on(call, preserves_zero=mode != "CONSTANT" or value == 0)
+    if mode != "CONSTANT" or value != 0 or paddings[:-1].any():
+        return frozen(call, f"{call.path!r} pads channels with something else than zeros")
+    out = np.concatenate([np.full(before, ZERO), ids, np.full(after, ZERO)]).astype(np.int64)
+    return Effect([ids], [out], preserves_zero=True, pass_through=True)
+
+
+def _reshape(call: Call) -> Effect:
+    return frozen(
+        call, f"tf.reshape in {call.path!r} states sizes; the Reshape layer can be pruned"
+    )
+
+
+_SHAPED: dict[str, Callable[[Call], Effect]] = {
+    "concat": _concat,
+    "split": _split,
+    "pad": _pad,
+    "reshape": _reshape,
+}
+
+
+@register_channel_rule(SlicingOpLambda)
+def slicing(call: Call) -> Effect:
+    """Slices of positions keep the channels; a slice of channels keeps its ids."""
+    (ids,) = call.inputs
+    rank = len(call.input_shapes[0])
+    spec = _argument(call, 1, "slice_spec")
+    entries = list(spec) if isinstance(spec, tuple | list) else [spec]
+    if any(entry is None or entry is tf.newaxis for entry in entries):
+        return frozen(call, f"{call.path!r} adds an axis")
+    if Ellipsis in entries:
+        place = entries.index(Ellipsis)
+        missing = rank - len(entries) + 1
+        entries[place : place + 1] = [_everything()] * missing
+    entries += [_everything()] * (rank - len(entries))
+    if any(not isinstance(entry, dict | slice) for entry in entries):
+        return frozen(call, f"{call.path!r} picks single elements")
+    of_channels = _slice(entries[-1])
+    if of_channels == slice(None):
+        return Effect([ids], [ids], preserves_zero=True)
+    if of_channels.step not in (None, 1):
+        return frozen(call, f"{call.path!r} takes every {of_channels.step}th channel")
+    part = ids[of_channels]
+    call.ids.freeze(part[:1], f"{call.path!r} needs a channel in its part")
+    start, _, _ = of_channels.indices(len(ids))
+    settled = call.ids.settle(ids, f"{call.path!r} takes a part of it")
+    part = settled[start : start + len(part)]
+
+    def arguments(alive: Flags, args: Any, kwargs: Any) -> Any:
+        first = int(alive[settled[:start]].sum())
+        new = slice(first, first + int(alive[part].sum()))
+        positions = [_slice(entry) for entry in entries[:-1]]
+        return _replaced(args, kwargs, 1, "slice_spec", (*positions, new))
+
+    return Effect([settled], [part], arguments=arguments, preserves_zero=True)
+
+
+def _everything() -> dict[str, None]:
+    return {"start": None, "stop": None, "step": None}
+
+
+def _slice(entry: dict[str, Any] | slice) -> slice:
+    if isinstance(entry, slice):
+        return entry
+    return slice(entry["start"], entry["stop"], entry["step"])
+
+
+def _replaced(args: Any, kwargs: Any, place: int, name: str, value: Any) -> Any:
+    """The arguments of a call with one of them replaced."""
+    if name in kwargs:
+        return args, {**kwargs, name: value}
+    args = list(args)
+    args[place] = value
+    return tuple(args), kwargs
