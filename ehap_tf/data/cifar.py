@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pathlib
+import socket
+import urllib.request
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
 }
+DOWNLOAD_HOST = ("www.cs.toronto.edu", 443)
 
 
 def load_cifar(name: str, data_dir: str | os.PathLike[str] | None, seed: int) -> ImageDataset:
@@ -58,6 +61,7 @@ def _prepare(builder: Any, name: str) -> None:
     if (folder / "dataset_info.json").exists():
         return
     try:
+        _check_network()
         builder.download_and_prepare()
     except Exception as error:  # TFDS raises a dozen unrelated types when there is no network.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
@@ -66,6 +70,13 @@ def _prepare(builder: Any, name: str) -> None:
             f"({reason}). Name a folder that holds it with --data_dir (data_dir=) or the variable "
             "TFDS_DATA_DIR, or connect this machine to the network."
         ) from error
+
+
+def _check_network() -> None:
+    """Fails at once where TFDS would retry for minutes."""
+    # Behind a proxy the host may have no address here and still be within reach.
+    if not urllib.request.getproxies():
+        socket.create_connection(DOWNLOAD_HOST, timeout=10.0).close()
 
 
 def _read(tfds: Any, builder: Any, split: str) -> Split:

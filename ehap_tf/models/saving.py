@@ -78,6 +78,10 @@ def load_model(path: str | os.PathLike[str]) -> tf_keras.Model:
             "apart. Save the model with model.save() of tf_keras"
         )
     require_functional(model)
+    for layer in model._flatten_layers():
+        # A SavedModel gives layers of unknown classes back as shells around their traced graphs.
+        if type(layer).__module__.endswith("saved_model.load"):
+            raise _unknown_class(path, f"{type(layer).__name__}, layer {layer.name!r}")
     return model
 
 
@@ -126,15 +130,20 @@ def _explained(path: pathlib.Path, error: Exception) -> Exception:
     if path.is_dir() and isinstance(error, (tf.errors.OpError, OSError, IndexError)):
         return _damaged(path, error)
     lowered = str(error).lower()
-    if any(words in lowered for words in ("unknown", "could not locate", "not registered")):
-        return ValueError(
-            f"{path} has a layer of a class that is not known here ({reason}). Decorate the class "
-            "with @tf_keras.utils.register_keras_serializable() and import it first. A "
-            "quantization-aware model is loaded with ehap_tf.quantization.load_qat"
-        )
+    unknown = ("unknown", "could not locate", "not registered", "cannot deserialize")
+    if any(words in lowered for words in unknown):
+        return _unknown_class(path, reason)
     if isinstance(error, (ValueError, TypeError, NotImplementedError)):
         return ValueError(f"{path} cannot be loaded by tf_keras {tf_keras.__version__}: {reason}")
     return _damaged(path, error)
+
+
+def _unknown_class(path: pathlib.Path, reason: str) -> ValueError:
+    return ValueError(
+        f"{path} has a layer of a class that is not known here ({reason}). Decorate the class "
+        "with @tf_keras.utils.register_keras_serializable() and import it first. A "
+        "quantization-aware model is loaded with ehap_tf.quantization.load_qat"
+    )
 
 
 def _damaged(path: pathlib.Path, error: Exception) -> CorruptFileError:

@@ -70,6 +70,7 @@ def test_absent_without_network_says_where_to_point(
     def no_network(self, **kwargs):
         raise ConnectionError("Failed to resolve 'www.cs.toronto.edu'\nand more lines")
 
+    monkeypatch.setattr("ehap_tf.data.cifar._check_network", lambda: None)
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", no_network)
     with pytest.raises(FileNotFoundError) as caught:
         load_dataset("cifar10", data_dir=tmp_path)
@@ -77,6 +78,22 @@ def test_absent_without_network_says_where_to_point(
     assert "\n" not in text
     for words in ("cifar10", str(tmp_path), "download failed", "--data_dir", "TFDS_DATA_DIR"):
         assert words in text
+
+
+def test_without_a_network_the_download_is_not_tried_for_minutes(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+    def no_route(address, timeout):
+        raise OSError("Name or service not known")
+
+    def forbidden(self, **kwargs):
+        raise AssertionError("the download was begun")
+
+    monkeypatch.setattr("urllib.request.getproxies", dict)
+    monkeypatch.setattr("socket.create_connection", no_route)
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", forbidden)
+    with pytest.raises(FileNotFoundError, match="Name or service not known"):
+        load_dataset("cifar10", data_dir=tmp_path)
 
 
 @pytest.mark.cifar10

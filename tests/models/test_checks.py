@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tf_keras
+
+from ehap_tf.models import (
+    build_model,
+    ends_in_softmax,
+    require_finite_weights,
+    require_functional,
+)
+
+
+class Subclassed(tf_keras.Model):
+    def __init__(self):
+        super().__init__(name="mine")
+        self.dense = tf_keras.layers.Dense(2)
+
+    def call(self, inputs):
+        return self.dense(inputs)
+
+
+class HalfFunctional(tf_keras.Model):
+    """Looks functional but computes something else."""
+
+    def call(self, inputs):
+        return super().call(inputs) * 2.0
+
+
+def sequential(*layers) -> tf_keras.Sequential:
+    return tf_keras.Sequential([tf_keras.Input((4,)), *layers])
+
+
+def test_functional_and_sequential_models_pass():
+    require_functional(build_model("resnet8"))
+    require_functional(sequential(tf_keras.layers.Dense(2)))
+
+
+def test_a_subclassed_model_is_refused_with_the_way_out():
+    with pytest.raises(TypeError, match=r"'mine' is subclassed \(Subclassed\).*functional API"):
+        require_functional(Subclassed())
+
+
+def test_a_nested_subclassed_model_is_refused():
+    with pytest.raises(TypeError, match="'mine' inside 'outer' is subclassed"):
+        inputs = tf_keras.Input((4,))
+        require_functional(tf_keras.Model(inputs, Subclassed()(inputs), name="outer"))
+
+
+def test_a_functional_model_with_a_call_of_its_own_is_refused():
+    inputs = tf_keras.Input((4,))
+    with pytest.raises(TypeError, match="HalfFunctional"):
+        require_functional(HalfFunctional(inputs, tf_keras.layers.Dense(2)(inputs)))
+
+
+def test_a_sequential_model_without_input_shape():
+    with pytest.raises(ValueError, match=r"no input shape.*model\.build"):
+        require_functional(tf_keras.Sequential([tf_keras.layers.Dense(2)]))
+
+
+def test_something_else():
+    with pytest.raises(TypeError, match=r"Received: builtins\.str"):
+        require_functional("resnet8")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_weight_that_is_not_finite_is_named(value: float):
+    model = build_model("resnet8")
+    require_finite_weights(model)
+    layer = model.get_layer("stage2_block1_conv1")
+    kernel = layer.kernel.numpy()
+    kernel[0, 0, 0, :2] = value
+    layer.kernel.assign(kernel)
+    with pytest.raises(ValueError, match=r"stage2_block1_conv1/kernel.* 2 NaN or infinite"):
+        require_finite_weights(model)
+
+
+def test_logits_and_probabilities_are_told_apart():
+    dense = tf_keras.layers.Dense
+    assert not ends_in_softmax(build_model("resnet8"))
+    assert not ends_in_softmax(sequential(dense(3, activation="softmax"), dense(3)))
+    assert ends_in_softmax(sequential(dense(3, activation="softmax")))
+    assert ends_in_softmax(sequential(dense(3), tf_keras.layers.Softmax()))
+    assert ends_in_softmax(sequential(dense(3), tf_keras.layers.Activation("softmax")))
+    assert ends_in_softmax(sequential(sequential(dense(3, activation="softmax"))))

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+import tf_keras
+
+from ehap_tf.files import CorruptFileError
+from ehap_tf.models import build_model, load_model, save_model
+
+IMAGES = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def model() -> tf_keras.Model:
+    return build_model("resnet8a", num_classes=3, input_shape=(16, 16, 3))
+
+
+@pytest.mark.parametrize("name", ["model.keras", "model.h5", "folder"])
+def test_a_model_comes_back(tmp_path: pathlib.Path, model: tf_keras.Model, name: str):
+    path = tmp_path / "new" / name
+    save_model(model, path)
+    save_model(model, path)
+    loaded = load_model(path)
+    assert [layer.name for layer in loaded.layers] == [layer.name for layer in model.layers]
+    np.testing.assert_allclose(loaded(IMAGES), model(IMAGES), rtol=1e-6)
+    assert [p.name for p in path.parent.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", ["model.keras", "model.h5"])
+def test_the_compile_state_comes_back(tmp_path: pathlib.Path, name: str):
+    model = build_model("resnet8", num_classes=3, input_shape=(16, 16, 3))
+    model.compile("adam", "mse", metrics=["mae"])
+    save_model(model, tmp_path / name)
+    loaded = load_model(tmp_path / name)
+    ones = np.ones((1, 3), np.float32)
+    assert float(tf_keras.losses.get(loaded.loss)(ones, 3 * ones)[0]) == 4.0
+    assert isinstance(loaded.optimizer, tf_keras.optimizers.Adam)
+
+
+def test_a_loss_that_is_not_known_here_costs_the_compile_state_with_a_warning(tmp_path):
+    def mine(labels, outputs):
+        return outputs
+
+    model = build_model("resnet8", num_classes=3, input_shape=(16, 16, 3))
+    model.compile("adam", mine)
+    save_model(model, tmp_path / "model.h5")
+    with pytest.warns(RuntimeWarning, match="without its compiled loss"):
+        loaded = load_model(tmp_path / "model.h5")
+    np.testing.assert_allclose(loaded(IMAGES), model(IMAGES), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["model.keras", "model.h5"])
+@pytest.mark.parametrize("kept", [0.0, 0.5, 0.98])
+def test_a_truncated_file_is_named(tmp_path: pathlib.Path, model, name: str, kept: float):
+    path = tmp_path / name
+    save_model(model, path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content))])
+    with pytest.raises(CorruptFileError, match=f"{name} is damaged or truncated"):
+        load_model(path)
+
+
+def test_a_flipped_byte_is_found(tmp_path: pathlib.Path, model: tf_keras.Model):
+    path = tmp_path / "model.keras"
+    save_model(model, path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(bytes(content))
+    with pytest.raises(CorruptFileError, match=r"model\.keras is damaged"):
+        load_model(path)
+
+
+def test_a_savedmodel_without_its_variables(tmp_path: pathlib.Path, model: tf_keras.Model):
+    save_model(model, tmp_path / "folder")
+    shutil.rmtree(tmp_path / "folder" / "variables")
+    with pytest.raises(CorruptFileError, match="folder is damaged"):
+        load_model(tmp_path / "folder")
+
+
+def test_paths_that_are_no_models(tmp_path: pathlib.Path):
+    with pytest.raises(FileNotFoundError, match=r"absent\.keras"):
+        load_model(tmp_path / "absent.keras")
+    (tmp_path / "model.onnx").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"\.keras, \.h5 .*model\.onnx"):
+        load_model(tmp_path / "model.onnx")
+    with pytest.raises(ValueError, match=r"no saved_model\.pb"):
+        load_model(tmp_path)
+    with pytest.raises(ValueError, match=r"model\.onnx"):
+        save_model(tf_keras.Sequential(), tmp_path / "model.onnx")
+
+
+def test_weights_alone_are_no_model(tmp_path: pathlib.Path, model: tf_keras.Model):
+    model.save_weights(tmp_path / "weights.h5")
+    with pytest.raises(ValueError, match="weights alone"):
+        load_model(tmp_path / "weights.h5")
+
+
+def test_a_file_of_keras_3_is_told_from_damage(tmp_path: pathlib.Path):
+    path = tmp_path / "model.keras"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("metadata.json", json.dumps({"keras_version": "3.15.1"}))
+        archive.writestr("config.json", "{}")
+    with pytest.raises(ValueError, match=r"saved by Keras 3\.15\.1") as caught:
+        load_model(path)
+    assert not isinstance(caught.value, CorruptFileError)
+
+
+class Unregistered(tf_keras.layers.Layer):
+    def call(self, inputs):
+        return inputs
+
+
+@pytest.mark.parametrize("name", ["model.keras", "model.h5", "folder"])
+def test_an_unknown_layer_class_is_explained(tmp_path: pathlib.Path, name: str, monkeypatch):
+    # tf_keras finds a class again by its module where that can be imported.
+    monkeypatch.setattr(Unregistered, "__module__", "somewhere_else")
+    inputs = tf_keras.Input((4,))
+    save_model(tf_keras.Model(inputs, Unregistered()(inputs)), tmp_path / name)
+    with pytest.raises(ValueError, match="register_keras_serializable"):
+        load_model(tmp_path / name)
+
+
+class Subclassed(tf_keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = tf_keras.layers.Dense(2)
+
+    def call(self, inputs):
+        return self.dense(inputs)
+
+
+def test_a_saved_subclassed_model_is_refused(tmp_path: pathlib.Path):
+    model = Subclassed()
+    model(np.zeros((1, 4), np.float32))
+    save_model(model, tmp_path / "folder")
+    with pytest.raises(TypeError, match="subclassed"):
+        load_model(tmp_path / "folder")
+
+
+@pytest.mark.parametrize("name", ["model.keras", "folder"])
+def test_a_disk_that_fills_up_leaves_the_old_file(tmp_path, model, name: str, monkeypatch):
+    path = tmp_path / name
+    save_model(model, path)
+
+    def full(self, *args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(model), "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_model(model, path)
+    monkeypatch.undo()
+    np.testing.assert_allclose(load_model(path)(IMAGES), model(IMAGES), rtol=1e-6)
+    assert [p.name for p in tmp_path.iterdir()] == [name]
