@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pathlib
 import tempfile
@@ -32,7 +33,14 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     os.close(descriptor)
     temporary = pathlib.Path(name)
     try:
-        yield temporary
+        try:
+            yield temporary
+        except OSError as error:
+            if error.filename not in (None, name):
+                raise
+            # A full disk is reported without a name, or with the temporary one.
+            reason = error.strerror or str(error)
+            raise OSError(error.errno or errno.EIO, reason, str(path)) from error
         # mkstemp makes a file that only its owner may read; a result is for colleagues too.
         os.chmod(temporary, 0o666 & ~_umask())
         with open(temporary, "rb+") as written:

@@ -237,10 +237,12 @@ def _fit(
     history = model.fit(
         batches, validation_data=validation, epochs=epochs, callbacks=callbacks, verbose=verbose
     )
-    if not np.isfinite(history.history["loss"]).all():
+    # A ReLU may turn NaN into 0: weights can be lost while the loss stays finite.
+    weights_finite = all(np.isfinite(weight).all() for weight in model.get_weights())
+    if not np.isfinite(history.history["loss"]).all() or not weights_finite:
         raise FloatingPointError(
-            f"The loss became NaN or infinite (learning rate {learning_rate:g}); give a lower "
-            "learning_rate"
+            f"The loss or the weights became NaN or infinite (learning rate {learning_rate:g}); "
+            "give a lower learning_rate, and look for NaN in the data"
         )
     if best and best.weights is not None:
         model.set_weights(best.weights)

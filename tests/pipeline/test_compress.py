@@ -1,0 +1,123 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+
+import ehap_tf as ehap
+
+CLASSES = 3
+
+
+@pytest.fixture(scope="module")
+def data():
+    """Images whose class is the brightest channel: a small network learns that in a few steps."""
+    random = np.random.default_rng(0)
+    labels = random.integers(0, CLASSES, 384)
+    images = random.normal(size=(384, 8, 8, CLASSES)).astype(np.float32)
+    images[np.arange(384), :, :, labels] += 1.0
+    return (images[:256], labels[:256]), (images[256:], labels[256:])
+
+
+@pytest.fixture(scope="module")
+def model(data):
+    tf_keras.utils.set_random_seed(0)
+    layers = tf_keras.layers
+    model = tf_keras.Sequential(
+        [
+            layers.Input((8, 8, CLASSES)),
+            layers.Conv2D(8, 3, use_bias=False),
+            layers.BatchNormalization(),
+            layers.ReLU(),
+            layers.Conv2D(8, 3, use_bias=False),
+            layers.BatchNormalization(),
+            layers.ReLU(),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(CLASSES),
+        ]
+    )
+    loss = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(tf_keras.optimizers.SGD(0.05, momentum=0.9), loss, ["accuracy"])
+    model.fit(*data[0], epochs=5, batch_size=32, verbose=0)
+    return model
+
+
+@pytest.mark.slow
+def test_one_call_from_a_trained_model_to_the_integer_file(model, data, tmp_path):
+    weights, optimizer = model.get_weights(), model.optimizer
+    path = tmp_path / "small.tflite"
+    result = ehap.compress(
+        model, *data, path=path, target_params=0.5, criterion="magnitude",
+        finetune_epochs=2, qat_epochs=1, batch_size=32,
+    )  # fmt: skip
+    report = result.report
+    assert report["params_after"] <= 0.5 * report["params_before"]
+    assert ehap.count_parameters(result.model) == report["params_after"] == result.plan.params_after
+    assert report["tflite_accuracy"] >= 0.95 and report["tflite_float_ops"] == 0
+    assert report["tflite_accuracy"] == ehap.evaluate_tflite(path, data[1])
+    assert result.tflite.path == path and path.stat().st_size == report["tflite_bytes"]
+    assert model.optimizer is optimizer
+    for before, after in zip(weights, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_finetune_returns_a_trained_copy(model, data):
+    random = tf_keras.models.clone_model(model)
+    before = random.get_weights()
+    trained = ehap.finetune(random, *data, epochs=5, loss=model.loss, batch_size=32)
+    assert trained is not random
+    for a, b in zip(before, random.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    scores = trained.evaluate(*data[1], verbose=0, return_dict=True)
+    assert scores["accuracy"] > 0.9
+
+
+def test_finetune_keeps_the_best_validation_weights(model, data):
+    """Validation labels that contradict what is learnt: the loss on them rises with every epoch."""
+    (x, y), _ = data
+    fresh, contrary = tf_keras.models.clone_model(model), (x, (y + 1) % CLASSES)
+    options = {"epochs": 5, "learning_rate": 0.05, "loss": model.loss, "batch_size": 32}
+    best = ehap.finetune(fresh, data[0], contrary, **options)
+    last = ehap.finetune(fresh, data[0], **options)
+    best_loss, last_loss = (recompiled(m).evaluate(*contrary, verbose=0) for m in (best, last))
+    assert best_loss < 0.9 * last_loss
+
+
+def recompiled(model):
+    model.compile(loss=tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model
+
+
+def test_no_loss_is_known(model, data):
+    bare = tf_keras.models.clone_model(model)
+    with pytest.raises(ValueError, match="loss is needed"):
+        ehap.finetune(bare, data[0])
+    with pytest.raises(ValueError, match="loss is needed"):
+        ehap.compress(bare, *data)
+
+
+def test_a_diverging_loss_is_an_error(model, data):
+    with pytest.raises(FloatingPointError, match="NaN or infinite"):
+        ehap.finetune(model, data[0], epochs=1, loss=lambda y, p: tf.reduce_sum(p) * np.nan)
+
+
+def test_weights_that_diverge_unseen_by_the_loss_are_an_error(model, data):
+    """oneDNN's ReLU turns NaN into 0, so that a network of NaN can have a finite loss."""
+    (x, y), _ = data
+    poisoned = np.where(np.arange(len(x)) == 100, np.nan, 1.0)[:, None, None, None] * x
+    with pytest.raises(FloatingPointError, match="NaN or infinite"):
+        ehap.finetune(model, (poisoned.astype(np.float32), y), epochs=1)
+
+
+def test_endless_data_is_refused(model, data):
+    endless = tf.data.Dataset.from_tensor_slices(data[0]).batch(32).repeat()
+    with pytest.raises(ValueError, match="endless"):
+        ehap.finetune(model, endless)
+
+
+def test_a_subclassed_model_is_refused(data):
+    class Mine(tf_keras.Model):
+        def call(self, inputs):
+            return inputs
+
+    with pytest.raises(TypeError, match="subclass"):
+        ehap.finetune(Mine(), data[0], loss="mse")

@@ -1,0 +1,142 @@
+"""The process is killed in every stage; the same command ends with the files of an unbroken run."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tf_keras
+
+from ehap_tf.pipeline.contents import REPORT_KEYS
+from ehap_tf.quantization import load_qat
+from ehap_tf.sensitivity import FilterScores
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+# Runs the command and kills its own process, either when a stage's progress has come to a number or
+# at the moment when a finished temporary file would take the place of a file.
+DRIVER = """
+import contextlib, os, signal, sys
+from ehap_tf import main
+from ehap_tf.pipeline import console
+
+kind, name, count = sys.argv[1].split(":")
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if kind == "write":
+    replace = os.replace
+    def replace_or_die(source, target):
+        if os.path.basename(target) == name:
+            die()
+        replace(source, target)
+    os.replace = replace_or_die
+elif kind == "progress":
+    original = console.RunConsole.progress
+    @contextlib.contextmanager
+    def progress(self, title, unit):
+        with original(self, title, unit) as callback:
+            def report(done, total, figures):
+                callback(done, total, figures)
+                if title == name and done >= int(count):
+                    die()
+            yield report
+    console.RunConsole.progress = progress
+sys.exit(main.main(["main", *sys.argv[2:]]))
+"""
+
+FLAGS = (
+    f"--flagfile={ROOT / 'flags' / 'quickstart.cfg'}",
+    "--baseline=train",
+    "--estimator=hutchinson",
+    "--criterion=hessian_trace",
+    "--probes=4",
+    "--hessian_batch_size=64",
+    "--train_epochs=3",
+    "--finetune_epochs=2",
+    "--qat_epochs=2",
+)
+
+# 20 steps an epoch: 50 is in the middle of the third, 30 and 25 of the second.
+KILLS = (
+    "progress:train:50",
+    "write:baseline.keras:",
+    "progress:rank:1",
+    "write:slim.keras:",
+    "progress:finetune:30",
+    "write:qat.h5:",
+    "progress:quantize:30",
+    "write:model_int8.tflite:",
+    "write:report.html:",
+)
+
+
+def run(folder, kill="none::"):
+    return subprocess.run(
+        [sys.executable, "-c", DRIVER, kill, *FLAGS, f"--output_dir={folder}"],
+        cwd=folder.parent,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unbroken") / "run"
+    done = run(folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.slow
+def test_the_unbroken_run_leaves_the_files_and_keys_of_the_contract(unbroken):
+    names = "config.json baseline.keras scores.npz plan.json slim.keras finetuned.keras qat.h5 "
+    names += "model_int8.tflite report.json report.html logs"
+    assert {path.name for path in unbroken.iterdir()} >= set(names.split())
+    report = json.loads((unbroken / "report.json").read_text())
+    assert tuple(report) == REPORT_KEYS
+    assert report["tflite_float_ops"] == 0
+    assert report["tflite_bytes"] == (unbroken / "model_int8.tflite").stat().st_size
+    assert report["params_after"] <= 0.4 * report["params_before"]
+    assert not (unbroken / "checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_killed_in_every_stage_it_ends_with_the_same_files(unbroken, tmp_path):
+    folder = tmp_path / "run"
+    for kill in KILLS:
+        died = run(folder, kill)
+        assert died.returncode == -signal.SIGKILL, f"{kill}: {died.stdout}{died.stderr}"
+    done = run(folder)
+    assert done.returncode == 0, done.stderr
+    log = (folder / "logs" / "run.log").read_text()
+    for stage, epochs in (("train", 2), ("finetune", 1), ("quantize", 1)):
+        assert f"{stage}: went on after epoch {epochs}" in log
+    assert_same_results(unbroken, folder)
+    assert not list(folder.glob("**/.*.partial*"))
+
+
+def assert_same_results(one, other):
+    for name in ("baseline.keras", "slim.keras", "finetuned.keras"):
+        assert_same_weights(*(tf_keras.models.load_model(f / name) for f in (one, other)))
+    assert_same_weights(*(load_qat(folder / "qat.h5") for folder in (one, other)))
+    scores, others = (FilterScores.load(folder / "scores.npz") for folder in (one, other))
+    for layer in scores:
+        np.testing.assert_array_equal(scores[layer], others[layer])
+    assert (one / "plan.json").read_text() == (other / "plan.json").read_text()
+    assert (one / "model_int8.tflite").read_bytes() == (other / "model_int8.tflite").read_bytes()
+    reports = [json.loads((folder / "report.json").read_text()) for folder in (one, other)]
+    same = [{k: v for k, v in r.items() if k.endswith("accuracy")} for r in reports]
+    assert same[0] == same[1]
+
+
+def assert_same_weights(one, other):
+    for a, b in zip(one.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
