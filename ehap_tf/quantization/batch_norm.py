@@ -19,12 +19,13 @@ def batch_norms(model: tf_keras.Model) -> list[tf_keras.layers.BatchNormalizatio
 
 
 def freeze_batch_norm(qat: tf_keras.Model) -> None:
-    """Freezes the BatchNorm layers of a QAT model, in place.
+    """Freezes the BatchNorm statistics of a QAT model, in place.
 
-    From here on they normalise with their moving statistics, in training too, and neither these
-    nor gamma and beta change: training then sees the very affine maps that are folded into the
-    file. Keras builds its training function when the model is compiled: after freezing a model
-    that has been compiled, compile it again, and retrace a training step of your own.
+    From here on every BatchNorm normalises with its moving statistics, in training too, and these
+    do not change: training then sees the very affine maps that are folded into the file. Gamma and
+    beta keep training, so that the list of trainable variables (and with it the optimizer's state)
+    stays as it is. Keras reads the flag while tracing: compile the model again after freezing it,
+    and retrace a training step of your own.
     """
     for layer in batch_norms(qat):
         layer.trainable = False

@@ -15,6 +15,7 @@ import tensorflow as tf
 import tf_keras
 
 from ehap_tf.quantization.graph import rebuild, walk
+from ehap_tf.quantization.operators import rewrite_operator
 
 layers = tf_keras.layers
 
@@ -52,9 +53,13 @@ class Canonicalizer:
         """Returns what a call of `layer` becomes."""
         if isinstance(layer, tf_keras.Model):
             return self._inline(layer, args)
-        rule = RULES.get(type(layer).__name__)
-        if rule is not None:
-            return rule(self, layer, *args)
+        kind = type(layer).__name__
+        if kind == "TFOpLambda":
+            outputs = rewrite_operator(self, layer, args, kwargs)
+            if outputs is not None:
+                return outputs
+        if kind in RULES:
+            return RULES[kind](self, layer, *args)
         if "training" in kwargs:
             kwargs = {key: value for key, value in kwargs.items() if key != "training"}
         return self.copy(layer)(*args, **kwargs)
@@ -125,6 +130,26 @@ class Canonicalizer:
         pointwise.set_weights(weights[1:])
         return self.activate(layer.activation, x, layer.name)
 
+    def _dense(self, layer: tf_keras.layers.Layer, x: Any) -> Any:
+        """Dense over more than a vector is a 1x1 convolution, whose channels have own scales."""
+        if x.shape.rank == 2:
+            return self._with_activation(layer, x)
+        config = layer.get_config()
+        convolution = layers.Conv2D(
+            config["units"],
+            1,
+            use_bias=config["use_bias"],
+            kernel_regularizer=layer.kernel_regularizer,
+            bias_regularizer=layer.bias_regularizer,
+            trainable=layer.trainable,
+            name=self.name(layer.name),
+            dtype="float32",
+        )
+        y = self.as_image(convolution, x, layer.name)
+        kernel, *bias = layer.get_weights()
+        convolution.set_weights([kernel[None, None], *bias])
+        return self.activate(layer.activation, y, layer.name)
+
     def _activation(self, layer: tf_keras.layers.Layer, x: Any) -> Any:
         return self.activate(layer.activation, x, layer.name, own_layer=True)
 
@@ -173,26 +198,41 @@ class Canonicalizer:
             name: of the new layer.
         """
         channels = x.shape[-1]
-        image = x
-        if x.shape.rank != 4:
-            image = layers.Reshape(
-                (1, 1, -1) if x.shape.rank == 2 else (1, *x.shape[1:]),
-                name=self.name(f"{name}_expand"),
-                dtype="float32",
-            )(x)
         layer = layers.DepthwiseConv2D(
             1, use_bias=True, trainable=False, name=self.name(name), dtype="float32"
         )
-        y = layer(image)
+        y = self.as_image(layer, x, name)
         layer.set_weights(
             [
                 np.broadcast_to(scale, (channels,)).reshape(1, 1, channels, 1).astype(np.float32),
                 np.broadcast_to(shift, (channels,)).astype(np.float32),
             ]
         )
-        if x.shape.rank != 4:
-            y = layers.Reshape(x.shape[1:], name=self.name(f"{name}_flatten"), dtype="float32")(y)
         return y
+
+    def as_image(self, layer: Callable[..., Any], x: Any, name: str) -> Any:
+        """Calls a 1x1 convolution on a tensor of any rank, reshaped to an image and back."""
+        if x.shape.rank == 4:
+            return layer(x)
+        image_shape = (1, -1, x.shape[-1]) if x.shape.rank > 2 else (1, 1, x.shape[-1])
+        expand = layers.Reshape(image_shape, name=self.name(f"{name}_expand"), dtype="float32")
+        y = layer(expand(x))
+        shape = (*x.shape[1:-1], y.shape[-1])
+        return layers.Reshape(shape, name=self.name(f"{name}_flatten"), dtype="float32")(y)
+
+    def _average(self, layer: tf_keras.layers.Layer, inputs: list[Any]) -> Any:
+        total = layers.Add(name=self.name(f"{layer.name}_sum"), dtype="float32")(inputs)
+        return self.affine(total, 1.0 / len(inputs), 0.0, layer.name)
+
+    def _layer_scale(self, layer: tf_keras.layers.Layer, x: Any) -> Any:
+        return self.affine(x, layer.gamma.numpy(), 0.0, layer.name)
+
+    def _scaled_sum(self, layer: tf_keras.layers.Layer, inputs: list[Any]) -> Any:
+        scaled = self.affine(inputs[1], layer.scale, 0.0, f"{layer.name}_scale")
+        return layers.Add(name=self.name(layer.name), dtype="float32")([inputs[0], scaled])
+
+    def _nothing(self, layer: tf_keras.layers.Layer, x: Any) -> Any:
+        return x
 
     def _rescaling(self, layer: tf_keras.layers.Layer, x: Any) -> Any:
         return self.affine(x, np.asarray(layer.scale), np.asarray(layer.offset), layer.name)
@@ -207,11 +247,16 @@ class Canonicalizer:
 
 RULES: dict[str, Callable[..., Any]] = {
     "Activation": Canonicalizer._activation,
+    "Average": Canonicalizer._average,
     "Conv2D": Canonicalizer._with_activation,
     "Conv2DTranspose": Canonicalizer._with_activation,
-    "Dense": Canonicalizer._with_activation,
+    "CustomScaleLayer": Canonicalizer._scaled_sum,
+    "Dense": Canonicalizer._dense,
     "DepthwiseConv2D": Canonicalizer._with_activation,
+    "LayerScale": Canonicalizer._layer_scale,
     "Normalization": Canonicalizer._normalization,
     "Rescaling": Canonicalizer._rescaling,
     "SeparableConv2D": Canonicalizer._separable,
+    "StochasticDepth": Canonicalizer._nothing,
 }
+"""Layer class -> its rule; the Inception and ConvNeXt layers of `applications` among them."""

@@ -27,6 +27,7 @@ from ehap_tf.quantization.graph import consumers, producers, walk
 from ehap_tf.quantization.layout import is_plain_relu
 from ehap_tf.quantization.quantizers import EhapActivationQuantizer, EhapFixedQuantizer
 from ehap_tf.quantization.registry import IDENTITIES, KEEPS_GRID, KERNELS
+from ehap_tf.quantization.wrappers import unwrapped
 
 Range = tuple[float, float]
 NOT_COMPUTED = (QuantizeLayer, tf_keras.layers.BatchNormalization)
@@ -168,11 +169,6 @@ def _operator(layer: tf_keras.layers.Layer, kernel: FoldedKernel, x: tf.Tensor) 
         shape = layer.compute_output_shape(x.shape)
         return tf.nn.conv2d_transpose(x, kernel.constant(), shape, layer.strides, padding)
     return tf.nn.conv2d(x, kernel.constant(), layer.strides, padding, dilations=layer.dilation_rate)
-
-
-def unwrapped(layer: tf_keras.layers.Layer) -> tf_keras.layers.Layer:
-    """The layer inside TFMOT's wrapper, or `layer` itself."""
-    return layer.layer if isinstance(layer, QuantizeWrapper) else layer
 
 
 def output_range(layer: tf_keras.layers.Layer) -> Range | None:

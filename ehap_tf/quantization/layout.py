@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 import tf_keras
 from tensorflow_model_optimization.python.core.quantization.keras.default_8bit import (
     default_8bit_quantize_layout_transform as default_layout,
@@ -22,6 +23,8 @@ from ehap_tf.quantization.registry import KERNELS, EhapQuantizeRegistry
 
 FUSES_RELU = frozenset({*KERNELS, "BatchNormalization", "Add", "Subtract", "Multiply"})
 """Operators that end in a ReLU at no cost, so that nothing is quantized between."""
+
+NOT_WRAPPED = (tf_keras.layers.InputLayer, QuantizeLayer)
 
 SMALLEST_GAMMA = 1e-6
 """The TFLite converter leaves a convolution in float where a BatchNorm gamma is exactly 0."""
@@ -53,22 +56,47 @@ class EhapQuantizeLayoutTransform(default_layout.Default8BitQuantizeLayoutTransf
         Raises:
             ValueError: a layer has no integer kernel.
         """
-        flat = _attach_batch_norms(canonical_model(model), self._quantize_input)
+        flat = _attach_batch_norms(canonical_model(model), self._quantize_tensor)
+        flat = self._surround_float_layers(flat)
         configs: dict[str, dict[str, Any]] = {}
         readers = consumers(flat)
-        kinds = {layer.name: layer for layer in flat.layers}
+        by_name = {layer.name: layer for layer in flat.layers}
         for layer in flat.layers:
-            if isinstance(layer, tf_keras.layers.InputLayer | QuantizeLayer):
-                continue
             config = layer_quantize_map.get(layer.name, {}).get("quantize_config")
             if config is None:
+                if isinstance(layer, NOT_WRAPPED) or self._is_float(layer):
+                    continue
                 config = self._registry.get_quantize_config(layer)
-                if _ends_inside_operator(layer, [kinds.get(name) for name in readers[layer.name]]):
+                if _ends_inside_operator(layer, [by_name.get(r) for r in readers[layer.name]]):
                     config.output = "none"
             configs[layer.name] = {"quantize_config": config}
         return flat, configs
 
-    def _quantize_input(self, tensor: Any) -> Any:
+    def _is_float(self, layer: tf_keras.layers.Layer) -> bool:
+        return self._registry.allow_float and not (
+            isinstance(layer, NOT_WRAPPED) or self._registry.supports(layer)
+        )
+
+    def _surround_float_layers(self, flat: tf_keras.Model) -> tf_keras.Model:
+        """Puts a quantization behind every layer that stays in float.
+
+        TFMOT's wrapper could do that too, but takes layers with a single tensor only.
+        """
+        if not any(self._is_float(layer) for layer in flat.layers):
+            return flat
+        builder = Canonicalizer()
+
+        def visit(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            outputs = builder.copy(layer)(*args, **kwargs)
+            if not self._is_float(layer):
+                return outputs
+            return tf.nest.map_structure(
+                lambda y: self._quantize_tensor(y) if y.dtype.is_floating else y, outputs
+            )
+
+        return rebuild(flat, visit)
+
+    def _quantize_tensor(self, tensor: Any) -> Any:
         quantizer = EhapActivationQuantizer(
             self._registry.activation_bits, self._registry.percentile
         )

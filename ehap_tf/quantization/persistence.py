@@ -10,6 +10,7 @@ import tf_keras
 
 from ehap_tf.files import CorruptFileError, atomic_path
 from ehap_tf.quantization.scheme import quantization_scope
+from ehap_tf.quantization.wrappers import keep_frozen
 
 
 def save_qat(qat: tf_keras.Model, path: str | os.PathLike[str]) -> None:
@@ -42,11 +43,13 @@ def load_qat(path: str | os.PathLike[str]) -> tf_keras.Model:
         raise FileNotFoundError(f"there is no QAT model at {os.fspath(path)!r}.")
     try:
         with quantization_scope():
-            return tf_keras.models.load_model(path, compile=False)
+            qat = tf_keras.models.load_model(path, compile=False)
     except Exception as error:  # h5py and Keras raise whatever the broken byte happens to hit.
         raise CorruptFileError(
             f"{os.fspath(path)!r} is not a QAT model, or is damaged: {error}"
         ) from error
+    keep_frozen(qat)
+    return qat
 
 
 def _check_suffix(path: str | os.PathLike[str]) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
-import tensorflow_model_optimization as tfmot
 import tf_keras
+from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapper import (
+    QuantizeWrapperV2,
+)
 
 from ehap_tf.quantization.batch_norm import frozen_batch_norm
-from ehap_tf.quantization.canonical import canonical_model
+from ehap_tf.quantization.canonical import Canonicalizer
+from ehap_tf.quantization.graph import rebuild
 from ehap_tf.quantization.scheme import EhapQuantizeScheme, quantization_scope
+from ehap_tf.quantization.wrappers import keep_frozen
 
 METHODS = ("qat", "ptq")
 CALIBRATION_BATCHES = 10
@@ -61,11 +65,31 @@ def quantize(
         )
     scheme = EhapQuantizeScheme(weight_bits, activation_bits, act_percentile, allow_float)
     with quantization_scope():
-        annotated = tfmot.quantization.keras.quantize_annotate_model(canonical_model(model))
-        qat = tfmot.quantization.keras.quantize_apply(annotated, scheme)
+        flat, configs = scheme.get_layout_transformer().apply(model, {})
+        qat = _wrap(flat, configs)
+    keep_frozen(qat)
     if representative_data is not None:
         calibrate(qat, representative_data)
     return qat
+
+
+def _wrap(flat: tf_keras.Model, configs: Mapping[str, Mapping[str, Any]]) -> tf_keras.Model:
+    """Puts each layer into TFMOT's wrapper, as `quantize_apply` does.
+
+    In one pass over the graph; `quantize_apply` makes five copies of the model, and cannot annotate
+    layers with several inputs.
+    """
+    builder = Canonicalizer()
+
+    def visit(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        call = builder.copy(layer)
+        outputs = call(*args, **kwargs)
+        if layer.name not in configs:
+            return outputs
+        twin = tf.nest.flatten(outputs)[0]._keras_history.layer
+        return QuantizeWrapperV2(twin, configs[layer.name]["quantize_config"])(*args, **kwargs)
+
+    return rebuild(flat, visit)
 
 
 def calibrate(

@@ -40,6 +40,7 @@ KEEPS_GRID = IDENTITIES | {
     "Permute",
     "Reshape",
     "ScatterChannels",
+    "UpSampling2D",
     "ZeroPadding2D",
 }
 """Their integer kernels write with the scale and zero point of what they read."""
@@ -49,6 +50,7 @@ QUANTIZES_OUTPUT = frozenset(
         "Add",
         "BatchNormalization",
         "Concatenate",
+        "ELU",
         "GlobalAveragePooling2D",
         "LeakyReLU",
         "Maximum",
@@ -57,13 +59,18 @@ QUANTIZES_OUTPUT = frozenset(
         "PReLU",
         "ReLU",
         "Subtract",
-        "UpSampling2D",
     }
 )
 """Their integer kernels read and write with different scales."""
 
-FIXED_OUTPUTS = {"softmax": "unit", "sigmoid": "unit", "tanh": "signed_unit"}
-"""Activation function -> the output range that its integer kernel prescribes."""
+ACTIVATION_OUTPUTS = {
+    "elu": "observed",
+    "gelu": "observed",
+    "sigmoid": "unit",
+    "softmax": "unit",
+    "tanh": "signed_unit",
+}
+"""Activation function -> its output; "unit" and "signed_unit" are prescribed by the kernels."""
 
 
 class EhapQuantizeRegistry(default_registry.Default8BitQuantizeRegistry):
@@ -73,8 +80,7 @@ class EhapQuantizeRegistry(default_registry.Default8BitQuantizeRegistry):
         weight_bits: of all kernels.
         activation_bits: of all observed outputs.
         percentile: of all observed outputs, see `EhapActivationQuantizer`.
-        allow_float: quantize the output of layers that have no integer kernel, instead of
-            refusing them; they will be float operators in the file.
+        allow_float: let the layout leave layers without an integer kernel in float.
     """
 
     def __init__(
@@ -92,17 +98,17 @@ class EhapQuantizeRegistry(default_registry.Default8BitQuantizeRegistry):
 
     def supports(self, layer: tf_keras.layers.Layer) -> bool:
         """Whether the layer's computation exists in integers."""
-        return self.allow_float or self._output(layer) is not None
+        return self._output(layer) is not None
 
     def get_quantize_config(self, layer: tf_keras.layers.Layer) -> EhapQuantizeConfig:
         """The layer's weights and, unless the kernel keeps its input's grid, its output.
 
         Raises:
-            ValueError: there is no integer kernel, and float was not allowed.
+            ValueError: there is no integer kernel.
         """
         kernel, grouping = KERNELS.get(type(layer).__name__, (None, "channel"))
         output = self._output(layer)
-        if output is None and not self.allow_float:
+        if output is None:
             raise ValueError(
                 f"layer {layer.name!r} ({_spelled(layer)}) has no integer kernel in TFLite. "
                 "Replace it, or pass allow_float=True to keep it in float32 in an otherwise "
@@ -111,7 +117,7 @@ class EhapQuantizeRegistry(default_registry.Default8BitQuantizeRegistry):
         return EhapQuantizeConfig(
             weights=[] if kernel is None else [kernel],
             grouping=grouping,
-            output=output or "observed",
+            output=output,
             weight_bits=self.weight_bits,
             activation_bits=self.activation_bits,
             percentile=self.percentile,
@@ -124,11 +130,13 @@ class EhapQuantizeRegistry(default_registry.Default8BitQuantizeRegistry):
         if name == "Softmax":
             return "unit"
         if name == "Activation":
-            return FIXED_OUTPUTS.get(getattr(layer.activation, "__name__", ""))
+            return ACTIVATION_OUTPUTS.get(getattr(layer.activation, "__name__", ""))
         return "observed" if name in QUANTIZES_OUTPUT or name in KERNELS else None
 
 
 def _spelled(layer: tf_keras.layers.Layer) -> str:
     if isinstance(layer, tf_keras.layers.Activation):
         return f"Activation {getattr(layer.activation, '__name__', layer.activation)!r}"
+    if hasattr(layer, "symbol"):
+        return f"the operator {layer.symbol}"
     return type(layer).__name__
