@@ -105,20 +105,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         config = parse_config(argv)
+    except ValueError as error:
+        return _fail(str(error))
+    try:
         _run(config, shlex.join(["python", "-m", "ehap_tf.main", *argv[1:]]))
     except KeyboardInterrupt:
         print("interrupted: the same command goes on where this one stopped", file=sys.stderr)
         return 130
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
-        print(f"error: {name}{_one_line(error.strerror or error)}", file=sys.stderr)
-        return 1
-    except MemoryError as error:
-        print(f"error: out of memory: {_one_line(error)}", file=sys.stderr)
-        return 1
-    except (ValueError, TypeError, ArithmeticError, RuntimeError, ImportError) as error:
-        print(f"error: {_one_line(error)}", file=sys.stderr)
-        return 1
+        return _fail(f"{name}{error.strerror or error}")
+    except (ValueError, TypeError, FloatingPointError) as error:
+        return _fail(str(error) or type(error).__name__)
+    except Exception as error:
+        # Not one of ours: out of memory, or a fault. The log of the run has the traceback.
+        return _fail(f"{type(error).__name__}: {error} ({config.run_path}/logs/run.log has more)")
     return 0
 
 
@@ -135,9 +136,9 @@ def _fields() -> tuple[dataclasses.Field[typing.Any], ...]:
     return dataclasses.fields(PipelineConfig)
 
 
-def _one_line(error: object) -> str:
-    text = " ".join(str(error).split())
-    return text or type(error).__name__
+def _fail(reason: str) -> int:
+    print(f"error: {' '.join(reason.split())}", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

@@ -127,3 +127,32 @@ def test_settings_and_help_need_no_tensorflow():
         "assert main.main(['main', '--probes=x']) == 1\nassert 'tensorflow' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("bad\n  value"), "error: bad value\n"),
+        (OSError(28, "No space left on device", "a/b.npz"), "error: a/b.npz: No space left"),
+        (FileNotFoundError("--model=x: there is no such file"), "error: --model=x: there is no"),
+        (MemoryError("too much"), "error: MemoryError: too much (run/logs/run.log has more)"),
+        (KeyError("layer"), "error: KeyError: 'layer' (run/logs/run.log has more)"),
+    ],
+)
+def test_every_error_ends_in_one_line_and_status_1(error, line, capsys, monkeypatch):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(command, "_run", fail)
+    assert command.main(["main", "--output_dir=run"]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith(line) and captured.err.count("\n") == 1
+
+
+def test_ctrl_c_says_how_to_go_on(capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "_run", interrupted)
+    assert command.main(["main"]) == 130
+    assert "same command goes on" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import pathlib
 import time
+import traceback
 from collections.abc import Iterator, Mapping
 from typing import TextIO
 
@@ -45,6 +46,9 @@ class RunConsole:
         with open(path, "a", encoding="utf-8") as self._log:
             try:
                 yield
+            except BaseException:
+                self._write_log(traceback.format_exc())
+                raise
             finally:
                 self._log = None
 

@@ -1,6 +1,7 @@
 import io
 import re
 
+import pytest
 import rich.console
 import rich.table
 
@@ -68,3 +69,11 @@ def test_a_terminal_gets_a_bar_and_the_log_lines(tmp_path):
         progress(4, 4, {"error": 0.1})
     assert "rank" in text.getvalue()
     assert "rank: 4/4 probes, error 0.1" in (tmp_path / "run.log").read_text()
+
+
+def test_the_log_keeps_the_traceback(tmp_path):
+    console, text = make()
+    with pytest.raises(ZeroDivisionError), console.logging_to(tmp_path / "run.log"):
+        1 / 0  # noqa: B018
+    assert "Traceback" in (tmp_path / "run.log").read_text()
+    assert text.getvalue() == ""
