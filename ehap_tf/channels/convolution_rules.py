@@ -61,8 +61,25 @@ def convolution(call: Call) -> Effect:
         weights={"kernel": (*spatial, carried, out), "bias": (out,)},
         config={"filters": out},
         macs=MacTerm(factor, (carried, out)),
+        implantable=_implantable(call),
         note=_fused_activation_note(call, out),
     )
+
+
+def _implantable(call: Call) -> int | None:
+    """Kernel positions, unless there is nothing to gain or the centre cannot be followed."""
+    layer = call.layer
+    kernel_positions = math.prod(layer.kernel_size)
+    known_size = None not in call.input_shapes[0][1:]
+    if (
+        kernel_positions == 1
+        or layer.groups > 1
+        or len(layer.inbound_nodes) > 1
+        or layer.padding not in ("same", "valid")
+        or (layer.padding == "same" and max(layer.strides) > 1 and not known_size)
+    ):
+        return None
+    return kernel_positions
 
 
 def _tie_groups(call: Call, ids: Ids, groups: int) -> Ids:

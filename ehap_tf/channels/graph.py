@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,34 +66,65 @@ class ChannelGraph:
     residual: str
     notes: dict[str, str]
 
-    def count_macs(self, alive: Flags) -> float:
-        """Multiply-accumulates of one example in convolutions and dense layers."""
-        terms = [call.effect.macs for call in self.calls.values() if call.effect.macs]
-        if any(np.isnan(term.factor) for term in terms):
-            return float("nan")
-        return sum(term.count(alive) for term in terms)
+    def costs(
+        self, alive: Flags, implants: Mapping[str, int] | None = None
+    ) -> dict[str, tuple[int, float]]:
+        """Parameters and multiply-accumulates of one example, layer by layer.
 
-    def count_parameters(self, alive: Flags) -> int:
-        """Numbers in all weights, trained or not; a layer that is called twice counts once."""
-        seen: set[int] = set()
-        total = 0
+        Args:
+            alive: which channel ids are there.
+            implants: layer path -> how many of its filters are 1x1.
+
+        Returns:
+            Layer path -> numbers in all its weights, trained or not (a layer that is called twice
+            counts once), and multiply-accumulates of all its calls, NaN for a size not fixed.
+        """
+        costs: dict[str, tuple[int, float]] = {}
         for call in self.calls.values():
-            if id(call.layer) in seen or call.effect.pass_through:
+            if call.effect.pass_through:
                 continue
-            seen.add(id(call.layer))
-            axes_of = weight_axes(call)
-            for weight in call.layer.weights:
-                axes = axes_of.get(id(weight))
-                size = 1
-                for axis, length in enumerate(weight.shape):
-                    ids = axes[axis] if axes else None
-                    size *= int(length) if ids is None else int(alive[ids].sum())
-                total += size
+            saved = self._saved(call, alive, implants)
+            params, macs = costs.get(call.path, (self._parameters(call, alive) - saved, 0.0))
+            term = call.effect.macs
+            if term is not None:
+                own = term.factor if np.isnan(term.factor) else float(term.count(alive))
+                macs += own - term.factor * saved / (call.effect.implantable or 1)
+            costs[call.path] = (params, macs)
+        return costs
+
+    def count_parameters(self, alive: Flags, implants: Mapping[str, int] | None = None) -> int:
+        """Parameters of all layers, as `costs` counts them."""
+        return sum(params for params, _ in self.costs(alive, implants).values())
+
+    def count_macs(self, alive: Flags, implants: Mapping[str, int] | None = None) -> float:
+        """Multiply-accumulates of one example in convolutions and dense layers, as in `costs`."""
+        total = sum(macs for _, macs in self.costs(alive, implants).values())
+        return total if np.isnan(total) else round(total)
+
+    def _parameters(self, call: TracedCall, alive: Flags) -> int:
+        axes_of = weight_axes(call)
+        total = 0
+        for weight in call.layer.weights:
+            axes = axes_of.get(id(weight), (None,) * len(weight.shape))
+            total += math.prod(
+                int(length) if ids is None else int(alive[ids].sum())
+                for length, ids in zip(weight.shape, axes, strict=True)
+            )
         return total
 
-    def filter_layers(self) -> dict[str, Ids]:
-        """The layers that own filters, in model order, with their atoms."""
-        return self.ids.atoms
+    @property
+    def implantable(self) -> set[str]:
+        """Paths of the layers whose filters can become 1x1."""
+        return {call.path for call in self.calls.values() if call.effect.implantable}
+
+    def _saved(self, call: TracedCall, alive: Flags, implants: Mapping[str, int] | None) -> int:
+        """Kernel entries that the 1x1 filters of a layer do without."""
+        number = (implants or {}).get(call.path, 0)
+        if not number:
+            return 0
+        assert call.effect.macs is not None and call.effect.implantable is not None
+        inputs = int(alive[call.effect.macs.axes[0]].sum())
+        return number * inputs * (call.effect.implantable - 1)
 
 
 def weight_axes(call: TracedCall) -> dict[int, tuple[Ids | None, ...]]:

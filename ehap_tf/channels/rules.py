@@ -41,6 +41,8 @@ class Effect:
         arguments: for operator layers, a function `(alive, args, kwargs) -> (args, kwargs)` that
             changes arguments which speak of channels.
         macs: multiply-accumulates of one example.
+        implantable: positions of a filter's kernel, where it could be replaced by a 1x1 filter at
+            the kernel's centre; None where it could not.
         preserves_zero: a channel that is zero in the inputs is zero in the outputs.
         pass_through: the layer vanishes from the slim model; its input is its output.
         note: a remark for the report, for instance why channels are frozen.
@@ -52,6 +54,7 @@ class Effect:
     config: Mapping[str, Ids | Callable[[Flags], Any]] = dataclasses.field(default_factory=dict)
     arguments: Callable[[Flags, Any, Any], Any] | None = None
     macs: MacTerm | None = None
+    implantable: int | None = None
     preserves_zero: bool = False
     pass_through: bool = False
     note: str | None = None

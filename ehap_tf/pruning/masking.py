@@ -9,7 +9,8 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.channels import ZERO, ChannelGraph, Flags, TracedCall, trace_channels
+from ehap_tf.channels import ZERO, ChannelGraph, TracedCall, trace_channels
+from ehap_tf.pruning import implants
 from ehap_tf.pruning.plan import PruningPlan
 from ehap_tf.pruning.rebuild import Rebuilder
 
@@ -51,13 +52,27 @@ def mask(model: tf_keras.Model, plan: PruningPlan) -> tf_keras.Model:
         ValueError: the plan does not fit the model.
     """
     graph = trace_channels(model, plan.residual)
-    return _Masker(graph, plan.alive(graph)).rebuild(model)
+    return _Masker(graph, plan).rebuild(model)
 
 
 class _Masker(Rebuilder):
-    def __init__(self, graph: ChannelGraph, alive: Flags) -> None:
+    def __init__(self, graph: ChannelGraph, plan: PruningPlan) -> None:
         super().__init__(graph)
-        self._alive = alive
+        self._plan = plan
+        self._alive = plan.alive(graph)
+
+    def weights(self, call: TracedCall) -> list[Any]:
+        """An implanted filter has its kernel zero outside the centre, or everywhere."""
+        values = super().weights(call)
+        implanted = self._plan.implanted.get(call.path, ())
+        if not len(implanted):
+            return values
+        kernel = values[0].copy()
+        center = kernel[implants.center(kernel)].copy()
+        kernel[..., implanted] = 0
+        if self._plan.implant_init == "center":
+            kernel[implants.center(kernel)][..., implanted] = center[..., implanted]
+        return [kernel, *values[1:]]
 
     def outputs(self, call: TracedCall, tensors: list[Any]) -> list[Any]:
         """Zeroes the channels of the outputs that the plan removes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,13 @@ class PruningPlan:
     Attributes:
         kept: layer path -> sorted indices of the filters that stay as they are.
         implanted: layer path -> sorted indices of the filters whose kernel shrinks to 1x1.
+        implant_init: what a 1x1 kernel starts from: "zero", or "center", the k x k kernel's centre.
         filters: layer path -> number of filters of the original layer.
         residual: "union" or "tied": what sums do to the channels that they line up.
         params_before, params_after: numbers in all weights of the model.
         macs_before, macs_after: multiply-accumulates of one example; NaN where the input size is
             not fixed.
+        costs: layer path -> parameters before and after, multiply-accumulates before and after.
         frozen: layer path -> why channels around it cannot be removed.
     """
 
@@ -38,7 +40,9 @@ class PruningPlan:
     params_after: int
     macs_before: float
     macs_after: float
+    costs: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
     frozen: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    implant_init: str = "zero"
 
     def to_json(self) -> str:
         """The plan as text that `from_json` reads back."""
@@ -49,9 +53,11 @@ class PruningPlan:
             "params_after": self.params_after,
             "macs_before": self.macs_before,
             "macs_after": self.macs_after,
+            "implant_init": self.implant_init,
             "filters": dict(self.filters),
             "kept": {layer: kept.tolist() for layer, kept in self.kept.items()},
             "implanted": {layer: those.tolist() for layer, those in self.implanted.items()},
+            "costs": {layer: list(numbers) for layer, numbers in self.costs.items()},
             "frozen": dict(self.frozen),
         }
         return json.dumps(fields, indent=1)
@@ -78,6 +84,44 @@ class PruningPlan:
         plan._check_indices()
         return plan
 
+    def summary(self) -> str:
+        """A table for people: a line a layer with filters, then the sums, then what is frozen."""
+        rows = [("layer", "kept", "1x1", "removed", "parameters", "MACs")]
+        for layer, count in self.filters.items():
+            kept, small = len(self.kept[layer]), len(self.implanted.get(layer, ()))
+            params, params_after, macs, macs_after = self.costs.get(layer, (0, 0, 0, 0))
+            rows.append(
+                (
+                    layer,
+                    str(kept),
+                    str(small),
+                    str(count - kept - small),
+                    f"{params:,.0f} -> {params_after:,.0f}",
+                    f"{macs:,.0f} -> {macs_after:,.0f}",
+                )
+            )
+        total = sum(self.filters.values())
+        kept = sum(map(len, self.kept.values()))
+        small = sum(map(len, self.implanted.values()))
+        rows.append(
+            (
+                "model",
+                str(kept),
+                str(small),
+                str(total - kept - small),
+                f"{self.params_before:,} -> {self.params_after:,}",
+                f"{self.macs_before:,.0f} -> {self.macs_after:,.0f}",
+            )
+        )
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        lines = [
+            row[0].ljust(widths[0])
+            + "".join("  " + cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))
+            for row in rows
+        ]
+        lines += [f"frozen: {layer}: {reason}" for layer, reason in self.frozen.items()]
+        return "\n".join(lines)
+
     def flags(self) -> dict[str, Flags]:
         """Layer path -> for each filter whether its channel stays, implanted ones included."""
         flags = {}
@@ -101,6 +145,11 @@ class PruningPlan:
                 raise ValueError(
                     f"the plan does not fit the model: it expects {count} filters in layer "
                     f"{layer!r}. Received: {found}"
+                )
+        for layer, indices in self.implanted.items():
+            if len(indices) and layer not in graph.implantable:
+                raise ValueError(
+                    f"the plan does not fit the model: filters of layer {layer!r} cannot become 1x1"
                 )
         flags = self.flags()
         alive = graph.ids.alive(flags)

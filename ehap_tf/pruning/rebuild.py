@@ -26,7 +26,7 @@ class Rebuilder:
     def __init__(self, graph: ChannelGraph) -> None:
         self.graph = graph
         self._new_layers: dict[int, tf_keras.layers.Layer] = {}
-        self._calls: dict[int, TracedCall] = {}
+        self._values: list[tuple[tf_keras.layers.Layer, list[Any]]] = []
         self._taken_names: list[set[str]] = []
 
     # What a subclass decides -------------------------------------------------------------------
@@ -63,10 +63,26 @@ class Rebuilder:
     def rebuild(self, model: tf_keras.Model) -> tf_keras.Model:
         """The copy of the traced model, with its weights."""
         copy = self._rebuild_model(model, "", None)
-        for key, layer in self._new_layers.items():
-            if key in self._calls and layer.weights:
-                layer.set_weights(self.weights(self._calls[key]))
+        for layer, values in self._values:
+            if values:
+                layer.set_weights(values)
         return copy
+
+    def make_layer(
+        self, call: TracedCall, config: dict[str, Any], values: list[Any]
+    ) -> tf_keras.layers.Layer:
+        """A layer of the same class that gets its weights once the copy is built."""
+        new = type(call.layer).from_config(config)
+        self._values.append((new, values))
+        return new
+
+    def apply(self, call: TracedCall, node: Any, tensors: list[Any]) -> list[Any]:
+        """Calls the copy of a layer, made at the first call, and returns its outputs."""
+        key = id(call.layer)
+        if key not in self._new_layers:
+            self._new_layers[key] = self.make_layer(call, self.config(call), self.weights(call))
+        args, kwargs = self.arguments(call, *map_arguments(node, tensors))
+        return list(tf.nest.flatten(self._new_layers[key](*args, **kwargs)))
 
     def fresh_name(self, wish: str) -> str:
         """A layer name that no layer around it has."""
@@ -137,13 +153,7 @@ class Rebuilder:
             self.connect(tensor, have, wanted, layer.name)
             for tensor, have, wanted in zip(tensors, call.arriving, call.effect.inputs, strict=True)
         ]
-        new = self._new_layers.get(id(layer))
-        if new is None:
-            new = type(layer).from_config(self.config(call))
-            self._new_layers[id(layer)] = new
-            self._calls[id(layer)] = call
-        args, kwargs = self.arguments(call, *map_arguments(node, tensors))
-        return self.outputs(call, list(tf.nest.flatten(new(*args, **kwargs))))
+        return self.outputs(call, self.apply(call, node, tensors))
 
     def arguments(
         self, call: TracedCall, args: tuple[Any, ...], kwargs: dict[str, Any]

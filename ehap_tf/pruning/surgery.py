@@ -9,13 +9,13 @@ import tf_keras
 
 from ehap_tf.channels import (
     ChannelGraph,
-    Flags,
     Ids,
     ScatterChannels,
     TracedCall,
     trace_channels,
     weight_axes,
 )
+from ehap_tf.pruning import implants
 from ehap_tf.pruning.plan import PruningPlan
 from ehap_tf.pruning.rebuild import Rebuilder
 
@@ -36,13 +36,14 @@ def prune(model: tf_keras.Model, plan: PruningPlan) -> tf_keras.Model:
         ValueError: the plan does not fit the model.
     """
     graph = trace_channels(model, plan.residual)
-    return _Surgeon(graph, plan.alive(graph)).rebuild(model)
+    return _Surgeon(graph, plan).rebuild(model)
 
 
 class _Surgeon(Rebuilder):
-    def __init__(self, graph: ChannelGraph, alive: Flags) -> None:
+    def __init__(self, graph: ChannelGraph, plan: PruningPlan) -> None:
         super().__init__(graph)
-        self._alive = alive
+        self._plan = plan
+        self._alive = plan.alive(graph)
 
     def width(self, ids: Ids) -> int:
         return int(self._alive[ids].sum())
@@ -77,6 +78,50 @@ class _Surgeon(Rebuilder):
                     value = np.take(value, np.flatnonzero(self._alive[ids]), axis)
             sliced.append(value)
         return sliced
+
+    def apply(self, call: TracedCall, node: Any, tensors: list[Any]) -> list[Any]:
+        implanted = self._plan.implanted.get(call.path, ())
+        if not len(implanted):
+            return super().apply(call, node, tensors)
+        return [self._apply_with_implants(call, node, tensors[0])]
+
+    def _apply_with_implants(self, call: TracedCall, node: Any, tensor: Any) -> Any:
+        """The k x k filters and the 1x1 filters side by side, then channels in their old order."""
+        kept, implanted = (
+            np.asarray(part[call.path]) for part in (self._plan.kept, self._plan.implanted)
+        )
+        config, weights, name = self.config(call), self._by_name(call), call.layer.name
+        stays = np.flatnonzero(self._alive[call.effect.outputs[0]])
+        small_config = implants.config(config, len(implanted))
+        small_weights = implants.weights(
+            weights, np.searchsorted(stays, implanted), self._plan.implant_init
+        )
+        shape = tuple(node.keras_inputs[0].shape)
+        cropped = implants.crop(tensor, call.layer, shape, self.fresh_name)
+        if not len(kept):
+            # The 1x1 filters are all there is, and take the name of the layer.
+            small = self.make_layer(call, {**small_config, "name": name}, small_weights)
+            return small(cropped)
+        small_config["name"] = self.fresh_name(f"{name}_implant")
+        large = self.make_layer(
+            call,
+            {**config, "filters": len(kept)},
+            [value[..., np.searchsorted(stays, kept)] for value in weights.values()],
+        )
+        small = self.make_layer(call, small_config, small_weights)
+        both = tf_keras.layers.Concatenate(name=self.fresh_name(f"{name}_implant_concat"))(
+            [large(tensor), small(cropped)]
+        )
+        order = np.searchsorted(stays, np.concatenate([kept, implanted]))
+        if (np.diff(order) > 0).all():
+            return both
+        return ScatterChannels(
+            order.tolist(), len(stays), name=self.fresh_name(f"{name}_implant_order")
+        )(both)
+
+    def _by_name(self, call: TracedCall) -> dict[str, Any]:
+        """The sliced weights of a convolution: kernel, then bias where there is one."""
+        return dict(zip(("kernel", "bias"), self.weights(call), strict=False))
 
     def arguments(
         self, call: TracedCall, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -1,0 +1,196 @@
+"""The filters of a model as units that live or die together, ranked in one list."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ehap_tf.channels import ChannelGraph, Flags
+
+Floats = npt.NDArray[np.float64]
+COST_KINDS = ("macs", "params")
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """For each unit whether it stays, and whether it stays as 1x1 filters only."""
+
+    stays: Flags
+    implanted: Flags
+
+
+class Units:
+    """The units of a traced model and what a layer must keep.
+
+    Args:
+        graph: the trace of the model.
+        scores: layer path -> one score a filter.
+        prune_ratio_limit: largest share of its filters that a layer may lose.
+        round_to: the number of filters that a pruned layer keeps is a multiple of this.
+        keep_layers: paths or patterns of layers that keep all their filters.
+        implant_ratio: share of the removed units, the most worthy ones, that become 1x1.
+        cost_aware: "macs" or "params": scores are divided by what removing the unit saves.
+    """
+
+    def __init__(
+        self,
+        graph: ChannelGraph,
+        scores: Mapping[str, npt.ArrayLike],
+        *,
+        prune_ratio_limit: float,
+        round_to: int,
+        keep_layers: Sequence[str],
+        implant_ratio: float,
+        cost_aware: str | None,
+    ) -> None:
+        self._graph = graph
+        self._round_to = round_to
+        self._limit = prune_ratio_limit
+        self._implant_ratio = implant_ratio
+        self._layers = list(graph.ids.atoms)
+        listed = _checked_scores(graph, scores)
+        atoms = np.concatenate([graph.ids.atoms[layer] for layer in self._layers])
+        roots, self._unit = np.unique(graph.ids.groups(atoms), return_inverse=True)
+        widths = [len(graph.ids.atoms[name]) for name in self._layers]
+        self._layer = np.repeat(np.arange(len(widths)), widths)
+        missing = [np.full(width, np.nan) for width in widths]
+        scored = np.concatenate(
+            [listed.get(*pair) for pair in zip(self._layers, missing, strict=True)]
+        )
+        count = len(roots)
+        # A filter without a score takes no part in the sum of its unit ...
+        unit_scores = np.bincount(self._unit, np.nan_to_num(scored), count).astype(np.float64)
+        # ... and a unit in which nothing has a score stays as it is.
+        has_score = np.bincount(self._unit, ~np.isnan(scored), count) > 0
+        frozen = np.array([graph.ids.frozen_reason(root) is not None for root in roots.tolist()])
+        by_name = np.bincount(self._unit, self._named(keep_layers), count) > 0
+        if cost_aware:
+            savings = np.bincount(self._unit, _savings(graph, cost_aware)[atoms], count)
+            unit_scores = unit_scores / np.maximum(savings, 1)
+        self.scores: Floats = unit_scores
+        self.free: Flags = has_score & ~frozen & ~by_name
+        self.listed: Floats = np.sort(self.scores[self._unit][~np.isnan(scored)])
+        can = np.array([name in graph.implantable for name in self._layers])
+        self._implantable: Flags = np.bincount(self._unit, can[self._layer], count) > 0
+        self._order = np.argsort(np.where(self.free, self.scores, np.inf), kind="stable")
+
+    def above_threshold(self, prune_ratio: float) -> Choice:
+        """Removes what is not above the threshold of the global list."""
+        if prune_ratio == 0:
+            everything = np.ones(len(self.scores), np.bool_)
+            return Choice(everything, ~everything)
+        threshold = self.listed[int(prune_ratio * len(self.listed))]
+        low = self.listed[int((1 - self._implant_ratio) * prune_ratio * len(self.listed))]
+        stays = self.scores > threshold
+        band = ~stays & (self.scores > low) if self._implant_ratio else ~stays & False
+        return self._within_limits(stays, band)
+
+    def without_lowest(self, number: int) -> Choice:
+        """Removes the `number` units of the lowest scores, or makes the best of them 1x1."""
+        stays = np.ones(len(self.scores), np.bool_)
+        band = ~stays
+        stays[self._order[:number]] = False
+        first = number - int(self._implant_ratio * number)
+        band[self._order[first:number]] = True
+        return self._within_limits(stays, band)
+
+    def flags(self, choice: Choice) -> tuple[dict[str, Flags], dict[str, Flags]]:
+        """Layer -> which channels stay; layer -> which of them become 1x1."""
+        stays, small = choice.stays[self._unit], choice.implanted[self._unit]
+        alive, implanted = {}, {}
+        for number, name in enumerate(self._layers):
+            mine = self._layer == number
+            alive[name] = stays[mine]
+            implanted[name] = small[mine] & (name in self._graph.implantable)
+        return alive, implanted
+
+    def fixed_layers(self) -> list[str]:
+        """The layers of which nothing can be removed."""
+        return [
+            name
+            for number, name in enumerate(self._layers)
+            if not self.free[self._unit[self._layer == number]].any()
+        ]
+
+    def _within_limits(self, stays: Flags, band: Flags) -> Choice:
+        """Brings back the best removed units of every layer that would lose too many filters."""
+        full = stays | ~self.free
+        small = band & self._implantable & ~full
+        stays = full | small
+        best_first = np.argsort(-self.scores, kind="stable")
+        changed = True
+        while changed:
+            changed = False
+            for number in range(len(self._layers)):
+                members = self._unit[self._layer == number]
+                kept = int(stays[members].sum())
+                needed = self._needed(kept, len(members))
+                if kept >= needed:
+                    continue
+                changed = True
+                sizes = np.bincount(members, minlength=len(stays))
+                removed = best_first[~stays[best_first] & (sizes[best_first] > 0)]
+                enough = np.searchsorted(np.cumsum(sizes[removed]), needed - kept) + 1
+                stays[removed[:enough]] = True
+        return Choice(stays, small)
+
+    def _needed(self, kept: int, total: int) -> int:
+        """How many filters a layer has to keep when its scores would keep `kept`."""
+        least = max(1, total - int(self._limit * total + 1e-9))
+        kept = max(kept, least)
+        return min(total, -(-kept // self._round_to) * self._round_to)
+
+    def _named(self, patterns: Sequence[str]) -> Flags:
+        keep = np.zeros(len(self._layers), np.bool_)
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+            matches = [fnmatch.fnmatchcase(name, pattern) for name in self._layers]
+            if not any(matches):
+                raise ValueError(
+                    f"keep_layers: no layer with filters matches {pattern!r}. The layers are: "
+                    f"{', '.join(self._layers)}"
+                )
+            keep |= np.array(matches)
+        return keep[self._layer]
+
+
+def _savings(graph: ChannelGraph, kind: str) -> Floats:
+    """For each id what its removal alone saves in the full model, in MACs or parameters."""
+    alive = np.ones(len(graph.ids), np.bool_)
+    savings = np.zeros(len(graph.ids))
+    for call in graph.calls.values():
+        term = call.effect.macs
+        if term is None:
+            continue
+        whole = term.count(alive)
+        if kind == "params":
+            whole = sum(int(np.prod(weight.shape)) for weight in call.layer.weights)
+        for ids in term.axes:
+            np.add.at(savings, ids, whole / max(len(ids), 1))
+    return savings
+
+
+def _checked_scores(graph: ChannelGraph, scores: Mapping[str, npt.ArrayLike]) -> dict[str, Floats]:
+    listed = {}
+    for layer, values in scores.items():
+        array = np.asarray(values, np.float64)
+        atoms = graph.ids.atoms.get(layer)
+        if atoms is None:
+            raise ValueError(
+                f"scores name the layer {layer!r}, which the model does not have or which has no "
+                f"filters. The layers are: {', '.join(graph.ids.atoms)}"
+            )
+        if array.shape != (len(atoms),):
+            raise ValueError(
+                f"scores of layer {layer!r} must have shape ({len(atoms)},). "
+                f"Received: {array.shape}"
+            )
+        if not np.isfinite(array).all():
+            raise ValueError(f"scores of layer {layer!r} must be finite. Received: {array}")
+        listed[layer] = array
+    if not listed:
+        raise ValueError("scores must hold at least one layer. Received: none")
+    return listed

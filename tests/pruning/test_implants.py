@@ -1,0 +1,133 @@
+import numpy as np
+import pytest
+import tf_keras
+
+from ehap_tf.pruning import (
+    PruningPlan,
+    count_macs,
+    count_parameters,
+    mask,
+    plan_pruning,
+    prune,
+)
+from tests.pruning.nets import batch, random_scores, relative_error, shake, small_residual_net
+
+layers = tf_keras.layers
+
+
+def strided_net(padding, strides, kernel, dilation=1, size=9):
+    inputs = layers.Input((size, size, 3))
+    x = layers.Conv2D(
+        8, kernel, strides=strides, dilation_rate=dilation, padding=padding, name="c"
+    )(inputs)
+    x = layers.ReLU(name="r")(layers.BatchNormalization(name="bn")(x))
+    x = layers.Conv2D(4, 1, name="point")(x)
+    return shake(tf_keras.Model(inputs, layers.Dense(2, name="logits")(layers.Flatten()(x))))
+
+
+@pytest.mark.parametrize("init", ["zero", "center"])
+@pytest.mark.parametrize(
+    ("padding", "strides", "kernel", "dilation", "size"),
+    [
+        ("same", 1, 3, 1, 9),
+        ("same", 2, 3, 1, 8),
+        ("same", 2, 3, 1, 9),
+        ("same", 2, (5, 3), 1, 8),
+        ("same", 1, 3, 2, 9),
+        ("same", 1, 2, 1, 8),
+        ("valid", 1, 3, 1, 9),
+        ("valid", 2, 3, 1, 10),
+        ("valid", 3, 5, 1, 13),
+    ],
+)
+def test_slim_equals_full_size_twin_with_centre_kernels(
+    init, padding, strides, kernel, dilation, size
+):
+    model = strided_net(padding, strides, kernel, dilation, size)
+    plan = plan_pruning(
+        model, random_scores(model, 2), prune_ratio=0.6, implant_ratio=0.5, implant_init=init
+    )
+    assert len(plan.implanted["c"]) > 0
+    slim, x = prune(model, plan), batch(model)
+    assert relative_error(slim(x), mask(model, plan)(x)) < 1e-5
+    assert count_parameters(slim) == plan.params_after
+    assert count_macs(slim) == plan.macs_after
+
+
+@pytest.mark.parametrize("residual", ["union", "tied"])
+def test_residual_nets_and_iterated_pruning(residual):
+    model = small_residual_net()
+    plan = plan_pruning(
+        model, random_scores(model, 1), prune_ratio=0.5, implant_ratio=0.5, residual=residual
+    )
+    assert sum(map(len, plan.implanted.values())) > 0
+    slim, x = prune(model, plan), batch(model)
+    assert relative_error(slim(x), mask(model, plan)(x)) < 1e-5
+    again = plan_pruning(slim, random_scores(slim, 2), prune_ratio=0.4, residual=residual)
+    assert relative_error(prune(slim, again)(x), mask(slim, again)(x)) < 1e-5
+    assert count_parameters(prune(slim, again)) == again.params_after
+
+
+def test_band_is_the_best_of_what_goes():
+    model = strided_net("same", 1, 3)
+    scores = {"c": np.arange(8.0), "point": np.full(4, 99.0), "logits": np.full(2, 99.0)}
+    # 14 scores: the threshold is sorted[int(0.45 * 14)] and the band starts above sorted[3].
+    plan = plan_pruning(model, scores, prune_ratio=0.45, implant_ratio=0.5, prune_ratio_limit=1.0)
+    assert plan.implanted["c"].tolist() == [4, 5, 6]
+    assert plan.kept["c"].tolist() == [7]
+
+
+def test_1x1_layer_has_no_implants():
+    model = strided_net("same", 1, 3)
+    plan = plan_pruning(model, random_scores(model), prune_ratio=0.6, implant_ratio=1.0)
+    assert "point" not in plan.implanted
+    assert len(plan.kept["point"]) < 4
+
+
+def test_target_counts_implants():
+    model = strided_net("same", 1, 3)
+    plan = plan_pruning(model, random_scores(model), target_macs=0.5, implant_ratio=0.4)
+    assert count_macs(prune(model, plan)) == plan.macs_after <= 0.5 * plan.macs_before
+    assert sum(map(len, plan.implanted.values())) > 0
+
+
+def test_saves_and_loads(tmp_path):
+    model = small_residual_net()
+    plan = plan_pruning(model, random_scores(model, 1), prune_ratio=0.5, implant_ratio=0.5)
+    slim = prune(model, PruningPlan.from_json(plan.to_json()))
+    slim.save(tmp_path / "slim.keras")
+    loaded = tf_keras.models.load_model(tmp_path / "slim.keras")
+    assert relative_error(loaded(batch(model)), slim(batch(model))) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"implant_ratio": 1.5}, r"implant_ratio must be in \[0, 1\]"),
+        ({"implant_init": "centre"}, "implant_init must be one of zero, center"),
+        ({"cost_aware": "flops"}, "cost_aware must be one of macs, params"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    model = small_residual_net()
+    with pytest.raises(ValueError, match=message):
+        plan_pruning(model, random_scores(model), prune_ratio=0.5, **arguments)
+
+
+def test_cost_aware_prefers_what_is_dear():
+    model = strided_net("same", 1, 3)
+    even = {name: np.ones_like(values) for name, values in random_scores(model).items()}
+    even["c"] = even["c"] * 1.5  # worth more, and far more expensive
+    plain = plan_pruning(model, even, prune_ratio=0.1, prune_ratio_limit=0.5)
+    dear = plan_pruning(model, even, prune_ratio=0.1, prune_ratio_limit=0.5, cost_aware="macs")
+    assert len(plain.kept["c"]) == 8
+    assert len(dear.kept["c"]) == 4
+
+
+def test_summary_names_layers_sums_and_reasons():
+    model = small_residual_net()
+    plan = plan_pruning(model, random_scores(model), prune_ratio=0.5)
+    text = plan.summary()
+    for word in ("stem", "logits", f"{plan.params_after:,}", "removed"):
+        assert word in text
+    assert sum(c[1] for c in plan.costs.values()) == plan.params_after
