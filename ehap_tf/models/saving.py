@@ -130,7 +130,15 @@ def _explained(path: pathlib.Path, error: Exception) -> Exception:
     if path.is_dir() and isinstance(error, (tf.errors.OpError, OSError, IndexError)):
         return _damaged(path, error)
     lowered = str(error).lower()
-    unknown = ("unknown", "could not locate", "not registered", "cannot deserialize")
+    # The last one: tf_keras takes the name of a class that it does not know for the layer itself.
+    unknown = (
+        "unknown",
+        "could not locate",
+        "not registered",
+        "cannot deserialize",
+        "could not deserialize",
+        "'str' object is not callable",
+    )
     if any(words in lowered for words in unknown):
         return _unknown_class(path, reason)
     if isinstance(error, (ValueError, TypeError, NotImplementedError)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -222,9 +223,7 @@ class _Trainer:
         with strategy.scope():
             created_here = strategy.extended.variable_created_in_scope
             if not all(created_here(variable) for variable in model.variables):
-                weights = model.get_weights()
-                model = tf_keras.models.clone_model(model)
-                model.set_weights(weights)
+                model = _copied(model)
             self._optimizer = build_optimizer(
                 model, self._schedule, recipe.momentum, recipe.nesterov
             )
@@ -310,6 +309,20 @@ class _Trainer:
         variables = optimizer_variables(self._optimizer)
         for variable, value in zip(variables, state.optimizer, strict=True):
             variable.assign(value)
+
+
+def _copied(model: tf_keras.Model) -> tf_keras.Model:
+    # Layers wrapped for quantization are found by name in a scope of TFMOT's, whose import takes
+    # seconds: only where there are some.
+    scope: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+    if any(type(layer).__name__.startswith("QuantizeWrapper") for layer in model.layers):
+        from ehap_tf.quantization import quantization_scope
+
+        scope = quantization_scope()
+    with scope:
+        copy = tf_keras.models.clone_model(model)
+    copy.set_weights(model.get_weights())
+    return copy
 
 
 def _resume(

@@ -16,7 +16,8 @@ from ehap_tf.pipeline.checkpoint import TrainingState
 from ehap_tf.pipeline.training import TrainingRecipe, evaluate, fit
 
 layers = tf_keras.layers
-RECIPE = TrainingRecipe(4, 0.05, 1e-3, 32, warmup_epochs=0.5)
+RECIPE = TrainingRecipe(4, 0.02, 1e-3, 8, warmup_epochs=0.5)
+STEPS = 20  # an epoch: 160 images
 
 
 def small_digits() -> ImageDataset:
@@ -90,8 +91,8 @@ def test_a_training_learns_and_keeps_its_best_epoch(digits: ImageDataset, uninte
         "seconds",
     }
     assert [entry["epoch"] for entry in result.history] == [1, 2, 3, 4]
-    assert result.history[-1]["loss"] < 0.7 * result.history[0]["loss"]
-    assert result.best_accuracy == max(accuracies) > 0.5
+    assert result.history[-1]["loss"] < 0.9 * result.history[0]["loss"]
+    assert result.best_accuracy == max(accuracies) > 0.25
     assert result.best_epoch == 1 + accuracies.index(max(accuracies))
     measured = evaluate(model, evaluation_batches(digits.validation, digits, 7))
     assert measured == result.best_accuracy
@@ -99,8 +100,8 @@ def test_a_training_learns_and_keeps_its_best_epoch(digits: ImageDataset, uninte
     assert {p.name for p in directory.iterdir()} == {"last.npz", "best.npz"}
 
 
-# 20 steps in all, 5 an epoch: in the first epoch, between two, inside the third, in the last.
-@pytest.mark.parametrize("steps", [1, 5, 12, 20])
+# Inside the first epoch, between two, inside the third, at the very end.
+@pytest.mark.parametrize("steps", [10, STEPS, 2 * STEPS + 10, 4 * STEPS])
 def test_a_killed_training_ends_with_the_same_weights(
     digits: ImageDataset, uninterrupted, tmp_path: pathlib.Path, steps: int
 ):
@@ -112,9 +113,7 @@ def test_a_killed_training_ends_with_the_same_weights(
     assert_same_weights(resumed, model)
     assert without_seconds(again) == without_seconds(result)
     assert (again.best_epoch, again.best_accuracy) == (result.best_epoch, result.best_accuracy)
-    # Progress is told every 10 steps and when an epoch is saved, so 1 stops in the first epoch's
-    # end, and 12 in the third's.
-    assert again.resumed_epochs == -(-steps // 5)
+    assert again.resumed_epochs == steps // STEPS
 
 
 def test_a_finished_training_is_not_repeated(digits: ImageDataset, uninterrupted):
@@ -136,7 +135,14 @@ def test_a_crash_between_the_two_files_is_repaired(
 ):
     model, _, directory = uninterrupted
     with pytest.raises(KilledError):
-        fit(small_net(), digits, RECIPE, directory=tmp_path, seed=1, progress=killed_after(10))
+        fit(
+            small_net(),
+            digits,
+            RECIPE,
+            directory=tmp_path,
+            seed=1,
+            progress=killed_after(2 * STEPS),
+        )
     # best.npz of the finished training lies beside the last.npz of epoch 2.
     (tmp_path / "best.npz").write_bytes((directory / "best.npz").read_bytes())
     resumed = small_net()
@@ -215,7 +221,7 @@ def test_a_diverging_training_stops_and_keeps_the_last_good_checkpoint(
     model = tf_keras.Model(inputs, Poison()(small_net()(inputs)))
 
     def poison(done: int, total: int, figures) -> None:
-        if done == 5:
+        if done == STEPS:
             Poison.poisoned.assign(np.nan)
 
     with pytest.raises(FloatingPointError, match=r"epoch 2.*last good checkpoint.*last\.npz"):
@@ -246,7 +252,7 @@ def test_frozen_batch_norm_stops_moving_and_is_thawed_at_the_end(
     model, seen = small_net(), []
 
     def progress(done: int, total: int, figures) -> None:
-        if done % 5 == 0:
+        if done % STEPS == 0:
             seen.append(model.get_layer("bn").get_weights())
 
     fit(
@@ -313,16 +319,27 @@ def test_quantization_aware_models_train_and_resume(digits: ImageDataset, tmp_pa
     fit(whole, digits, recipe, directory=tmp_path / "a", seed=1)
     assert any(np.any(a != b) for a, b in zip(start, whole.get_weights(), strict=True))
     with pytest.raises(KilledError):
-        fit(killed, digits, recipe, directory=tmp_path / "b", seed=1, progress=killed_after(6))
+        fit(
+            killed,
+            digits,
+            recipe,
+            directory=tmp_path / "b",
+            seed=1,
+            progress=killed_after(STEPS + 10),
+        )
     fit(resumed, digits, recipe, directory=tmp_path / "b", seed=1)
     assert_same_weights(resumed, whole)
+    mirrored, strategy = quantized(), tf.distribute.MirroredStrategy(["/cpu:0"])
+    fit(mirrored, digits, recipe, directory=tmp_path / "c", seed=1, strategy=strategy)
+    for a, b in zip(mirrored.get_weights(), whole.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-3)
 
 
 SCRIPT = """
 import os, pathlib, signal, sys
 from tests.pipeline.test_training import RECIPE, fit, small_digits, small_net
 def progress(done, total, figures):
-    if done >= 12:
+    if done >= 50:
         os.kill(os.getpid(), signal.SIGKILL)
 fit(small_net(), small_digits(), RECIPE, directory=sys.argv[1], seed=1, progress=progress)
 """
@@ -339,3 +356,40 @@ def test_sigkill(digits: ImageDataset, uninterrupted, tmp_path: pathlib.Path):
     result = fit(resumed, digits, RECIPE, directory=tmp_path, seed=1)
     assert result.resumed_epochs == 2
     assert_same_weights(resumed, uninterrupted[0])
+
+
+TWO_DEVICES = """
+import dataclasses, pathlib, sys
+import numpy as np, tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+from tests.pipeline.test_training import RECIPE, fit, small_digits, small_net
+recipe, weights = dataclasses.replace(RECIPE, epochs=1), []
+for number, devices in enumerate((["/cpu:0"], ["/cpu:0", "/cpu:1"])):
+    model = small_net()
+    # Each device normalises with the statistics of its own half; without them both must agree.
+    model.get_layer("bn").trainable = False
+    strategy = tf.distribute.MirroredStrategy(devices)
+    directory = pathlib.Path(sys.argv[1]) / str(number)
+    fit(model, small_digits(), recipe, directory=directory, seed=1, strategy=strategy)
+    weights.append(model.get_weights())
+difference = max(np.abs(a - b).max() for a, b in zip(*weights))
+moved = max(np.abs(a - b).max() for a, b in zip(weights[0], small_net().get_weights()))
+print("figures", difference, moved)
+"""
+
+
+@pytest.mark.slow
+def test_two_devices_train_like_one(tmp_path: pathlib.Path):
+    root = pathlib.Path(__file__).resolve().parents[2]
+    ran = subprocess.run(
+        [sys.executable, "-c", TWO_DEVICES, str(tmp_path)],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    line = next(line for line in ran.stdout.splitlines() if line.startswith("figures"))
+    difference, moved = (float(figure) for figure in line.split()[1:])
+    assert difference < 1e-4 < 1e-2 < moved
