@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,15 @@ class MicroBatch:
 
     def __len__(self) -> int:
         return len(self.weights)
+
+    def part(self, piece: slice) -> MicroBatch:
+        """Some of the examples; `piece` has a start."""
+        return MicroBatch(
+            tf.nest.map_structure(lambda a: a[piece], self.inputs),
+            tf.nest.map_structure(lambda a: a[piece], self.labels),
+            self.weights[piece],
+            self.first + piece.start,
+        )
 
     def checksum(self) -> int:
         """Tells whether two passes over a data set gave the same examples."""
@@ -63,6 +72,7 @@ class HessianBatch:
             raise ValueError("data must be given for this criterion. Received: None")
         data, self._weighted = _with_weights_among_labels(data)
         self._dataset = as_dataset(data, batch_size)
+        self.batch_size = batch_size
         self._checksums: list[int] = []
         self._memory: list[MicroBatch] | None = []
         self.examples = 0
@@ -90,6 +100,23 @@ class HessianBatch:
                 self._refuse(number)
             yield batch
 
+    def blocks(self, size: int) -> Iterator[list[MicroBatch]]:
+        """Cuts the examples at the multiples of `size`, however they were batched.
+
+        Yields:
+            The examples of one block in micro-batches of at most `batch_size` examples; the last
+            block may be smaller.
+        """
+        step = min(size, self.batch_size or size)
+        block: list[MicroBatch] = []
+        for piece in _cut(self, size, step):
+            block.append(piece)
+            if (piece.first + len(piece)) % size == 0:
+                yield block
+                block = []
+        if block:
+            yield block
+
     def _read(self) -> Iterator[MicroBatch]:
         first = 0
         for inputs, labels in self._dataset.as_numpy_iterator():
@@ -112,6 +139,39 @@ class HessianBatch:
             f"Received: a dataset whose micro-batch {number} differs between two passes; remove "
             "shuffling and random augmentation, or pass arrays"
         )
+
+
+def _cut(batches: Iterable[MicroBatch], size: int, step: int) -> Iterator[MicroBatch]:
+    """Re-cuts consecutive micro-batches: each piece ends at a multiple of `size` or has `step`."""
+    held: list[MicroBatch] = []
+    for batch in batches:
+        held.append(batch)
+        while held:
+            start = held[0].first
+            end = min(start + step, (start // size + 1) * size)
+            if sum(len(b) for b in held) < end - start:
+                break
+            whole = _joined(held)
+            yield whole.part(slice(0, end - start))
+            rest = whole.part(slice(end - start, None))
+            held = [rest] if len(rest) else []
+    if held:
+        yield _joined(held)
+
+
+def _joined(batches: list[MicroBatch]) -> MicroBatch:
+    if len(batches) == 1:
+        return batches[0]
+
+    def join(*arrays: np.ndarray) -> np.ndarray:
+        return np.concatenate(arrays)
+
+    return MicroBatch(
+        tf.nest.map_structure(join, *[b.inputs for b in batches]),
+        tf.nest.map_structure(join, *[b.labels for b in batches]),
+        np.concatenate([b.weights for b in batches]),
+        batches[0].first,
+    )
 
 
 def _with_weights_among_labels(data: Any) -> tuple[Any, bool]:

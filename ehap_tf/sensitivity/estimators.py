@@ -3,18 +3,49 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from ehap_tf.progress import ProgressCallback
+from ehap_tf.sensitivity import sampling
 from ehap_tf.sensitivity.execution import ProbeRunner
-from ehap_tf.sensitivity.hutchinson import hutchinson_step
+from ehap_tf.sensitivity.gauss_newton import (
+    BLOCK,
+    Vectors,
+    basis_vectors,
+    gauss_newton_step,
+    sign_vectors,
+)
+from ehap_tf.sensitivity.hutchinson import (
+    Directions,
+    basis_directions,
+    hutchinson_step,
+    sign_directions,
+)
+from ehap_tf.sensitivity.linearity import smooth_parts
 from ehap_tf.sensitivity.network import Network, prepare_network
-from ehap_tf.sensitivity.sampling import chunks, estimate
+from ehap_tf.sensitivity.output_curvature import SUPPORTED, require_known_curvature
 from ehap_tf.sensitivity.scaling import Scales
 from ehap_tf.sensitivity.statistics import Floats
 
 if TYPE_CHECKING:
     from ehap_tf.sensitivity.criteria.registry import Request
+
+HESSIAN_TRACE = "Hessian trace"
+GAUSS_NEWTON_TRACE = "Gauss-Newton trace"
+
+MAX_BASIS_WEIGHTS = 50_000
+"""Beyond that many weights the exact Hessian trace would take one product a weight too many."""
+
+_GRADIENT_MEMORY = 1 << 28
+
+Sample = Callable[[npt.NDArray[np.int32]], Floats]
+"""Probe numbers -> one row of per-filter values a probe."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +56,7 @@ class Trace:
         mean: the estimate.
         standard_error: None where nothing is sampled.
         probes: random vectors used.
-        quantity: "Hessian trace" or "Gauss-Newton trace".
+        quantity: `HESSIAN_TRACE` or `GAUSS_NEWTON_TRACE`.
         notes: why, and what happened on the way.
     """
 
@@ -43,30 +74,149 @@ def estimate_trace(request: Request, factors: Floats) -> Trace:
     return _ESTIMATORS[request.estimator](request, network, factors)
 
 
+def needs_xla(precision: str) -> bool:
+    """Whether a precision is only usable through XLA here.
+
+    Without it, a float16 convolution on a CPU falls to a kernel hundreds of times slower than the
+    float32 one.
+    """
+    return precision == "fp16" and not tf.config.list_physical_devices("GPU")
+
+
 def _hutchinson(request: Request, network: Network, factors: Floats) -> Trace:
+    scales = Scales(request.precision == "fp16")
+    sample = hessian_samples(request, network, sign_directions(network, request.seed), scales)
+    result = sampling.estimate(
+        sample, len(factors), request.probes, request.tolerance, factors, request.progress
+    )
+    return Trace(
+        result.mean, result.standard_error, result.probes, HESSIAN_TRACE, _repeated(scales)
+    )
+
+
+def _gauss_newton(request: Request, network: Network, factors: Floats) -> Trace:
+    require_known_curvature(network)
+    scales = Scales(request.precision == "fp16")
+    sample = gauss_newton_samples(request, network, sign_vectors(request.seed), BLOCK, scales)
+    result = sampling.estimate(
+        sample, len(factors), request.probes, request.tolerance, factors, request.progress
+    )
+    quantity, notes = _what_it_is(network)
+    return Trace(
+        result.mean, result.standard_error, result.probes, quantity, notes + _repeated(scales)
+    )
+
+
+def _exact(request: Request, network: Network, factors: Floats) -> Trace:
+    """The Hessian trace: through Gauss-Newton where they are equal, else weight by weight."""
+    scales = Scales(request.precision == "fp16")
+    if network.loss.kind in SUPPORTED and not smooth_parts(network.model, network.skipped):
+        require_known_curvature(network)
+        outputs = math.prod(network.model.outputs[0].shape[1:])
+        sample = gauss_newton_samples(request, network, basis_vectors, 1, scales)
+        total = _sum(sample, outputs, len(factors), request.progress)
+        return Trace(total, None, 0, HESSIAN_TRACE, ("equal to the Gauss-Newton trace",))
+    weights = sum(int(kernel.shape.num_elements()) for kernel in network.kernels)
+    if weights > MAX_BASIS_WEIGHTS:
+        raise ValueError(
+            f"estimator 'exact' needs one product a weight for this network ({weights} weights, at "
+            f"most {MAX_BASIS_WEIGHTS}), because its Hessian is not the Gauss-Newton matrix: "
+            f"{', '.join(smooth_parts(network.model, network.skipped)) or network.loss.name}. Use "
+            "'hutchinson' or 'gauss_newton'"
+        )
+    sample = hessian_samples(request, network, basis_directions(network), scales)
+    total = _sum(sample, weights, len(factors), request.progress)
+    return Trace(total, None, 0, HESSIAN_TRACE, ("one product a weight",))
+
+
+def hessian_samples(
+    request: Request, network: Network, directions: Directions, scales: Scales
+) -> Sample:
+    """The products v * (H v) by filter over the whole Hessian batch, for given probes."""
     compiled = needs_xla(request.precision)
-    scales = Scales(adaptive=request.precision == "fp16")
     runner = ProbeRunner(
         network,
-        request.batch,
-        hutchinson_step(network, request.seed, compiled),
+        hutchinson_step(network, directions),
         request.replicas,
         scales,
-        fixed_probes=len(chunks(request.probes)[0]) if compiled else None,
+        fixed_probes=_fixed_probes(request) if compiled else None,
     )
-    result = estimate(
-        runner.sum, len(factors), request.probes, request.tolerance, factors, request.progress
+    return lambda probes: runner.sum(probes, request.batch)
+
+
+def gauss_newton_samples(
+    request: Request, network: Network, vectors: Vectors, block: int, scales: Scales
+) -> Sample:
+    """Squared norms of back-propagated S v by filter, added over blocks of examples."""
+    compiled = needs_xla(request.precision)
+    whole_blocks = (request.batch.batch_size or block) >= block
+    runner = ProbeRunner(
+        network,
+        gauss_newton_step(network, vectors, squared=whole_blocks),
+        request.replicas,
+        scales,
+        fixed_probes=_fixed_probes(request) if compiled else None,
     )
-    notes = (f"{scales.repeated} probes repeated at another scale",) if scales.repeated else ()
-    return Trace(result.mean, result.standard_error, result.probes, "Hessian trace", notes)
+    if whole_blocks:
+        return lambda probes: runner.sum(
+            probes, (batch for blocks in request.batch.blocks(block) for batch in blocks)
+        )
+    weights = sum(int(kernel.shape.num_elements()) for kernel in network.kernels)
+    together = max(1, _GRADIENT_MEMORY // (8 * weights))
+
+    def in_parts(probes: npt.NDArray[np.int32]) -> Floats:
+        rows = []
+        for start in range(0, len(probes), together):
+            part = probes[start : start + together]
+            blocks = request.batch.blocks(block)
+            rows.append(sum(_squared_norms(runner.sum(part, b), network) for b in blocks))
+        return np.concatenate(rows)
+
+    return in_parts
 
 
-def needs_xla(precision: str) -> bool:
-    """Whether a precision is only usable through XLA here."""
-    del precision
-    return False
+def _squared_norms(gradients: Floats, network: Network) -> Floats:
+    """Rows of all weights end to end -> rows of squared norms by filter."""
+    pieces, start = [], 0
+    for layer in network.layers:
+        end = start + layer.filter_size * layer.filters
+        piece = gradients[:, start:end].reshape(len(gradients), -1, layer.filters)
+        pieces.append(np.square(piece).sum(axis=1))
+        start = end
+    return np.concatenate(pieces, axis=1)
 
 
-_ESTIMATORS: dict[str, Callable[[Request, Network, Floats], Trace]] = {"hutchinson": _hutchinson}
+def _sum(sample: Sample, terms: int, size: int, progress: ProgressCallback) -> Floats:
+    total = np.zeros(size)
+    for chunk in sampling.chunks(terms):
+        total += sample(chunk).sum(axis=0)
+        progress(int(chunk[-1]) + 1, terms, {})
+    return total
+
+
+def _fixed_probes(request: Request) -> int:
+    largest = len(sampling.chunks(request.probes)[0])
+    return -(-largest // request.replicas.count)
+
+
+def _what_it_is(network: Network) -> tuple[str, tuple[str, ...]]:
+    smooth = smooth_parts(network.model, network.skipped)
+    if not smooth:
+        note = "the Gauss-Newton trace equals it: every layer is piecewise linear"
+        return HESSIAN_TRACE, (note,)
+    return GAUSS_NEWTON_TRACE, (f"not the Hessian's, because of {', '.join(smooth)}",)
+
+
+def _repeated(scales: Scales) -> tuple[str, ...]:
+    if not scales.repeated:
+        return ()
+    return (f"{scales.repeated} probes repeated at another loss scale",)
+
+
+_ESTIMATORS: dict[str, Callable[[Request, Network, Floats], Trace]] = {
+    "hutchinson": _hutchinson,
+    "gauss_newton": _gauss_newton,
+    "exact": _exact,
+}
 
 ESTIMATOR_NAMES = tuple(_ESTIMATORS)

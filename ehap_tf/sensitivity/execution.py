@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from ehap_tf.sensitivity.batches import HessianBatch
+from ehap_tf.sensitivity.batches import MicroBatch
 from ehap_tf.sensitivity.devices import Replicas
 from ehap_tf.sensitivity.network import Network
 from ehap_tf.sensitivity.scaling import Scales
@@ -17,46 +17,46 @@ from ehap_tf.sensitivity.statistics import Floats
 
 
 class ProbeRunner:
-    """Sums a step's results over the micro-batches of a Hessian batch.
+    """Sums a step's results over micro-batches.
 
     Args:
         network: the differentiated model.
-        data: the Hessian batch.
         step: `step(inputs, labels, weights, first, probes, scales)` -> (values, finite), with
             values of shape (probes, size).
         replicas: where to run; each call splits the probes over them.
         scales: kept from call to call.
-        fixed_probes: the step takes this many probes and no other number (XLA); fewer are filled
+        fixed_probes: compile through XLA, for exactly this many probes a call; fewer are filled
             up.
     """
 
     def __init__(
         self,
         network: Network,
-        data: HessianBatch,
         step: Callable[..., tuple[tf.Tensor, tf.Tensor]],
         replicas: Replicas,
         scales: Scales,
         fixed_probes: int | None = None,
     ) -> None:
         self._network = network
-        self._data = data
-        self._run = replicas.spread(step)
+        self._step = step
+        self._spread = replicas.spread
+        self._run: Callable[[Sequence[tuple[Any, ...]]], list[Any]] | None = None
         self._replicas = replicas.count
         self._scales = scales
         self._fixed_probes = fixed_probes
 
-    def sum(self, probes: np.ndarray) -> Floats:
-        """The sum over all micro-batches.
+    def sum(self, probes: np.ndarray, batches: Iterable[MicroBatch]) -> Floats:
+        """The sum over micro-batches.
 
         Args:
             probes: probe numbers.
+            batches: at least one.
 
         Returns:
             Shape (len(probes), size), float64; scaling is undone.
         """
         total: Floats | None = None
-        for group in _grouped(self._items(len(probes)), self._replicas):
+        for group in _grouped(self._items(len(probes), batches), self._replicas):
             for (_, rows), values in zip(group, self._values(group, probes), strict=True):
                 if total is None:
                     total = np.zeros((len(probes), values.shape[1]))
@@ -64,10 +64,12 @@ class ProbeRunner:
         assert total is not None  # a Hessian batch is never empty
         return total
 
-    def _items(self, probes: int) -> Iterator[tuple[tuple[Any, ...], np.ndarray]]:
+    def _items(
+        self, probes: int, batches: Iterable[MicroBatch]
+    ) -> Iterator[tuple[tuple[Any, ...], np.ndarray]]:
         """(micro-batch, rows of the probes) for each piece of work."""
         parts = np.array_split(np.arange(probes), min(probes, self._replicas))
-        for batch in self._data:
+        for batch in batches:
             tensors = self._network.tensors(batch)
             for rows in parts:
                 yield tensors, rows
@@ -83,7 +85,9 @@ class ProbeRunner:
                 (*group[i][0], *self._probe_arguments(probes[group[i][1][open_rows[i]]]))
                 for i in waiting
             ]
-            for i, (values, finite) in zip(waiting, self._run(arguments), strict=True):
+            for i, (values, finite) in zip(
+                waiting, self._compiled(arguments[0])(arguments), strict=True
+            ):
                 rows = open_rows[i]
                 products = np.asarray(values, np.float64)[: len(rows)]
                 usable = self._scales.update(bool(finite), products)
@@ -94,6 +98,20 @@ class ProbeRunner:
                 open_rows[i] = rows[~usable]
         return [result for result in results if result is not None]
 
+    def _compiled(
+        self, arguments: tuple[Any, ...]
+    ) -> Callable[[Sequence[tuple[Any, ...]]], list[Any]]:
+        if self._run is None:
+            # Traced once for all sizes of micro-batches and numbers of probes.
+            signature = tf.nest.map_structure(_any_length, arguments)
+            function = tf.function(
+                self._step,
+                input_signature=signature,
+                jit_compile=self._fixed_probes is not None,
+            )
+            self._run = self._spread(function)
+        return self._run
+
     def _probe_arguments(self, probes: np.ndarray) -> tuple[tf.Tensor, tf.Tensor]:
         if self._fixed_probes is not None and len(probes) < self._fixed_probes:
             probes = np.concatenate(
@@ -101,6 +119,10 @@ class ProbeRunner:
             )
         scales = tf.constant(self._scales.values(), self._network.dtype)
         return tf.constant(probes, tf.int32), scales
+
+
+def _any_length(tensor: tf.Tensor) -> tf.TensorSpec:
+    return tf.TensorSpec([None, *tensor.shape[1:]] if tensor.shape.rank else [], tensor.dtype)
 
 
 def _grouped(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -1,94 +1,167 @@
 """A functional model's inference pass, written out so that curvature is cheap to differentiate.
 
-Two things differ from calling the model. BatchNorm in inference mode is an affine map with
-constant coefficients, and is computed as one: the second derivative of the fused BatchNorm kernel
-costs many times more memory. And a final softmax or sigmoid can be left out, because losses are
-computed from logits.
+Calling the model would give the same numbers. But BatchNorm in inference mode is an affine map with
+constant coefficients: computed as one, and folded into the convolution in front of it, it needs no
+derivatives of its own and no memory for them, to second order least of all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Collection
 from typing import Any
 
 import tensorflow as tf
 import tf_keras
 
-LayerCall = Callable[[tf_keras.layers.Layer, str, tuple[Any, ...], dict[str, Any]], Any]
-"""Computes a layer: called with the layer, its name ("outer/inner" when nested), its arguments."""
+After = Callable[[str, Any], Any]
+"""Called with a layer's name ("outer/inner" when nested) and its outputs; returns new outputs."""
 
-
-def call_layer(
-    layer: tf_keras.layers.Layer, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    """The layer's output in inference mode."""
-    del name
-    if _is_plain_batch_norm(layer) and not kwargs.get("training"):
-        return batch_norm_affine(layer, args[0])
-    if getattr(layer, "_expects_training_arg", False):
-        kwargs = {**kwargs, "training": kwargs.get("training") or False}
-    return layer(*args, **kwargs)
+_BATCH_NORMS = (
+    tf_keras.layers.BatchNormalization,
+    type(tf_keras.layers.BatchNormalization(synchronized=True)),
+)
+_FOLDABLE = (tf_keras.layers.Conv1D, tf_keras.layers.Conv2D, tf_keras.layers.Dense)
 
 
 def run_graph(
-    model: tf_keras.Model, inputs: Any, call: LayerCall = call_layer, prefix: str = ""
+    model: tf_keras.Model,
+    inputs: Any,
+    after: After | None = None,
+    skipped: Collection[int] = (),
+    prefix: str = "",
 ) -> Any:
-    """Computes a functional model node by node, each layer by `call`; nested models are opened.
+    """Computes a functional model in inference mode, node by node; nested models are opened.
 
     Args:
         model: Functional or built Sequential model.
         inputs: what the model takes.
-        call: computes one layer.
+        after: changes the outputs of layers.
+        skipped: `id()` of layers that hand on their input as it is.
         prefix: goes before the layers' names.
 
     Returns:
         What `model(inputs, training=False)` returns.
     """
-    reference = model.inputs
     values: dict[str, list[Any]] = {}
     usage = model._tensor_usage_count
-    for x, y in zip(reference, model._flatten_to_reference_inputs(inputs), strict=True):
+    for x, y in zip(model.inputs, model._flatten_to_reference_inputs(inputs), strict=True):
         values[str(id(x))] = [model._conform_to_reference_input(y, ref_input=x)] * usage[str(id(x))]
+    folded = _folds(model)
+    absorbed = {id(node) for node in folded.values()}
     for depth in sorted(model._nodes_by_depth, reverse=True):
         for node in model._nodes_by_depth[depth]:
             if node.is_input:
                 continue
+            layer, name = node.layer, prefix + node.layer.name
             args, kwargs = node.map_arguments(values)
-            name = prefix + node.layer.name
-            if isinstance(node.layer, tf_keras.Model):
-                outputs = run_graph(node.layer, args[0], call, name + "/")
+            if isinstance(layer, tf_keras.Model):
+                outputs = run_graph(layer, args[0], after, skipped, name + "/")
+            elif id(node) in absorbed or id(layer) in skipped:
+                outputs = args[0]
+            elif id(node) in folded:
+                outputs = _folded_call(layer, folded[id(node)].layer, args[0])
             else:
-                outputs = call(node.layer, name, args, kwargs)
+                outputs = _call(layer, args, kwargs)
+            if after is not None and not isinstance(layer, tf_keras.Model):
+                outputs = after(name, outputs)
             for key, output in zip(node.flat_output_ids, tf.nest.flatten(outputs), strict=True):
                 values[key] = [output] * usage[key]
     flat = [values[str(id(x))].pop() for x in model.outputs]
     return tf.nest.pack_sequence_as(model._nested_outputs, flat)
 
 
-def batch_norm_affine(layer: tf_keras.layers.BatchNormalization, x: tf.Tensor) -> tf.Tensor:
-    """BatchNorm with its moving statistics as `x * scale + offset`, in float32 at least."""
+def _call(layer: tf_keras.layers.Layer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if _is_plain_batch_norm(layer) and not kwargs.get("training"):
+        scale, offset = batch_norm_coefficients(layer)
+        axis, rank = layer.axis[0], args[0].shape.rank
+        if axis != rank - 1:
+            shape = [-1 if i == axis else 1 for i in range(rank)]
+            scale, offset = tf.reshape(scale, shape), tf.reshape(offset, shape)
+        # In float32 also when the network computes in 16 bits.
+        return tf.cast(tf.cast(args[0], scale.dtype) * scale + offset, layer.compute_dtype)
+    if getattr(layer, "_expects_training_arg", False):
+        kwargs = {**kwargs, "training": kwargs.get("training") or False}
+    return layer(*args, **kwargs)
+
+
+def batch_norm_coefficients(
+    layer: tf_keras.layers.BatchNormalization,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """(scale, offset) of a BatchNorm with its moving statistics, float32 vectors (or float64)."""
     variance = tf.convert_to_tensor(layer.moving_variance)
-    scale = tf.math.rsqrt(variance + tf.cast(layer.epsilon, variance.dtype))
+    scale = tf.math.rsqrt(variance + layer.epsilon)
     if layer.scale:
         scale = scale * tf.cast(layer.gamma, scale.dtype)
     offset = -tf.convert_to_tensor(layer.moving_mean) * scale
     if layer.center:
         offset = offset + tf.cast(layer.beta, offset.dtype)
-    axis = layer.axis[0]
-    if axis != x.shape.rank - 1:
-        shape = [1] * x.shape.rank
-        shape[axis] = -1
-        scale, offset = tf.reshape(scale, shape), tf.reshape(offset, shape)
-    wide = tf.cast(x, scale.dtype)
-    return tf.cast(wide * scale + offset, layer.compute_dtype)
+    return scale, offset
+
+
+def _folded_call(
+    layer: tf_keras.layers.Layer, batch_norm: tf_keras.layers.Layer, inputs: tf.Tensor
+) -> tf.Tensor:
+    """BatchNorm of a linear layer: the layer with a scaled kernel and another bias."""
+    scale, offset = batch_norm_coefficients(batch_norm)
+    kernel = tf.convert_to_tensor(layer.kernel) * scale
+    if layer.use_bias:
+        offset = offset + tf.convert_to_tensor(layer.bias) * scale
+    inputs = tf.cast(inputs, layer.compute_dtype)
+    if isinstance(layer, tf_keras.layers.Dense):
+        outputs = tf.tensordot(inputs, kernel, 1)
+    else:
+        outputs = layer.convolution_op(inputs, kernel)
+    return tf.nn.bias_add(outputs, offset)
+
+
+# Keyed by the model itself, which is hashable by identity; forgotten with it.
+_FOLDS: weakref.WeakKeyDictionary[tf_keras.Model, dict[int, Any]] = weakref.WeakKeyDictionary()
+
+
+def _folds(model: tf_keras.Model) -> dict[int, Any]:
+    """`id()` of a linear layer's node -> the node of the BatchNorm that is folded into it."""
+    if model not in _FOLDS:
+        _FOLDS[model] = _find_folds(model)
+    return _FOLDS[model]
+
+
+def _find_folds(model: tf_keras.Model) -> dict[int, Any]:
+    nodes = [node for nodes in model._nodes_by_depth.values() for node in nodes]
+    consumers: dict[str, list[Any]] = {str(id(tensor)): [None] for tensor in model.outputs}
+    for node in nodes:
+        for key in node.flat_input_ids:
+            consumers.setdefault(key, []).append(node)
+    found = {}
+    for node in nodes:
+        if node.is_input or not _is_foldable(node.layer):
+            continue
+        behind = consumers.get(node.flat_output_ids[0], [])
+        if len(behind) == 1 and behind[0] is not None and _can_absorb(node, behind[0]):
+            found[id(node)] = behind[0]
+    return found
+
+
+def _is_foldable(layer: tf_keras.layers.Layer) -> bool:
+    # Subclasses may compute anything. In 16 bits BatchNorm stays as it is, in float32.
+    return (
+        type(layer) in _FOLDABLE
+        and layer.activation is tf_keras.activations.linear
+        and getattr(layer, "data_format", "channels_last") == "channels_last"
+        and layer.compute_dtype == layer.variable_dtype
+    )
+
+
+def _can_absorb(node: Any, behind: Any) -> bool:
+    layer = behind.layer
+    return (
+        _is_plain_batch_norm(layer)
+        and not behind.call_kwargs.get("training")
+        and layer.axis[0] == node.outputs.shape.rank - 1
+        and layer.compute_dtype == node.layer.compute_dtype
+        and layer.variable_dtype == node.layer.variable_dtype
+    )
 
 
 def _is_plain_batch_norm(layer: tf_keras.layers.Layer) -> bool:
-    # Subclasses may compute anything; they are called as they are.
     return type(layer) in _BATCH_NORMS and len(layer.axis) == 1 and not layer.renorm
-
-
-_BATCH_NORMS = (
-    tf_keras.layers.BatchNormalization,
-    tf_keras.layers.experimental.SyncBatchNormalization,
-)

@@ -16,8 +16,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.channels import trace_channels
-from ehap_tf.channels.graph import TracedCall, is_nested_model, nodes_in_order
+from ehap_tf.channels import TracedCall, is_nested_model, nodes_in_order, trace_channels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +49,7 @@ def find_gates(model: tf_keras.Model) -> dict[str, Gate]:
     starts: dict[str, Any] = {}
     _collect(model, "", graph.calls, consumers, starts)
     gates = {}
-    for name, ids in graph.filter_layers().items():
+    for name, ids in graph.ids.atoms.items():
         after, batch_norm = name, None
         tensor = starts.get(name)
         while tensor is not None and len(consumers.get(id(tensor), ())) == 1:

@@ -13,22 +13,47 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from ehap_tf.sensitivity.filters import filter_sums
 from ehap_tf.sensitivity.network import Network
 from ehap_tf.sensitivity.probes import kernel_seeds, kernel_signs
 
+Directions = Callable[[tf.Tensor], list[tf.Tensor]]
+"""Probe number -> one tensor a kernel."""
+
 Step = Callable[..., tuple[tf.Tensor, tf.Tensor]]
 
 
-def hutchinson_step(network: Network, seed: int, jit_compile: bool = False) -> Step:
-    """Builds the compiled function that computes v * (H v), summed by filter, for many probes.
+def sign_directions(network: Network, seed: int) -> Directions:
+    """Random signs: Hutchinson's estimator."""
+    shapes = [kernel.shape for kernel in network.kernels]
+    seeds = kernel_seeds(seed, len(shapes))
+    return lambda probe: kernel_signs(seeds, probe, shapes, network.dtype)
+
+
+def basis_directions(network: Network) -> Directions:
+    """1 at weight number `probe`, all kernels end to end: one entry of the Hessian's diagonal."""
+    shapes = [kernel.shape for kernel in network.kernels]
+    starts = np.cumsum([0] + [shape.num_elements() for shape in shapes])
+
+    def direction(probe: tf.Tensor) -> list[tf.Tensor]:
+        # one_hot gives zeros for an index outside, which is every kernel but one.
+        return [
+            tf.reshape(tf.one_hot(probe - start, shape.num_elements(), dtype=network.dtype), shape)
+            for start, shape in zip(starts[:-1].tolist(), shapes, strict=True)
+        ]
+
+    return direction
+
+
+def hutchinson_step(network: Network, directions: Directions) -> Step:
+    """Builds the function that computes v * (H v), summed by filter, for many probes.
 
     Args:
         network: what to differentiate.
-        seed: of the probes.
-        jit_compile: through XLA; the number of probes is then fixed by the first call.
+        directions: the vectors v.
 
     Returns:
         `step(inputs, labels, weights, first, probes, scales)` -> (products, gradient_finite).
@@ -37,8 +62,6 @@ def hutchinson_step(network: Network, seed: int, jit_compile: bool = False) -> S
         of the sum over the Hessian batch.
     """
     kernels = network.kernels
-    seeds = kernel_seeds(seed, len(kernels))
-    shapes = [kernel.shape for kernel in kernels]
     dtype = network.dtype
 
     def step(
@@ -55,7 +78,7 @@ def hutchinson_step(network: Network, seed: int, jit_compile: bool = False) -> S
             gradients = inner.gradient(loss, kernels, unconnected_gradients="zero")
 
         def one_probe(index: tf.Tensor, products: tf.TensorArray) -> Any:
-            signs = kernel_signs(seeds, probes[index], shapes, dtype)
+            signs = directions(probes[index])
             scaled = [sign * probe_scale for sign in signs]
             hessian_signs = outer.gradient(
                 gradients, kernels, output_gradients=scaled, unconnected_gradients="zero"
@@ -67,7 +90,7 @@ def hutchinson_step(network: Network, seed: int, jit_compile: bool = False) -> S
             ]
             return index + 1, products.write(index, filter_sums(values))
 
-        count = probes.shape[0] if jit_compile else tf.shape(probes)[0]
+        count = tf.shape(probes)[0]
         _, products = tf.while_loop(
             lambda index, _: index < count,
             one_probe,
@@ -77,4 +100,4 @@ def hutchinson_step(network: Network, seed: int, jit_compile: bool = False) -> S
         finite = tf.reduce_all(tf.math.is_finite(filter_sums(gradients)))
         return products.stack(), finite
 
-    return tf.function(step, jit_compile=jit_compile, reduce_retracing=True)
+    return step

@@ -27,6 +27,7 @@ class Loss:
     """A loss whose form is known.
 
     Attributes:
+        name: for messages.
         kind: `SOFTMAX`, `SIGMOID`, `SQUARED` or `OTHER`.
         sparse: labels are class indices.
         from_logits: what the caller said about the model's outputs.
@@ -37,6 +38,7 @@ class Loss:
         takes_logits: `function` wants logits.
     """
 
+    name: str
     kind: str
     sparse: bool
     from_logits: bool
@@ -94,6 +96,7 @@ def resolve_loss(loss: Any, model: tf_keras.Model) -> Loss:
     if arguments.get("axis", -1) != -1 or arguments.get("ignore_class") is not None:
         kind = OTHER
     return Loss(
+        name=getattr(loss, "name", None) or name or type(loss).__name__,
         kind=kind,
         sparse=name.startswith("sparse"),
         from_logits=bool(arguments.get("from_logits", False)),

@@ -15,7 +15,7 @@ from ehap_tf.models.precision import policy_of
 from ehap_tf.sensitivity import losses
 from ehap_tf.sensitivity.batches import HessianBatch, MicroBatch
 from ehap_tf.sensitivity.filters import PrunableLayer, find_prunable
-from ehap_tf.sensitivity.forward import LayerCall, call_layer, run_graph
+from ehap_tf.sensitivity.forward import After, run_graph
 
 _FINAL_ACTIVATIONS = {losses.SOFTMAX: "softmax", losses.SIGMOID: "sigmoid"}
 
@@ -30,13 +30,14 @@ class Network:
         loss: computed from what `forward` returns.
         layers: the layers whose filters are scored, of the copy.
         examples: in the whole Hessian batch: the divisor of the loss.
+        skipped: `id()` of a final softmax layer that is left out.
     """
 
     model: tf_keras.Model
     loss: losses.Loss
     layers: list[PrunableLayer]
     examples: int
-    _identities: frozenset[int] = frozenset()
+    skipped: frozenset[int] = frozenset()
 
     @property
     def kernels(self) -> list[tf.Variable]:
@@ -48,17 +49,14 @@ class Network:
         """Of the weights, and of every result: float32, or float64 for a float64 model."""
         return tf.as_dtype(self.layers[0].layer.variable_dtype)
 
-    def forward(self, inputs: Any, call: LayerCall = call_layer) -> tf.Tensor:
-        """The outputs (logits where the loss takes logits) in inference mode, not in 16 bits."""
+    def forward(self, inputs: Any, after: After | None = None) -> tf.Tensor:
+        """The outputs (logits where the loss takes logits) in inference mode, not in 16 bits.
 
-        def call_or_skip(
-            layer: tf_keras.layers.Layer, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-        ) -> Any:
-            if id(layer) in self._identities:
-                return args[0]
-            return call(layer, name, args, kwargs)
-
-        outputs = tf.nest.flatten(run_graph(self.model, inputs, call_or_skip))
+        Args:
+            inputs: what the model takes.
+            after: changes the outputs of layers.
+        """
+        outputs = tf.nest.flatten(run_graph(self.model, inputs, after, self.skipped))
         return tf.cast(outputs[0], self.dtype)
 
     def loss_values(self, labels: Any, outputs: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
@@ -114,7 +112,7 @@ def _use_logits(network: Network) -> Network:
     if isinstance(layer, tf_keras.layers.Softmax) and network.loss.kind == losses.SOFTMAX:
         if layer.axis == -1:
             return dataclasses.replace(
-                network, loss=network.loss.on_logits(), _identities=frozenset([id(layer)])
+                network, loss=network.loss.on_logits(), skipped=frozenset([id(layer)])
             )
     elif getattr(layer, "activation", None) is wanted:
         layer.activation = tf_keras.activations.linear

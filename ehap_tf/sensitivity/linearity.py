@@ -1,0 +1,111 @@
+"""Whether a network's Gauss-Newton trace is its Hessian trace.
+
+It is when the outputs are piecewise linear in each single layer's weights: when every layer is
+piecewise linear in its inputs, and no prunable layer is applied more than once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import tf_keras
+
+from ehap_tf.channels import ScatterChannels
+from ehap_tf.sensitivity.filters import find_prunable, walk_layers
+
+layers = tf_keras.layers
+
+_LINEAR = (
+    layers.InputLayer,
+    layers.Conv1D,
+    layers.Conv2D,
+    layers.Conv3D,
+    layers.DepthwiseConv1D,
+    layers.DepthwiseConv2D,
+    layers.SeparableConv1D,
+    layers.SeparableConv2D,
+    layers.Dense,
+    layers.BatchNormalization,
+    layers.ReLU,
+    layers.LeakyReLU,
+    layers.PReLU,
+    layers.ThresholdedReLU,
+    layers.Activation,
+    layers.Add,
+    layers.Subtract,
+    layers.Average,
+    layers.Maximum,
+    layers.Minimum,
+    layers.Concatenate,
+    layers.Flatten,
+    layers.Reshape,
+    layers.Permute,
+    layers.RepeatVector,
+    layers.ZeroPadding1D,
+    layers.ZeroPadding2D,
+    layers.ZeroPadding3D,
+    layers.Cropping1D,
+    layers.Cropping2D,
+    layers.Cropping3D,
+    layers.UpSampling1D,
+    layers.UpSampling2D,
+    layers.UpSampling3D,
+    layers.MaxPooling1D,
+    layers.MaxPooling2D,
+    layers.MaxPooling3D,
+    layers.AveragePooling1D,
+    layers.AveragePooling2D,
+    layers.AveragePooling3D,
+    layers.GlobalMaxPooling1D,
+    layers.GlobalMaxPooling2D,
+    layers.GlobalMaxPooling3D,
+    layers.GlobalAveragePooling1D,
+    layers.GlobalAveragePooling2D,
+    layers.GlobalAveragePooling3D,
+    layers.Dropout,
+    layers.SpatialDropout1D,
+    layers.SpatialDropout2D,
+    layers.SpatialDropout3D,
+    layers.GaussianNoise,
+    layers.GaussianDropout,
+    layers.AlphaDropout,
+    layers.ActivityRegularization,
+    layers.Rescaling,
+    layers.Normalization,
+    ScatterChannels,
+)
+_LINEAR_ACTIVATIONS = {"linear", "relu", "relu6", "leaky_relu", "hard_sigmoid", "identity"}
+
+
+def smooth_parts(model: tf_keras.Model, skipped: Collection[int] = ()) -> list[str]:
+    """What keeps the Gauss-Newton trace from being the Hessian trace; empty when nothing does.
+
+    Args:
+        model: the network.
+        skipped: `id()` of layers that are left out of the computation, such as a final softmax.
+
+    Returns:
+        One short text a layer, e.g. "dense_1 (Dense, gelu)".
+    """
+    found = []
+    for name, layer in walk_layers(model):
+        if id(layer) in skipped:
+            continue
+        activation = _activation_name(getattr(layer, "activation", None))
+        if type(layer) not in _LINEAR:
+            found.append(f"{name} ({type(layer).__name__})")
+        elif activation is not None and activation not in _LINEAR_ACTIVATIONS:
+            found.append(f"{name} ({type(layer).__name__}, {activation})")
+    for prunable in find_prunable(model):
+        if len(prunable.layer.inbound_nodes) > 1:
+            found.append(f"{prunable.name} (used {len(prunable.layer.inbound_nodes)} times)")
+    return found
+
+
+def _activation_name(activation: Any) -> str | None:
+    if activation is None:
+        return None
+    if isinstance(activation, tf_keras.layers.Layer):
+        return "linear" if type(activation) in _LINEAR else type(activation).__name__
+    return getattr(activation, "__name__", type(activation).__name__)
