@@ -1,15 +1,18 @@
 """Second-order filter pruning and full-integer export for trained Keras CNNs.
 
-Names are imported on first use: `import ehap_tf` costs nothing, and the command line can quieten
-TensorFlow before it is loaded.
+Names are imported on first use, but for the layers that a slim model is made of: Keras has to
+know them to load one.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+import sys
+from typing import Any
 
-if TYPE_CHECKING:
+# Python sets argv[0] to "-m" while it locates the module of `python -m ehap_tf.main`: the command
+# checks its flags and quietens TensorFlow before anything loads it.
+if sys.argv[:1] != ["-m"]:
     from ehap_tf.channels import ScatterChannels as ScatterChannels
 
 __version__ = "0.1.0"
@@ -29,6 +32,7 @@ _HOMES = {
     "recalibrate": "ehap_tf.pruning",
     "count_parameters": "ehap_tf.pruning",
     "count_macs": "ehap_tf.pruning",
+    "register_channel_rule": "ehap_tf.channels",
     "quantize": "ehap_tf.quantization",
     "save_qat": "ehap_tf.quantization",
     "load_qat": "ehap_tf.quantization",
