@@ -8,7 +8,7 @@ import tf_keras
 
 from ehap_tf import files
 from ehap_tf.data import ImageDataset
-from ehap_tf.models import MODEL_NAMES, load_model, require_functional
+from ehap_tf.models import MODEL_NAMES, load_model, require_finite_weights, require_functional
 from ehap_tf.pipeline.config import PipelineConfig, is_saved_model
 from ehap_tf.pipeline.records import read_records
 from ehap_tf.pipeline.run_directory import RunDirectory, digest
@@ -80,6 +80,10 @@ def load_baseline(source: pathlib.Path, dataset: ImageDataset) -> tf_keras.Model
         ValueError: the model does not fit the data.
     """
     model = load_model(source)
+    try:
+        require_finite_weights(model)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
     check_fits(model, dataset, source)
     return model
 

@@ -73,7 +73,7 @@ def reasons_to_run(
         if then == now:
             continue
         if name.endswith(" digest"):
-            reasons.append(f"{name.removesuffix(' digest')} is another one")
+            reasons.append(f"the content of {name.removesuffix(' digest')} is another")
         else:
             reasons.append(f"{name} was {then} and is {now}")
     for name in record.outputs:

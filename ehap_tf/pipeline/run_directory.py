@@ -44,6 +44,11 @@ class RunDirectory:
         """The network through the stages."""
         return (self.baseline, self.slim, self.finetuned, self.qat, self.tflite)
 
+    @property
+    def has_results(self) -> bool:
+        """Whether a stage has finished here, or a training is under way."""
+        return self.records.exists() or (self.path / "checkpoints").exists()
+
     def history(self, stage: str) -> pathlib.Path:
         """The training curve of a stage, JSON."""
         return self.logs / f"{stage}_history.json"

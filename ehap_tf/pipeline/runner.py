@@ -87,7 +87,8 @@ def _claim(job: Job) -> None:
         for name in ("model", "dataset")
         if name in settings and settings[name] != now[name]
     ]
-    if differing:
+    # A directory in which nothing was finished belongs to nobody: a mistyped name costs nothing.
+    if differing and job.run.has_results:
         raise ValueError(
             f"{job.run.path} belongs to other flags: {'; '.join(differing)}; {NOT_A_RUN}"
         )

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ehap_tf.report.content import LayerReport
 
@@ -36,9 +37,10 @@ def training_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> s
             axes.set_ylabel(quantity)
             if row == 0:
                 axes.set_title(stage)
-                axes.legend(frameon=False, labelcolor=_INK)
             else:
+                axes.legend(frameon=False, labelcolor=_INK)
                 axes.set_xlabel("epoch")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             _ink(axes)
     return _svg(figure, "Training curves")
 
@@ -58,8 +60,8 @@ def sensitivity(layers: Sequence[LayerReport], threshold: float | None) -> str:
         place = np.arange(len(scores))
         if layer.standard_error is not None:
             error = np.asarray(layer.standard_error, np.float64)[order]
-            axes.fill_between(
-                place, scores - error, scores + error, color="#888888", alpha=0.35, linewidth=0
+            axes.vlines(
+                place, scores - error, scores + error, color="#888888", alpha=0.6, linewidth=0.8
             )
         implanted = np.isin(order, layer.implanted)
         for chosen, color in (

@@ -69,8 +69,8 @@ KILLS = (
     "progress:rank:1",
     "write:slim.keras:",
     "progress:finetune:30",
-    "write:qat.h5:",
     "progress:quantize:30",
+    "write:qat.h5:",
     "write:model_int8.tflite:",
     "write:report.html:",
 )

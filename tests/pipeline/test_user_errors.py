@@ -1,0 +1,115 @@
+"""What a user may get wrong about models, data and files, through the runner."""
+
+import io
+import pathlib
+
+import pytest
+import rich.console
+import tf_keras
+
+from ehap_tf.models import build_model, save_model
+from ehap_tf.pipeline import runner
+from ehap_tf.pipeline.config import PipelineConfig
+from ehap_tf.pipeline.console import RunConsole
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Runs the train stage of the digits with no saved models around; returns what was printed."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(**settings):
+        text = io.StringIO()
+        defaults = {"model": "resnet8", "dataset": "digits", "stages": ("train",)}
+        config = PipelineConfig(**{**defaults, "output_dir": "run", "train_epochs": 0, **settings})
+        runner.run(config, RunConsole(1, rich.console.Console(file=text, width=300)))
+        return text.getvalue()
+
+    return run
+
+
+def small(classes=10, shape=(32, 32, 3)):
+    return build_model("resnet8", classes, shape)
+
+
+def test_an_unknown_model_lists_the_known_ones(run):
+    with pytest.raises(ValueError, match=r"model must be one of resnet8.*Received: resnet9"):
+        run(model="resnet9")
+    run(model="resnet8")
+
+
+def test_an_unknown_dataset_lists_the_known_ones(run):
+    with pytest.raises(ValueError, match="dataset must be one of cifar10, cifar100, digits"):
+        run(dataset="mnist")
+
+
+@pytest.mark.parametrize("flag", ["model", "baseline"])
+def test_a_path_where_nothing_lies(run, flag):
+    with pytest.raises(FileNotFoundError, match=rf"--{flag}=nets/mine.keras: there is no such"):
+        run(**{flag: "nets/mine.keras"})
+
+
+def test_a_truncated_model_file_is_named(run):
+    save_model(small(), "mine.keras")
+    content = pathlib.Path("mine.keras").read_bytes()
+    pathlib.Path("mine.keras").write_bytes(content[:1000])
+    with pytest.raises(ValueError, match=r"mine\.keras is damaged or truncated"):
+        run(model="mine.keras")
+
+
+def test_a_model_for_other_classes(run):
+    save_model(small(classes=7), "mine.keras")
+    with pytest.raises(ValueError, match=r"output has shape \(7,\).*10 classes"):
+        run(model="mine.keras")
+
+
+def test_a_model_for_other_images(run):
+    save_model(small(shape=(16, 16, 3)), "mine.keras")
+    with pytest.raises(ValueError, match=r"images of shape \(16, 16, 3\).*\(32, 32, 3\)"):
+        run(model="mine.keras")
+
+
+def test_a_model_with_nan_in_its_weights(run):
+    model = small()
+    kernel = model.layers[1].get_weights()
+    kernel[0][0] = float("nan")
+    model.layers[1].set_weights(kernel)
+    save_model(model, "mine.keras")
+    with pytest.raises(ValueError, match=r"NaN or infinit"):
+        run(model="mine.keras")
+
+
+def test_a_model_with_two_outputs(run):
+    model = small()
+    save_model(tf_keras.Model(model.input, [model.output, model.output]), "mine.keras")
+    with pytest.raises(ValueError, match="one input and one output"):
+        run(model="mine.keras")
+
+
+def test_a_saved_model_is_taken_as_it_is(run):
+    model = small()
+    save_model(model, "mine.keras")
+    text = run(model="mine.keras")
+    assert "skipped, the trained model is mine.keras" in text
+    assert (
+        pathlib.Path("run/baseline.keras").read_bytes() == pathlib.Path("mine.keras").read_bytes()
+    )
+    save_model(small(), "mine.keras")
+    assert "the content of --model" in run(model="mine.keras")
+
+
+def test_a_published_baseline_is_taken_and_named(run):
+    save_model(small(), "saved_models/resnet8_digits/baseline.keras")
+    assert "skipped, the trained model is saved_models/resnet8_digits" in run()
+    assert "skipped" not in run(baseline="train", output_dir="other")
+
+
+def test_the_baseline_of_another_run_is_taken_when_its_training_was_the_same(run):
+    run(output_dir="saved_models/first")
+    assert "saved_models/first/baseline.keras" in run(output_dir="second")
+    assert "skipped" not in run(output_dir="third", seed=1)
+
+
+def test_a_batch_larger_than_the_training_set(run):
+    with pytest.raises(ValueError, match="batch_size must be between 1 and"):
+        run(batch_size=100_000, train_epochs=1)
