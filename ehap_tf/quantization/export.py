@@ -88,7 +88,6 @@ def export_float_tflite(model: tf_keras.Model, path: str | os.PathLike[str]) -> 
 
 def _converter(model: tf_keras.Model, graph: Any) -> Any:
     module = tf.Module()
-    module.model = model
     module.run = tf.function(
         lambda *inputs: graph(list(inputs)),
         input_signature=[
@@ -97,9 +96,11 @@ def _converter(model: tf_keras.Model, graph: Any) -> Any:
         ],
         autograph=False,
     )
-    return tf.lite.TFLiteConverter.from_concrete_functions(
-        [module.run.get_concrete_function()], module
-    )
+    concrete = module.run.get_concrete_function()
+    # The variables that are read, and not the model: the converter saves what hangs on the module,
+    # and a model drags along the functions of all its layers, many times the work of converting.
+    module.variables_read = list(concrete.graph.variables)
+    return tf.lite.TFLiteConverter.from_concrete_functions([concrete], module)
 
 
 def _convert(converter: Any) -> bytes:
