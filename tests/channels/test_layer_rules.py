@@ -1,0 +1,179 @@
+"""Every layer with a rule, between two convolutions: the slim model equals the masked one."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+
+from ehap_tf.channels import Effect, register_channel_rule, trace_channels
+from ehap_tf.channels.rules import _RULES
+from ehap_tf.pruning import count_macs, count_parameters, mask, plan_pruning, prune
+from tests.pruning.nets import batch, random_scores, relative_error, shake
+
+layers = tf_keras.layers
+
+MAPS = {
+    "grouped": lambda: layers.Conv2D(6, 3, groups=2, padding="same"),
+    "dilated": lambda: layers.Conv2D(5, 3, dilation_rate=2, padding="same"),
+    "transposed": lambda: layers.Conv2DTranspose(5, 3, strides=2),
+    "depthwise": lambda: layers.DepthwiseConv2D(3, depth_multiplier=2, activation="sigmoid"),
+    "separable": lambda: layers.SeparableConv2D(5, 3, depth_multiplier=2),
+    "dense on maps": lambda: layers.Dense(5, activation="relu"),
+    "batch norm": lambda: layers.BatchNormalization(),
+    "sigmoid": lambda: layers.Activation("sigmoid"),
+    "swish": lambda: layers.Activation(tf.nn.swish),
+    "relu6": lambda: layers.ReLU(6.0),
+    "leaky": lambda: layers.LeakyReLU(),
+    "elu": lambda: layers.ELU(),
+    "prelu": lambda: layers.PReLU(alpha_initializer="uniform"),
+    "prelu shared": lambda: layers.PReLU(alpha_initializer="uniform", shared_axes=[1, 2]),
+    "max pool": lambda: layers.MaxPooling2D(3, 2, padding="same"),
+    "average pool": lambda: layers.AveragePooling2D(2),
+    "zero padding": lambda: layers.ZeroPadding2D(1),
+    "cropping": lambda: layers.Cropping2D(1),
+    "up sampling": lambda: layers.UpSampling2D(2),
+    "dropout": lambda: layers.SpatialDropout2D(0.5),
+    "noise": lambda: layers.GaussianNoise(0.5),
+    "rescaling": lambda: layers.Rescaling(2.0, 1.0),
+    "keepdims": lambda: layers.GlobalMaxPooling2D(keepdims=True),
+    "reshape": lambda: layers.Reshape((4, 16, -1)),
+    "reshape back": lambda: tf_keras.Sequential(
+        [layers.Reshape((512,)), layers.Reshape((8, 8, 8))]
+    ),
+    "nested": lambda: tf_keras.Sequential([layers.Conv2D(5, 3), layers.ReLU()]),
+}
+
+FREEZING = {
+    "layer norm": lambda: layers.LayerNormalization(),
+    "group norm": lambda: layers.GroupNormalization(4),
+    "softmax": lambda: layers.Softmax(),
+    "softmax by name": lambda: layers.Activation("softmax"),
+    "mixing reshape": lambda: layers.Reshape((8, 16, 4)),
+    "permute": lambda: layers.Permute((3, 1, 2)),
+    "lambda": lambda: layers.Lambda(lambda x: x * 2),
+}
+
+
+def sandwich(layer):
+    inputs = layers.Input((8, 8, 3))
+    x = layers.Conv2D(8, 3, padding="same", name="before")(inputs)
+    x = layers.Conv2D(6, 1, padding="same", name="after")(layer(x))
+    x = layers.GlobalAveragePooling2D()(x)
+    return shake(tf_keras.Model(inputs, layers.Dense(3, name="logits")(x)))
+
+
+def check(model, plan):
+    x = batch(model)
+    slim = prune(model, plan)
+    assert relative_error(slim(x), mask(model, plan)(x)) < 1e-5
+    assert count_parameters(slim) == plan.params_after
+    assert count_macs(slim) == plan.macs_after
+    return slim
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_channels_pass_through(name):
+    model = sandwich(MAPS[name]())
+    plan = plan_pruning(model, random_scores(model, 1), prune_ratio=0.5)
+    assert len(plan.kept["before"]) < 8, "the layer froze what it should have passed on"
+    check(model, plan)
+
+
+@pytest.mark.parametrize("name", FREEZING)
+def test_channels_stay_where_a_layer_mixes_them(name):
+    model = sandwich(FREEZING[name]())
+    plan = plan_pruning(model, random_scores(model, 1), prune_ratio=0.5)
+    assert len(plan.kept["before"]) == 8
+    assert len(plan.kept["after"]) < 6
+    assert any(model.layers[2].name in reason for reason in plan.frozen.values())
+    check(model, plan)
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_convolutions_of_other_ranks(rank):
+    conv = {1: layers.Conv1D, 3: layers.Conv3D}[rank]
+    pool = {1: layers.GlobalAveragePooling1D, 3: layers.GlobalAveragePooling3D}[rank]
+    inputs = layers.Input((6,) * rank + (3,))
+    x = conv(6, 3, padding="same", name="before")(inputs)
+    x = pool()(conv(5, 2, activation="relu")(x))
+    model = tf_keras.Model(inputs, layers.Dense(2)(x))
+    plan = plan_pruning(model, random_scores(model), prune_ratio=0.5)
+    assert len(plan.kept["before"]) < 6
+    check(model, plan)
+
+
+def test_unknown_layer_freezes_and_says_what_to_do():
+    class Odd(layers.Layer):
+        def call(self, x):
+            return tf.reverse(x, [-1])
+
+    model = sandwich(Odd(name="odd"))
+    plan = plan_pruning(model, random_scores(model), prune_ratio=0.5)
+    assert len(plan.kept["before"]) == 8
+    assert "register_channel_rule" in plan.frozen["odd"]
+
+
+def test_registered_rule_unfreezes_a_custom_layer():
+    class Scale(layers.Layer):
+        def build(self, shape):
+            self.scale = self.add_weight("scale", (shape[-1],), initializer="uniform")
+
+        def call(self, x):
+            return x * self.scale
+
+    @register_channel_rule(Scale)
+    def scale(call):
+        (ids,) = call.inputs
+        return Effect([ids], [ids], weights={"scale": (ids,)}, preserves_zero=True)
+
+    try:
+        model = sandwich(Scale())
+        plan = plan_pruning(model, random_scores(model), prune_ratio=0.5)
+        assert len(plan.kept["before"]) < 8
+        check(model, plan)
+    finally:
+        del _RULES[Scale]
+
+
+def test_channels_first_is_frozen_with_a_reason():
+    inputs = layers.Input((3, 8, 8))
+    x = layers.Conv2D(4, 3, data_format="channels_first", name="c")(inputs)
+    model = tf_keras.Model(inputs, layers.Dense(2)(layers.Flatten()(x)))
+    assert "channels_first" in trace_channels(model).notes["c"]
+
+
+def test_attention_is_kept_whole():
+    inputs = layers.Input((6, 4))
+    x = layers.Dense(8, name="before")(inputs)
+    x = layers.MultiHeadAttention(2, 4, name="mha")(x, x)
+    x = layers.Dense(6, name="after", activation="relu")(x)
+    model = tf_keras.Model(inputs, layers.Dense(2)(layers.GlobalAveragePooling1D()(x)))
+    plan = plan_pruning(model, random_scores(model), prune_ratio=0.5)
+    assert len(plan.kept["before"]) == 8
+    assert "kept whole" in plan.frozen["mha"]
+    x = batch(model)
+    assert relative_error(prune(model, plan)(x), mask(model, plan)(x)) < 1e-5
+
+
+def test_batch_norm_over_another_axis_is_frozen():
+    inputs = layers.Input((8, 8, 3))
+    x = layers.BatchNormalization(axis=1, name="odd_norm")(layers.Conv2D(4, 1, name="c")(inputs))
+    model = shake(tf_keras.Model(inputs, layers.Dense(2)(layers.Flatten()(x))))
+    plan = plan_pruning(model, random_scores(model), prune_ratio=0.5)
+    assert len(plan.kept["c"]) == 4
+    assert "axis" in plan.frozen["odd_norm"]
+
+
+def test_multiple_inputs_and_dictionaries():
+    a, b = layers.Input((4, 4, 2), name="a"), layers.Input((4, 4, 3), name="b")
+    x = layers.Concatenate()([layers.Conv2D(4, 1, name="ca")(a), layers.Conv2D(4, 1, name="cb")(b)])
+    out = layers.Dense(2, name="logits")(layers.Flatten()(x))
+    model = tf_keras.Model({"a": a, "b": b}, {"scores": out})
+    plan = plan_pruning(model, random_scores(model), prune_ratio=0.5)
+    rng = np.random.default_rng(0)
+    data = {
+        "a": rng.normal(size=(2, 4, 4, 2)).astype("f"),
+        "b": rng.normal(size=(2, 4, 4, 3)).astype("f"),
+    }
+    slim, masked = prune(model, plan)(data), mask(model, plan)(data)
+    assert relative_error(slim["scores"], masked["scores"]) < 1e-5
