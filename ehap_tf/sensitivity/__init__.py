@@ -7,6 +7,7 @@ from ehap_tf.sensitivity.criteria import (
     register_criterion,
 )
 from ehap_tf.sensitivity.estimators import ESTIMATOR_NAMES
+from ehap_tf.sensitivity.oracle import oracle_importance
 from ehap_tf.sensitivity.rank import rank_filters
 from ehap_tf.sensitivity.scores import FilterScores, Provenance
 
@@ -17,6 +18,7 @@ __all__ = [
     "Request",
     "Result",
     "criterion_names",
+    "oracle_importance",
     "rank_filters",
     "register_criterion",
 ]

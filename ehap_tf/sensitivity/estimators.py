@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import logging
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -23,6 +25,7 @@ from ehap_tf.sensitivity.gauss_newton import (
 )
 from ehap_tf.sensitivity.hutchinson import (
     Directions,
+    Step,
     basis_directions,
     hutchinson_step,
     sign_directions,
@@ -35,6 +38,8 @@ from ehap_tf.sensitivity.statistics import Floats
 
 if TYPE_CHECKING:
     from ehap_tf.sensitivity.criteria.registry import Request
+
+_LOG = logging.getLogger(__name__)
 
 HESSIAN_TRACE = "Hessian trace"
 GAUSS_NEWTON_TRACE = "Gauss-Newton trace"
@@ -69,9 +74,7 @@ class Trace:
 
 def estimate_trace(request: Request, factors: Floats) -> Trace:
     """Runs the request's estimator; `factors` turn traces into the scores that are compared."""
-    with request.replicas.scope():
-        network = prepare_network(request.model, request.loss, request.precision, request.batch)
-    return _ESTIMATORS[request.estimator](request, network, factors)
+    return _ESTIMATORS[request.estimator](request, prepare(request), factors)
 
 
 def needs_xla(precision: str) -> bool:
@@ -80,7 +83,37 @@ def needs_xla(precision: str) -> bool:
     Without it, a float16 convolution on a CPU falls to a kernel hundreds of times slower than the
     float32 one.
     """
-    return precision == "fp16" and not tf.config.list_physical_devices("GPU")
+    if precision != "fp16" or tf.config.list_physical_devices("GPU"):
+        return False
+    _say_that_float16_is_slow()
+    return True
+
+
+@functools.cache
+def _say_that_float16_is_slow() -> None:
+    _LOG.warning(
+        "float16 is emulated on this CPU (compiled by XLA, which takes a while at first): "
+        "precision 'bf16' or 'fp32' is faster here"
+    )
+
+
+def prepare(request: Request) -> Network:
+    """A private copy of the request's model under its precision, on every replica."""
+    with request.replicas.scope():
+        return prepare_network(request.model, request.loss, request.precision, request.batch)
+
+
+def make_runner(
+    request: Request, network: Network, step: Step, scales: Scales | None = None
+) -> ProbeRunner:
+    """Compiles a step for the request's precision and replicas."""
+    return ProbeRunner(
+        network,
+        step,
+        request.replicas,
+        scales or Scales(request.precision == "fp16"),
+        fixed_probes=_fixed_probes(request) if needs_xla(request.precision) else None,
+    )
 
 
 def _hutchinson(request: Request, network: Network, factors: Floats) -> Trace:
@@ -94,7 +127,8 @@ def _hutchinson(request: Request, network: Network, factors: Floats) -> Trace:
     )
 
 
-def _gauss_newton(request: Request, network: Network, factors: Floats) -> Trace:
+def gauss_newton_trace(request: Request, network: Network, factors: Floats) -> Trace:
+    """The sketch; says whether it is the Hessian trace."""
     require_known_curvature(network)
     scales = Scales(request.precision == "fp16")
     sample = gauss_newton_samples(request, network, sign_vectors(request.seed), BLOCK, scales)
@@ -114,7 +148,7 @@ def _exact(request: Request, network: Network, factors: Floats) -> Trace:
         require_known_curvature(network)
         outputs = math.prod(network.model.outputs[0].shape[1:])
         sample = gauss_newton_samples(request, network, basis_vectors, 1, scales)
-        total = _sum(sample, outputs, len(factors), request.progress)
+        total = exact_sum(sample, outputs, len(factors), request.progress)
         return Trace(total, None, 0, HESSIAN_TRACE, ("equal to the Gauss-Newton trace",))
     weights = sum(int(kernel.shape.num_elements()) for kernel in network.kernels)
     if weights > MAX_BASIS_WEIGHTS:
@@ -125,7 +159,7 @@ def _exact(request: Request, network: Network, factors: Floats) -> Trace:
             "'hutchinson' or 'gauss_newton'"
         )
     sample = hessian_samples(request, network, basis_directions(network), scales)
-    total = _sum(sample, weights, len(factors), request.progress)
+    total = exact_sum(sample, weights, len(factors), request.progress)
     return Trace(total, None, 0, HESSIAN_TRACE, ("one product a weight",))
 
 
@@ -133,14 +167,7 @@ def hessian_samples(
     request: Request, network: Network, directions: Directions, scales: Scales
 ) -> Sample:
     """The products v * (H v) by filter over the whole Hessian batch, for given probes."""
-    compiled = needs_xla(request.precision)
-    runner = ProbeRunner(
-        network,
-        hutchinson_step(network, directions),
-        request.replicas,
-        scales,
-        fixed_probes=_fixed_probes(request) if compiled else None,
-    )
+    runner = make_runner(request, network, hutchinson_step(network, directions), scales)
     return lambda probes: runner.sum(probes, request.batch)
 
 
@@ -148,15 +175,9 @@ def gauss_newton_samples(
     request: Request, network: Network, vectors: Vectors, block: int, scales: Scales
 ) -> Sample:
     """Squared norms of back-propagated S v by filter, added over blocks of examples."""
-    compiled = needs_xla(request.precision)
     whole_blocks = (request.batch.batch_size or block) >= block
-    runner = ProbeRunner(
-        network,
-        gauss_newton_step(network, vectors, squared=whole_blocks),
-        request.replicas,
-        scales,
-        fixed_probes=_fixed_probes(request) if compiled else None,
-    )
+    step = gauss_newton_step(network, vectors, squared=whole_blocks)
+    runner = make_runner(request, network, step, scales)
     if whole_blocks:
         return lambda probes: runner.sum(
             probes, (batch for blocks in request.batch.blocks(block) for batch in blocks)
@@ -186,7 +207,8 @@ def _squared_norms(gradients: Floats, network: Network) -> Floats:
     return np.concatenate(pieces, axis=1)
 
 
-def _sum(sample: Sample, terms: int, size: int, progress: ProgressCallback) -> Floats:
+def exact_sum(sample: Sample, terms: int, size: int, progress: ProgressCallback) -> Floats:
+    """The sum of terms 0, 1, ... `terms` - 1."""
     total = np.zeros(size)
     for chunk in sampling.chunks(terms):
         total += sample(chunk).sum(axis=0)
@@ -215,7 +237,7 @@ def _repeated(scales: Scales) -> tuple[str, ...]:
 
 _ESTIMATORS: dict[str, Callable[[Request, Network, Floats], Trace]] = {
     "hutchinson": _hutchinson,
-    "gauss_newton": _gauss_newton,
+    "gauss_newton": gauss_newton_trace,
     "exact": _exact,
 }
 

@@ -24,7 +24,7 @@ from ehap_tf.sensitivity.network import Network
 from ehap_tf.sensitivity.output_curvature import factor_times
 from ehap_tf.sensitivity.probes import example_signs
 
-BLOCK = 16
+BLOCK = 32
 """Examples whose gradients are added before they are squared."""
 
 Vectors = Callable[[tf.Tensor, tf.Tensor, tf.Tensor, tf.DType], tf.Tensor]

@@ -123,12 +123,13 @@ def _use_logits(network: Network) -> Network:
 
 
 def _check_fit(network: Network, batch: MicroBatch) -> None:
-    """Compares the outputs and labels of the first micro-batch with what the loss expects."""
+    """Looks at the outputs and the loss of the first micro-batch."""
     loss, outputs = network.loss, network.forward(batch.inputs).numpy()
+    examples = f"examples {batch.first} to {batch.first + len(batch) - 1}"
     if not np.isfinite(outputs).all():
         raise ValueError(
-            "model must give finite outputs. Received: NaN or infinity for examples "
-            f"{batch.first} to {batch.first + len(batch) - 1}; check its weights and the inputs"
+            f"model must give finite outputs. Received: NaN or infinity for {examples}; check its "
+            "weights and the inputs"
         )
     if loss.kind in _FINAL_ACTIVATIONS and not loss.takes_logits:
         wrong = outputs.min() < 0 or outputs.max() > 1
@@ -140,6 +141,33 @@ def _check_fit(network: Network, batch: MicroBatch) -> None:
                 f"{_FINAL_ACTIVATIONS[loss.kind]}. Received: outputs between {outputs.min():.3g} "
                 f"and {outputs.max():.3g}; give the loss from_logits=True"
             )
+    _, labels, weights, _ = network.tensors(batch)
+    values = network.loss_values(labels, tf.constant(outputs), weights).numpy()
+    if not np.isfinite(values).all():
+        raise ValueError(f"loss must be finite. Received: NaN or infinity among {examples}")
+    _check_deterministic(network, batch, outputs)
+
+
+def _check_deterministic(network: Network, batch: MicroBatch, outputs: np.ndarray) -> None:
+    if np.allclose(network.forward(batch.inputs).numpy(), outputs, rtol=1e-3, atol=1e-5):
+        return
+    passes: list[dict[str, Any]] = [{}, {}]
+    for found in passes:
+
+        def remember(name: str, output: Any, found: dict[str, Any] = found) -> Any:
+            found.setdefault(name, tf.nest.flatten(output)[0])
+            return output
+
+        network.forward(batch.inputs, remember)
+    differing = [
+        name
+        for name in passes[0]
+        if not np.allclose(passes[0][name], passes[1][name], rtol=1e-3, atol=1e-5)
+    ]
+    raise ValueError(
+        "model must give the same outputs in every inference pass. Received: a model with layers "
+        f"that are random at inference; the first that differs is {(differing or ['unknown'])[0]!r}"
+    )
 
 
 def _check_class_indices(network: Network, data: HessianBatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -68,27 +69,61 @@ def rank_filters(
             labels out of range; the weights, outputs or loss are not finite.
         FloatingPointError: curvature overflows in the chosen precision.
     """
-    start, memory = time.perf_counter(), PeakMemory()
-    chosen = find_criterion(criterion)
-    _check_choice("estimator", estimator, ESTIMATOR_NAMES)
-    precision = resolve_precision(precision)
-    _check_numbers(probes, tolerance, seed)
-    require_functional(model)
-    require_finite_weights(model)
-    batch = HessianBatch(data, batch_size) if chosen.needs_data else None
-    request = Request(
+    return rank_with_options(
         model,
-        batch,
+        data,
         loss,
+        criterion,
         estimator,
         precision,
         probes,
         tolerance,
+        batch_size,
         seed,
-        Replicas(strategy),
+        strategy,
         progress,
+        {},
     )
-    result = _as_result(chosen.function(request), request.layers)
+
+
+def rank_with_options(
+    model: tf_keras.Model,
+    data: Any,
+    loss: Any,
+    criterion: str,
+    estimator: str,
+    precision: str,
+    probes: int,
+    tolerance: float | None,
+    batch_size: int | None,
+    seed: int,
+    strategy: tf.distribute.Strategy | None,
+    progress: ProgressCallback,
+    options: Mapping[str, Any],
+) -> FilterScores:
+    """`rank_filters` with further arguments for the criterion."""
+    start, memory = time.perf_counter(), PeakMemory()
+    chosen = find_criterion(criterion)
+    _check_choice("estimator", estimator, ESTIMATOR_NAMES)
+    _check_numbers(probes, tolerance, seed)
+    request = Request(
+        model,
+        loss=loss,
+        estimator=estimator,
+        precision=_precision_for(estimator, precision),
+        probes=int(probes),
+        tolerance=tolerance,
+        seed=int(seed),
+        replicas=Replicas(strategy),
+        progress=progress,
+        options=options,
+    )
+    require_functional(model)
+    require_finite_weights(model)
+    if chosen.needs_data:
+        request = dataclasses.replace(request, data=HessianBatch(data, batch_size))
+    layers = request.layers
+    result = _as_result(chosen.function(request), layers)
     if not np.isfinite(result.scores).all():
         raise ValueError(f"criterion {criterion!r} gave scores that are NaN or infinite")
     provenance = Provenance(
@@ -96,19 +131,31 @@ def rank_filters(
         estimator=result.estimator,
         precision=result.precision or "fp32",
         probes=result.probes,
-        seed=seed,
+        seed=request.seed,
         seconds=time.perf_counter() - start,
         peak_bytes=memory.bytes(),
-        examples=batch.examples if batch else 0,
+        examples=request.data.examples if request.data else 0,
         quantity=result.quantity,
         notes=result.notes,
     )
     pieces = {
-        kind: split_filters(values, request.layers)
+        kind: split_filters(values, layers)
         for kind in ("trace", "standard_error", "trace_standard_error", "signed")
         if (values := getattr(result, kind)) is not None
     }
-    return FilterScores(split_filters(result.scores, request.layers), provenance, **pieces)
+    return FilterScores(split_filters(result.scores, layers), provenance, **pieces)
+
+
+def _precision_for(estimator: str, precision: str) -> str:
+    resolved = resolve_precision(precision)
+    if estimator != "exact":
+        return resolved
+    if precision not in ("fp32", "auto"):
+        raise ValueError(
+            "precision must be 'fp32' or 'auto' with estimator 'exact': rounding in 16 bits would "
+            f"not be exact. Received: {precision!r}"
+        )
+    return "fp32"
 
 
 def _check_choice(argument: str, value: Any, valid: tuple[str, ...]) -> None:

@@ -2,9 +2,12 @@
 
 from ehap_tf.sensitivity.criteria import (
     batch_norm_scale,
+    gate_curvature,
     hessian_trace,
     magnitude,
+    oracle,
     random_scores,
+    taylor,
 )
 from ehap_tf.sensitivity.criteria.registry import (
     Request,
@@ -15,6 +18,14 @@ from ehap_tf.sensitivity.criteria.registry import (
 )
 
 # Importing a criterion's module registers it; the order is that of error messages.
-_MODULES = (hessian_trace, magnitude, batch_norm_scale, random_scores)
+_MODULES = (
+    hessian_trace,
+    gate_curvature,
+    taylor,
+    magnitude,
+    batch_norm_scale,
+    random_scores,
+    oracle,
+)
 
 __all__ = ["Request", "Result", "criterion_names", "find_criterion", "register_criterion"]

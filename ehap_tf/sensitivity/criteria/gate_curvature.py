@@ -1,0 +1,104 @@
+"""Second-order criteria on gates: what the loss's curvature says about removing a filter."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+
+from ehap_tf.sensitivity import sampling
+from ehap_tf.sensitivity.criteria.registry import Request, Result, register_criterion
+from ehap_tf.sensitivity.estimators import exact_sum, make_runner, prepare
+from ehap_tf.sensitivity.gate_derivatives import gate_curvature_step, gate_gradient_step
+from ehap_tf.sensitivity.gauss_newton import basis_vectors, sign_vectors
+from ehap_tf.sensitivity.linearity import smooth_parts
+from ehap_tf.sensitivity.network import Network
+from ehap_tf.sensitivity.output_curvature import require_known_curvature
+from ehap_tf.sensitivity.sampling import Estimate
+
+
+@register_criterion("obd")
+def gate_curvature(request: Request) -> Result:
+    """h_c / 2, the curvature half of the loss change when the filter's gate closes.
+
+    Non-negative, and additive enough to remove many filters together. The name is for Optimal
+    Brain Damage (LeCun et al. 1990), whose saliency this is with gates for weights.
+    """
+    network = prepare(request)
+    curvature = estimate_curvature(request, network)
+    return _result(request, network, curvature, scores=curvature.mean / 2, signed=None)
+
+
+@register_criterion("quadratic")
+def quadratic(request: Request) -> Result:
+    """-g_c + h_c / 2: the predicted loss change when this one filter is removed, signed.
+
+    Predicts a single removal almost perfectly, and is a poor criterion for removing many: filters
+    whose removal alone seems to lower the loss do not add up.
+    """
+    network = prepare(request)
+    curvature = estimate_curvature(request, network)
+    runner = make_runner(request, network, gate_gradient_step(network))
+    gradient = runner.sum(np.zeros(1, np.int32), request.batch)[0]
+    change = -gradient + curvature.mean / 2
+    return _result(request, network, curvature, scores=change, signed=change)
+
+
+def estimate_curvature(request: Request, network: Network) -> Estimate:
+    """Estimates h by the Gauss-Newton sketch on gates, or exactly with one backward pass an output."""
+    require_known_curvature(network)
+    size = sum(layer.filters for layer in network.layers)
+    if request.estimator == "exact":
+        outputs = math.prod(network.model.outputs[0].shape[1:])
+        runner = make_runner(
+            dataclasses.replace(request, probes=outputs),
+            network,
+            gate_curvature_step(network, basis_vectors),
+        )
+        total = exact_sum(
+            lambda numbers: runner.sum(numbers, request.batch), outputs, size, request.progress
+        )
+        return Estimate(total, np.zeros(size), 0, 0.0)
+    runner = make_runner(request, network, gate_curvature_step(network, sign_vectors(request.seed)))
+    return sampling.estimate(
+        lambda probes: runner.sum(probes, request.batch),
+        size,
+        request.probes,
+        request.tolerance,
+        np.ones(size),
+        request.progress,
+    )
+
+
+def curvature_notes(request: Request, network: Network) -> tuple[str, ...]:
+    """What a reader of gate scores should know."""
+    notes = []
+    if request.estimator == "hutchinson":
+        notes.append("gate curvature is taken by the Gauss-Newton sketch, not by nested tapes")
+    smooth = smooth_parts(network.model, network.skipped)
+    if smooth:
+        notes.append(f"Gauss-Newton part of the curvature only, because of {', '.join(smooth)}")
+    return tuple(notes)
+
+
+def _result(
+    request: Request,
+    network: Network,
+    curvature: Estimate,
+    scores: np.ndarray,
+    signed: np.ndarray | None,
+) -> Result:
+    sampled = curvature.probes > 0
+    return Result(
+        scores=scores,
+        signed=signed,
+        trace=curvature.mean,
+        standard_error=curvature.standard_error / 2 if sampled else None,
+        trace_standard_error=curvature.standard_error if sampled else None,
+        estimator="gauss_newton" if sampled else "exact",
+        precision=request.precision,
+        probes=curvature.probes,
+        quantity="curvature of the loss on gates",
+        notes=curvature_notes(request, network),
+    )

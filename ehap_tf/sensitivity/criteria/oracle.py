@@ -1,0 +1,41 @@
+"""The oracle: every filter removed in turn, and the loss measured."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ehap_tf.sensitivity.criteria.registry import Request, Result, register_criterion
+from ehap_tf.sensitivity.estimators import make_runner, prepare
+from ehap_tf.sensitivity.gate_derivatives import removal_loss_step
+from ehap_tf.sensitivity.statistics import Floats
+
+TOGETHER = 16
+"""Filters whose loss is computed in one call."""
+
+
+@register_criterion("oracle")
+def oracle(request: Request) -> Result:
+    """|L without the filter - L|, one filter at a time; `signed` has the change with its sign.
+
+    Options (see `oracle_importance`): `known`, a vector of losses with NaN where not yet measured,
+    and `keep`, which is called with it as it fills.
+    """
+    network = prepare(request)
+    filters = sum(layer.filters for layer in network.layers)
+    runner = make_runner(request, network, removal_loss_step(network))
+    # The last entry is the loss of the whole network: no filter has that number.
+    losses: Floats = np.array(request.options.get("known", np.full(filters + 1, np.nan)))
+    keep = request.options.get("keep", lambda losses: None)
+    waiting = np.flatnonzero(np.isnan(losses)).astype(np.int32)
+    for start in range(0, len(waiting), TOGETHER):
+        numbers = waiting[start : start + TOGETHER]
+        losses[numbers] = runner.sum(numbers, request.batch)[:, 0]
+        keep(losses)
+        request.progress(filters + 1 - len(waiting) + start + len(numbers), filters + 1, {})
+    change = losses[:-1] - losses[-1]
+    return Result(
+        scores=np.abs(change),
+        signed=change,
+        precision=request.precision,
+        quantity="change of the loss when the filter is removed",
+    )

@@ -1,0 +1,122 @@
+"""The true loss change of every single removal, measured; resumable."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import time
+import zipfile
+import zlib
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+
+from ehap_tf.files import CorruptFileError, atomic_path
+from ehap_tf.progress import ProgressCallback, no_progress
+from ehap_tf.sensitivity.batches import HessianBatch
+from ehap_tf.sensitivity.filters import find_prunable
+from ehap_tf.sensitivity.rank import rank_with_options
+from ehap_tf.sensitivity.scores import FilterScores
+from ehap_tf.sensitivity.statistics import Floats
+
+SAVE_SECONDS = 10.0
+
+
+def oracle_importance(
+    model: tf_keras.Model,
+    data: Any,
+    loss: Any = None,
+    precision: str = "fp32",
+    batch_size: int | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    strategy: tf.distribute.Strategy | None = None,
+    progress: ProgressCallback = no_progress,
+) -> FilterScores:
+    """Removes every filter in turn, where its removal acts, and measures the loss.
+
+    One forward pass over the data a filter.
+
+    Args:
+        model: Functional or Sequential.
+        data: as for `rank_filters`.
+        loss: as for `rank_filters`.
+        precision: "fp32", "fp16", "bf16" or "auto".
+        batch_size: examples computed at once.
+        checkpoint: a `.npz` file for what is measured so far; a later call with the same model and
+            data goes on from it. It is removed when all is done.
+        strategy: spreads the filters over its replicas.
+        progress: called as `progress(losses measured, losses to measure, {})`.
+
+    Returns:
+        Scores are |change of the loss|; `signed` has the change: positive where the filter helps.
+
+    Raises:
+        CorruptFileError: the checkpoint cannot be read.
+        ValueError: as for `rank_filters`, or the checkpoint belongs to another model or data.
+    """
+    options: dict[str, Any] = {}
+    if checkpoint is not None:
+        path = pathlib.Path(checkpoint)
+        print_of = _fingerprint(model, data, batch_size)
+        if path.exists():
+            options["known"] = _load(path, print_of)
+        options["keep"] = _Keeper(path, print_of)
+    scores = rank_with_options(
+        model,
+        data,
+        loss,
+        "oracle",
+        "hutchinson",
+        precision,
+        1,
+        None,
+        batch_size,
+        0,
+        strategy,
+        progress,
+        options,
+    )
+    if checkpoint is not None:
+        pathlib.Path(checkpoint).unlink(missing_ok=True)
+    return scores
+
+
+class _Keeper:
+    """Saves the vector of losses now and then."""
+
+    def __init__(self, path: pathlib.Path, fingerprint: int) -> None:
+        self._path, self._fingerprint = path, fingerprint
+        self._saved = time.monotonic()
+
+    def __call__(self, losses: Floats) -> None:
+        if time.monotonic() - self._saved < SAVE_SECONDS:
+            return
+        with atomic_path(self._path) as temporary, open(temporary, "wb") as file:
+            np.savez(file, losses=losses, fingerprint=np.int64(self._fingerprint))
+        self._saved = time.monotonic()
+
+
+def _load(path: pathlib.Path, fingerprint: int) -> Floats:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            losses, found = archive["losses"], int(archive["fingerprint"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise CorruptFileError(f"{path} is not a readable oracle checkpoint: {error}") from error
+    if found != fingerprint:
+        raise ValueError(
+            f"checkpoint must belong to the same model and data. Received: {path}, of others; "
+            "remove it to start again"
+        )
+    return losses
+
+
+def _fingerprint(model: tf_keras.Model, data: Any, batch_size: int | None) -> int:
+    value = 0
+    for layer in find_prunable(model):
+        value = zlib.crc32(np.ascontiguousarray(layer.layer.kernel).tobytes(), value)
+        value = zlib.crc32(layer.name.encode(), value)
+    for batch in HessianBatch(data, batch_size):
+        value = zlib.crc32(str(batch.checksum()).encode(), value)
+    return value
