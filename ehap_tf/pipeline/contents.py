@@ -127,7 +127,9 @@ def _layers(
 def _notes(records: Mapping[str, StageRecord]) -> dict[str, str]:
     notes = {}
     for stage, record in records.items():
-        if "source" in record.figures:
+        if record.figures.get("quantity"):
+            notes[stage] = "; ".join([record.figures["quantity"], *record.figures["notes"]])
+        elif "source" in record.figures:
             notes[stage] = f"not trained here; the model is {record.figures['source']}."
         elif "best_epoch" in record.figures:
             notes[stage] = (

@@ -52,8 +52,12 @@ def run(job: Job, fingerprint: str) -> Figures:
             strategy=job.strategy,
             progress=progress,
         )
+    for note in scores.provenance.notes:
+        job.console.say(f"rank: {note}")
     scores.save(job.run.scores)
     return {
+        "quantity": scores.provenance.quantity,
+        "notes": list(scores.provenance.notes),
         "criterion": scores.criterion,
         "estimator": scores.estimator,
         "precision": scores.precision,
