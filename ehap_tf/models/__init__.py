@@ -2,6 +2,7 @@
 
 from ehap_tf.models.checks import require_finite_weights, require_functional
 from ehap_tf.models.cloning import clone_with_policy
+from ehap_tf.models.copying import ZeroInitializers, kept_random_state, layer_from
 from ehap_tf.models.outputs import ends_in_softmax
 from ehap_tf.models.precision import PRECISIONS, policy_of, resolve_precision
 from ehap_tf.models.saving import load_model, save_model
@@ -10,9 +11,12 @@ from ehap_tf.models.zoo import MODEL_NAMES, build_model
 __all__ = [
     "MODEL_NAMES",
     "PRECISIONS",
+    "ZeroInitializers",
     "build_model",
     "clone_with_policy",
     "ends_in_softmax",
+    "kept_random_state",
+    "layer_from",
     "load_model",
     "policy_of",
     "require_finite_weights",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +10,7 @@ import tf_keras
 from tf_keras.src.layers.core import tf_op_layer
 
 from ehap_tf.models.checks import require_functional
+from ehap_tf.models.copying import ZeroInitializers, kept_random_state, layer_from
 
 POLICIES = ("float32", "mixed_float16", "mixed_bfloat16")
 
@@ -50,7 +49,7 @@ def clone_with_policy(model: tf_keras.Model, policy: str) -> tf_keras.Model:
     if policy not in POLICIES:
         raise ValueError(f"policy must be one of {', '.join(POLICIES)}. Received: {policy!r}")
     require_functional(model)
-    with _kept_random_state():
+    with kept_random_state():
         return _Cloning(model, policy).clone
 
 
@@ -65,12 +64,8 @@ class _Cloning:
         self._replaced = mixed or {"float32"}
         self._wide = _head(model)
         self._made: dict[int, tuple[Any, Any]] = {}
-        self._initializers: list[tuple[Any, str, Any]] = []
-        try:
+        with ZeroInitializers() as self._zeros:
             self.clone = self._copy_model(model)
-        finally:
-            for layer, name, initializer in self._initializers:
-                setattr(layer, name, initializer)
         for old, new in self._made.values():
             if not isinstance(old, tf_keras.Model):
                 new.set_weights(old.get_weights())
@@ -87,7 +82,7 @@ class _Cloning:
                 self._copy_model(layer)
             else:
                 new = self._new_layer(layer)
-                self._set_zero_initializers(new)
+                self._zeros.apply(new)
                 self._made[id(layer)] = (layer, new)
         return self._made[id(layer)][1]
 
@@ -103,30 +98,9 @@ class _Cloning:
             kind = Float32Operation if is_mixed else tf_op_layer.TFOpLambda
             return kind.from_config(config)
         if isinstance(layer, tf_keras.layers.Lambda):
-            # Its function is handed on; writing it to bytes and back would lose what it encloses.
-            dtype = "float32" if layer._dtype_policy.name in self._replaced else config["dtype"]
-            return tf_keras.layers.Lambda(
-                layer.function,
-                output_shape=layer._output_shape,
-                mask=layer.mask,
-                arguments=layer.arguments,
-                name=layer.name,
-                dtype=dtype,
-            )
-        return type(layer).from_config(_with_policy(config, self._replaced, policy))
-
-    def _set_zero_initializers(self, layer: Any) -> None:
-        """Lets the layer create zeros for the weights that are about to be copied.
-
-        Random initial values would be wasted, and could draw from global random states.
-        """
-        for module in (layer, *layer.submodules):
-            for name, value in list(vars(module).items()):
-                if name.endswith("_initializer") and isinstance(
-                    value, tf_keras.initializers.Initializer
-                ):
-                    self._initializers.append((module, name, value))
-                    setattr(module, name, tf_keras.initializers.Zeros())
+            # Lambda layers compute in float32, unless they were pinned to something else.
+            policy = "float32"
+        return layer_from(layer, _with_policy(config, self._replaced, policy))
 
 
 def _with_policy(config: dict[str, Any], replaced: set[str], policy: str) -> dict[str, Any]:
@@ -175,15 +149,3 @@ def _head(model: tf_keras.Model) -> set[int]:
 def _widened(value: Any) -> Any:
     is_short = tf.is_tensor(value) and value.dtype in (tf.float16, tf.bfloat16)
     return tf.cast(value, tf.float32) if is_short else value
-
-
-@contextlib.contextmanager
-def _kept_random_state() -> Iterator[None]:
-    """Restores the generators that Keras draws seeds from when a layer has none of its own."""
-    keras_generator = getattr(tf_keras.src.backend._SEED_GENERATOR, "generator", None)
-    states = [(g, g.getstate()) for g in (random, keras_generator) if g is not None]
-    try:
-        yield
-    finally:
-        for generator, state in states:
-            generator.setstate(state)

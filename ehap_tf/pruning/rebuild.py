@@ -14,6 +14,7 @@ import tensorflow as tf
 import tf_keras
 
 from ehap_tf.channels import ChannelGraph, Ids, TracedCall, is_nested_model, nodes_in_order
+from ehap_tf.models import ZeroInitializers, kept_random_state, layer_from
 
 
 class Rebuilder:
@@ -62,17 +63,20 @@ class Rebuilder:
 
     def rebuild(self, model: tf_keras.Model) -> tf_keras.Model:
         """The copy of the traced model, with its weights."""
-        copy = self._rebuild_model(model, "", None)
-        for layer, values in self._values:
-            if values:
-                layer.set_weights(values)
+        with kept_random_state():
+            with ZeroInitializers() as self._zeros:
+                copy = self._rebuild_model(model, "", None)
+            for layer, values in self._values:
+                if values:
+                    layer.set_weights(values)
         return copy
 
     def make_layer(
         self, call: TracedCall, config: dict[str, Any], values: list[Any]
     ) -> tf_keras.layers.Layer:
         """A layer of the same class that gets its weights once the copy is built."""
-        new = type(call.layer).from_config(config)
+        new = layer_from(call.layer, config)
+        self._zeros.apply(new)
         self._values.append((new, values))
         return new
 

@@ -9,8 +9,10 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
+from ehap_tf.channels import trace_channels
 from ehap_tf.data import as_dataset
 from ehap_tf.progress import ProgressCallback, no_progress
+from ehap_tf.pruning.rebuild import Rebuilder
 
 _RANDOM_LAYERS = (
     tf_keras.layers.Dropout,
@@ -45,8 +47,7 @@ def recalibrate(
     """
     if batches < 1:
         raise ValueError(f"batches must be at least 1. Received: {batches}")
-    copy = tf_keras.models.clone_model(model)
-    copy.set_weights(model.get_weights())
+    copy = Rebuilder(trace_channels(model)).rebuild(model)
     # `_flatten_layers` also finds the layers inside nested models and wrappers.
     inside = list(copy._flatten_layers(include_self=False))
     norms = [

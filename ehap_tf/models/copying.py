@@ -1,0 +1,69 @@
+"""Copies of layers that are about to get their weights from elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import tf_keras
+
+
+def layer_from(layer: tf_keras.layers.Layer, config: Mapping[str, Any]) -> tf_keras.layers.Layer:
+    """A new layer of the same class with another configuration.
+
+    The function of a Lambda layer is handed on: writing it to bytes and back, as `from_config`
+    does, would lose what it encloses.
+    """
+    if isinstance(layer, tf_keras.layers.Lambda):
+        return tf_keras.layers.Lambda(
+            layer.function,
+            output_shape=layer._output_shape,
+            mask=layer.mask,
+            arguments=layer.arguments,
+            name=config["name"],
+            trainable=config.get("trainable", True),
+            dtype=config.get("dtype"),
+        )
+    return type(layer).from_config(config)
+
+
+class ZeroInitializers:
+    """Lets layers create zeros for weights that are about to be copied.
+
+    Random initial values would be wasted, and could draw from global random states. On leaving the
+    context every layer has its own initializers back.
+    """
+
+    def __init__(self) -> None:
+        self._replaced: list[tuple[Any, str, Any]] = []
+
+    def __enter__(self) -> ZeroInitializers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for module, name, initializer in self._replaced:
+            setattr(module, name, initializer)
+
+    def apply(self, layer: tf_keras.layers.Layer) -> None:
+        """Replaces the initializers of a layer, and of the layers inside it, for the time being."""
+        for module in (layer, *layer.submodules):
+            for name, value in list(vars(module).items()):
+                if name.endswith("_initializer") and isinstance(
+                    value, tf_keras.initializers.Initializer
+                ):
+                    self._replaced.append((module, name, value))
+                    setattr(module, name, tf_keras.initializers.Zeros())
+
+
+@contextlib.contextmanager
+def kept_random_state() -> Iterator[None]:
+    """Restores the generators that Keras draws seeds from when a layer has none of its own."""
+    keras_generator = getattr(tf_keras.src.backend._SEED_GENERATOR, "generator", None)
+    states = [(g, g.getstate()) for g in (random, keras_generator) if g is not None]
+    try:
+        yield
+    finally:
+        for generator, state in states:
+            generator.setstate(state)
