@@ -1,0 +1,37 @@
+"""The names that the settings repeat, so that --help needs no TensorFlow, are those of the rooms."""
+
+import inspect
+
+from ehap_tf.models import PRECISIONS
+from ehap_tf.pipeline import config
+from ehap_tf.pipeline.stages import STAGES
+from ehap_tf.pruning import plan_pruning
+from ehap_tf.sensitivity import ESTIMATOR_NAMES, criterion_names, rank_filters
+
+
+def test_names_agree_with_the_rooms():
+    assert set(config.CRITERIA) == set(criterion_names())
+    assert set(config.ESTIMATORS) == set(ESTIMATOR_NAMES)
+    assert set(config.PRECISIONS) == set(PRECISIONS)
+    assert tuple(stage.name for stage in STAGES) == config.STAGE_NAMES
+
+
+def test_defaults_agree_with_the_library():
+    settings = config.PipelineConfig()
+    for function, names in (
+        (rank_filters, ("criterion", "estimator", "probes", "tolerance", "seed")),
+        (plan_pruning, ("prune_ratio_limit", "residual", "implant_ratio", "round_to")),
+    ):
+        parameters = inspect.signature(function).parameters
+        for name in names:
+            assert parameters[name].default == getattr(settings, name), name
+
+
+def test_every_file_of_the_job_has_one_stage_that_writes_it(tmp_path):
+    from ehap_tf.pipeline.run_directory import RunDirectory
+
+    run = RunDirectory(tmp_path)
+    written = [path for stage in STAGES for path in stage.outputs(run)]
+    assert len(set(written)) == len(written)
+    assert {path for stage in STAGES for path in stage.inputs(run)} <= set(written)
+    assert set(run.models()) <= set(written)
