@@ -43,6 +43,7 @@ def run_graph(
     Returns:
         What `model(inputs, training=False)` returns.
     """
+    inputs = tf.nest.map_structure(tf.convert_to_tensor, inputs)
     values: dict[str, list[Any]] = {}
     usage = model._tensor_usage_count
     for x, y in zip(model.inputs, model._flatten_to_reference_inputs(inputs), strict=True):

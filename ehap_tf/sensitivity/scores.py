@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import zipfile
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -183,13 +182,13 @@ class FilterScores(Mapping[str, np.ndarray]):
                 trace_standard_error=groups.get("trace_standard_error"),
                 signed=groups.get("signed"),
             )
-        except OSError as error:
-            # A truncated zip is an OSError for numpy as well; a missing file is not damage.
-            if isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError)):
-                raise
-            raise _corrupt(path, error) from error
-        except (ValueError, KeyError, IndexError, TypeError, EOFError, zipfile.BadZipFile) as error:
-            raise _corrupt(path, error) from error
+        except (FileNotFoundError, PermissionError, IsADirectoryError):
+            raise
+        except Exception as error:
+            # Damage surfaces as almost anything: zip, zlib, struct, syntax and runtime errors.
+            raise CorruptFileError(
+                f"{os.fspath(path)} is not a readable scores file: {error}"
+            ) from error
 
     def _groups(self) -> dict[str, Mapping[str, np.ndarray]]:
         return {
@@ -199,10 +198,6 @@ class FilterScores(Mapping[str, np.ndarray]):
             "trace_standard_error": self.trace_standard_error,
             "signed": self.signed,
         }
-
-
-def _corrupt(path: str | os.PathLike[str], error: Exception) -> CorruptFileError:
-    return CorruptFileError(f"{os.fspath(path)} is not a readable scores file: {error}")
 
 
 def _frozen(values: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:

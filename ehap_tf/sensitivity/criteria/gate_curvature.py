@@ -46,7 +46,7 @@ def quadratic(request: Request) -> Result:
 
 
 def estimate_curvature(request: Request, network: Network) -> Estimate:
-    """Estimates h by the Gauss-Newton sketch on gates, or exactly with one backward pass an output."""
+    """Estimates h by the Gauss-Newton sketch on gates, or adds it up output by output."""
     require_known_curvature(network)
     size = sum(layer.filters for layer in network.layers)
     if request.estimator == "exact":

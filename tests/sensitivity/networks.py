@@ -1,0 +1,96 @@
+"""Small float64 networks, and a Hessian computed in the most naive way there is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+
+layers = tf_keras.layers
+CLASSES = 4
+
+
+def initializer(kind: str, seed: int) -> Any:
+    if kind == "positive":
+        return tf_keras.initializers.RandomUniform(0.5, 1.5, seed=seed)
+    return tf_keras.initializers.RandomNormal(stddev=0.2, seed=seed)
+
+
+def batch_norm(x: Any, seed: int, dtype: str = "float64", **arguments: Any) -> Any:
+    return layers.BatchNormalization(
+        gamma_initializer=initializer("positive", seed),
+        beta_initializer=initializer("normal", seed + 1),
+        moving_mean_initializer=initializer("normal", seed + 2),
+        moving_variance_initializer=initializer("positive", seed + 3),
+        dtype=dtype,
+        **arguments,
+    )(x)
+
+
+def residual_net(
+    activation: str = "relu", final: str | None = None, dtype: str = "float64", units: int = CLASSES
+) -> tf_keras.Model:
+    """Conv-BatchNorm-activation, a residual block, max-pooling, Dense: 10 filters, 213 weights."""
+
+    def conv(filters: int, seed: int, **arguments: Any) -> Any:
+        return layers.Conv2D(
+            filters,
+            3,
+            padding="same",
+            kernel_initializer=initializer("normal", seed),
+            dtype=dtype,
+            **arguments,
+        )
+
+    inputs = layers.Input((6, 6, 2), dtype=dtype)
+    x = conv(3, 1, use_bias=False, name="first")(inputs)
+    x = layers.Activation(activation, dtype=dtype)(batch_norm(x, 2, dtype))
+    y = conv(3, 6, name="second")(x)
+    x = layers.Add(dtype=dtype)([x, batch_norm(y, 7, dtype)])
+    x = layers.Activation(activation, dtype=dtype)(x)
+    x = layers.MaxPooling2D(3, dtype=dtype)(x)
+    x = layers.Flatten(dtype=dtype)(x)
+    x = layers.Dense(
+        units,
+        kernel_initializer=initializer("normal", 11),
+        bias_initializer=initializer("normal", 12),
+        activation=final,
+        dtype=dtype,
+        name="classifier",
+    )(x)
+    return tf_keras.Model(inputs, x)
+
+
+def examples(count: int = 10, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(count, 6, 6, 2)), rng.integers(0, CLASSES, count)
+
+
+def cross_entropy() -> tf_keras.losses.Loss:
+    return tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def hessian_diagonal_by_filter(
+    model: tf_keras.Model, x: Any, y: Any, loss: Any, weights: Any = None
+) -> dict[str, np.ndarray]:
+    """The trace of each filter's block of the full Hessian, by calling the Keras model itself."""
+    named = {layer.name: layer.kernel for layer in model.layers if hasattr(layer, "kernel")}
+    kernels = list(named.values())
+    with tf.GradientTape(persistent=True) as outer:
+        with tf.GradientTape() as inner:
+            value = loss(y, model(x, training=False), sample_weight=weights)
+        gradients = inner.gradient(value, kernels)
+        flat = [tf.reshape(gradient, [-1]) for gradient in gradients]
+    traces = {}
+    for (name, kernel), gradient in zip(named.items(), flat, strict=True):
+        hessian = outer.jacobian(gradient, kernel, experimental_use_pfor=False).numpy()
+        size = hessian.shape[0]
+        diagonal = np.diag(hessian.reshape(size, size))
+        traces[name] = diagonal.reshape(-1, kernel.shape[-1]).sum(axis=0)
+    return traces
+
+
+def joined(values: Any) -> np.ndarray:
+    return np.concatenate(list(values.values()))

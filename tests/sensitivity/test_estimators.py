@@ -1,0 +1,271 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+
+import ehap_tf as ehap
+from tests.sensitivity.networks import (
+    CLASSES,
+    cross_entropy,
+    examples,
+    hessian_diagonal_by_filter,
+    joined,
+    residual_net,
+)
+
+
+@pytest.fixture(scope="module")
+def relu_net() -> tf_keras.Model:
+    return residual_net()
+
+
+@pytest.fixture(scope="module")
+def relu_truth(relu_net: tf_keras.Model) -> np.ndarray:
+    x, y = examples()
+    return joined(hessian_diagonal_by_filter(relu_net, x, y, cross_entropy()))
+
+
+def rank(model: tf_keras.Model, loss: Any = None, **arguments: Any) -> ehap.FilterScores:
+    data = arguments.pop("data", None) or examples()
+    return ehap.rank_filters(model, data, loss or cross_entropy(), **arguments)
+
+
+def largest_deviation(scores: ehap.FilterScores, truth: np.ndarray) -> float:
+    """In standard errors."""
+    return float(np.abs((joined(scores.trace) - truth) / joined(scores.trace_standard_error)).max())
+
+
+def test_exact_is_the_trace_of_the_full_hessian(
+    relu_net: tf_keras.Model, relu_truth: np.ndarray
+) -> None:
+    scores = rank(relu_net, estimator="exact")
+    np.testing.assert_allclose(joined(scores.trace), relu_truth, rtol=1e-10)
+    assert scores.provenance.quantity == "Hessian trace"
+    assert not scores.standard_error and scores.probes == 0
+
+
+def test_exact_with_a_smooth_activation_goes_weight_by_weight() -> None:
+    model, (x, y) = residual_net("tanh"), examples()
+    truth = joined(hessian_diagonal_by_filter(model, x, y, cross_entropy()))
+    scores = rank(model, estimator="exact", batch_size=6)
+    np.testing.assert_allclose(joined(scores.trace), truth, rtol=1e-9, atol=1e-12)
+    assert scores.provenance.notes == ("one product a weight",)
+
+
+@pytest.mark.parametrize("estimator", ["hutchinson", "gauss_newton"])
+def test_estimates_are_within_four_standard_errors(
+    relu_net: tf_keras.Model, relu_truth: np.ndarray, estimator: str
+) -> None:
+    scores = rank(relu_net, estimator=estimator, probes=400, seed=1)
+    assert scores.probes == 400
+    assert largest_deviation(scores, relu_truth) < 4
+
+
+@pytest.mark.parametrize("estimator", ["hutchinson", "gauss_newton"])
+def test_the_same_check_rejects_a_biased_estimate(
+    relu_net: tf_keras.Model, relu_truth: np.ndarray, estimator: str
+) -> None:
+    scores = rank(relu_net, estimator=estimator, probes=400, seed=1)
+    biased = relu_truth * 1.5
+    assert largest_deviation(scores, biased) > 4
+
+
+def test_gauss_newton_of_a_smooth_network_is_not_called_the_hessian() -> None:
+    model, (x, y) = residual_net("tanh"), examples()
+    scores = rank(model, estimator="gauss_newton", probes=100)
+    truth = joined(hessian_diagonal_by_filter(model, x, y, cross_entropy()))
+    assert scores.provenance.quantity == "Gauss-Newton trace"
+    assert "tanh" in scores.provenance.notes[0]
+    assert largest_deviation(scores, truth) > 10
+
+
+def test_scores_are_the_relative_trace(relu_net: tf_keras.Model) -> None:
+    scores = rank(relu_net, probes=9)
+    for layer in (relu_net.get_layer(name) for name in scores):
+        kernel = np.asarray(layer.kernel).reshape(-1, layer.kernel.shape[-1])
+        factor = np.square(kernel).sum(axis=0) / len(kernel)
+        np.testing.assert_allclose(scores[layer.name], scores.trace[layer.name] * factor)
+        np.testing.assert_allclose(
+            scores.standard_error[layer.name],
+            scores.trace_standard_error[layer.name] * factor,
+        )
+
+
+@pytest.mark.parametrize("estimator", ["hutchinson", "gauss_newton", "exact"])
+def test_splitting_the_batch_changes_nothing(relu_net: tf_keras.Model, estimator: str) -> None:
+    data = examples(37)
+    whole = rank(relu_net, data=data, estimator=estimator, probes=3, batch_size=64)
+    for size in (32, 7, 5):
+        split = rank(relu_net, data=data, estimator=estimator, probes=3, batch_size=size)
+        np.testing.assert_allclose(joined(split.trace), joined(whole.trace), rtol=1e-10)
+    stream = tf.data.Dataset.from_tensor_slices(data).batch(9)
+    np.testing.assert_allclose(
+        joined(rank(relu_net, data=stream, estimator=estimator, probes=3).trace),
+        joined(whole.trace),
+        rtol=1e-10,
+    )
+
+
+@pytest.mark.parametrize("estimator", ["hutchinson", "gauss_newton"])
+def test_probes_are_a_sequence_that_a_larger_budget_goes_on_with(
+    relu_net: tf_keras.Model, estimator: str
+) -> None:
+    few = rank(relu_net, estimator=estimator, probes=5)
+    more = rank(relu_net, estimator=estimator, probes=11)
+    again = rank(relu_net, estimator=estimator, probes=11)
+    other = rank(relu_net, estimator=estimator, probes=11, seed=1)
+    np.testing.assert_array_equal(joined(more), joined(again))
+    assert not np.allclose(joined(more), joined(other))
+    # 11 probes share their first 5 with the smaller budget: the rest must average to this.
+    rest = (joined(more.trace) * 11 - joined(few.trace) * 5) / 6
+    assert not np.allclose(rest, joined(few.trace))
+
+
+def test_the_standard_error_predicts_the_spread_between_seeds(relu_net: tf_keras.Model) -> None:
+    runs = [rank(relu_net, estimator="gauss_newton", probes=32, seed=s) for s in range(16)]
+    spread = np.std([joined(run.trace) for run in runs], axis=0, ddof=1)
+    predicted = np.mean([joined(run.trace_standard_error) for run in runs], axis=0)
+    # The ratio's own error with 16 runs is 18%; the average over filters is tighter.
+    assert 0.75 < np.mean(spread / predicted) < 1.25
+
+
+def test_filters_permuted_give_scores_permuted(relu_net: tf_keras.Model) -> None:
+    order = np.array([2, 0, 3, 1])
+    permuted = tf_keras.models.clone_model(relu_net)
+    permuted.set_weights(relu_net.get_weights())
+    classifier = permuted.get_layer("classifier")
+    kernel, bias = classifier.get_weights()
+    classifier.set_weights([kernel[:, order], bias[order]])
+    x, y = examples()
+    moved = np.argsort(order)[y]
+    before = rank(relu_net, estimator="exact")
+    after = rank(permuted, estimator="exact", data=(x, moved))
+    np.testing.assert_allclose(after["classifier"], before["classifier"][order], rtol=1e-10)
+    np.testing.assert_allclose(after["first"], before["first"], rtol=1e-10)
+
+
+def test_tolerance_stops_early_and_says_after_how_many(relu_net: tf_keras.Model) -> None:
+    calls: list[int] = []
+
+    def progress(done: int, total: int, figures: Any) -> None:
+        calls.append(done)
+        assert total == 400
+
+    arguments: dict[str, Any] = {"estimator": "gauss_newton", "probes": 400}
+    loose = rank(relu_net, tolerance=0.2, progress=progress, **arguments)
+    strict = rank(relu_net, tolerance=1e-9, **arguments)
+    assert 8 <= loose.probes < 400
+    assert calls[-1] == loose.probes
+    assert strict.probes == 400
+
+
+def linear_model(units: int, activation: str | None = None) -> tf_keras.Model:
+    return tf_keras.Sequential(
+        [
+            tf_keras.layers.Input((5,), dtype="float64"),
+            tf_keras.layers.Dense(units, activation=activation, dtype="float64", name="dense"),
+        ]
+    )
+
+
+@pytest.mark.parametrize("estimator", ["hutchinson", "gauss_newton", "exact"])
+def test_linear_regression_has_the_closed_form(estimator: str) -> None:
+    rng = np.random.default_rng(2)
+    x, y, weights = rng.normal(size=(20, 5)), rng.normal(size=(20, 3)), rng.random(20)
+    # Mean over 3 outputs of squares: H of one output's weights is 2/3 mean(weight * x x').
+    truth = np.full(3, 2 / 3 * np.mean(weights * (x**2).sum(axis=1)))
+    scores = ehap.rank_filters(
+        linear_model(3), (x, y, weights), "mse", estimator=estimator, probes=2000, batch_size=8
+    )
+    if estimator == "exact":
+        np.testing.assert_allclose(scores.trace["dense"], truth, rtol=1e-12)
+    else:
+        assert largest_deviation(scores, truth) < 4
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("activation", [None, "softmax"])
+def test_softmax_regression_has_the_closed_form(smoothing: float, activation: str | None) -> None:
+    rng = np.random.default_rng(3)
+    model = linear_model(3, activation)
+    x = rng.normal(size=(12, 5))
+    y = np.eye(3)[rng.integers(0, 3, 12)]
+    logits = x @ model.get_layer("dense").get_weights()[0]
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    truth = np.mean(p * (1 - p) * (x**2).sum(axis=1, keepdims=True), axis=0)
+    loss = tf_keras.losses.CategoricalCrossentropy(
+        from_logits=activation is None, label_smoothing=smoothing
+    )
+    exact = ehap.rank_filters(model, (x, y), loss, estimator="exact")
+    sketch = ehap.rank_filters(model, (x, y), loss, estimator="gauss_newton", probes=1000)
+    np.testing.assert_allclose(exact.trace["dense"], truth, rtol=1e-10)
+    assert largest_deviation(sketch, truth) < 4
+    assert model.get_layer("dense").activation is not None  # the caller's layer is as it was
+    expected = "softmax" if activation else "linear"
+    assert model.get_layer("dense").activation.__name__ == expected
+
+
+def test_sigmoid_regression_has_the_closed_form() -> None:
+    rng = np.random.default_rng(4)
+    model = linear_model(2, "sigmoid")
+    x, y = rng.normal(size=(12, 5)), rng.integers(0, 2, (12, 2)).astype(float)
+    p = 1 / (1 + np.exp(-x @ model.get_layer("dense").get_weights()[0]))
+    truth = np.mean(p * (1 - p) / 2 * (x**2).sum(axis=1, keepdims=True), axis=0)
+    exact = ehap.rank_filters(model, (x, y), "binary_crossentropy", estimator="exact")
+    np.testing.assert_allclose(exact.trace["dense"], truth, rtol=1e-10)
+
+
+def test_a_softmax_layer_counts_as_logits() -> None:
+    rng = np.random.default_rng(3)
+    plain = linear_model(3)
+    ended = tf_keras.Sequential([plain, tf_keras.layers.Softmax(dtype="float64")])
+    data = rng.normal(size=(12, 5)), rng.integers(0, 3, 12)
+    expected = ehap.rank_filters(plain, data, cross_entropy(), estimator="exact")
+    scores = ehap.rank_filters(ended, data, "sparse_categorical_crossentropy", estimator="exact")
+    name = f"{plain.name}/dense"
+    assert list(scores) == [name]
+    np.testing.assert_allclose(scores[name], expected["dense"], rtol=1e-12)
+
+
+def test_hessian_diagonal_agrees_with_finite_differences() -> None:
+    model, (x, y) = residual_net("tanh"), examples()
+    kernel, loss = model.get_layer("second").kernel, cross_entropy()
+    start, step = kernel.numpy(), 1e-4
+
+    def loss_with(value: np.ndarray) -> float:
+        kernel.assign(value)
+        return float(loss(y, model(x, training=False)))
+
+    trace = np.zeros(3)
+    for index in np.ndindex(*start.shape):
+        moved = np.zeros_like(start)
+        moved[index] = step
+        second = loss_with(start + moved) - 2 * loss_with(start) + loss_with(start - moved)
+        trace[index[-1]] += second / step**2
+    kernel.assign(start)
+    scores = rank(model, estimator="exact")
+    np.testing.assert_allclose(scores.trace["second"], trace, rtol=1e-4, atol=1e-6)
+
+
+def test_a_loss_that_sums_gives_the_trace_of_the_sum(relu_net: tf_keras.Model) -> None:
+    summed = tf_keras.losses.SparseCategoricalCrossentropy(
+        from_logits=True, reduction=tf_keras.losses.Reduction.SUM
+    )
+    for estimator in ("hutchinson", "gauss_newton"):
+        mean = rank(relu_net, estimator=estimator, probes=3)
+        total = rank(relu_net, summed, estimator=estimator, probes=3)
+        np.testing.assert_allclose(joined(total.trace), joined(mean.trace) * 10, rtol=1e-10)
+
+
+def test_an_unknown_loss_works_by_hutchinson_alone(relu_net: tf_keras.Model) -> None:
+    def huber(labels: Any, outputs: Any) -> Any:
+        targets = tf.one_hot(tf.cast(labels, tf.int32), CLASSES, dtype=outputs.dtype)
+        return tf_keras.losses.huber(targets, outputs)
+
+    assert np.isfinite(joined(rank(relu_net, huber, probes=2))).all()
+    with pytest.raises(ValueError, match=r"Gauss-Newton sketch.*huber"):
+        rank(relu_net, huber, estimator="gauss_newton", probes=2)

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+
+import ehap_tf as ehap
+from ehap_tf.models import clone_with_policy
+from ehap_tf.sensitivity.forward import run_graph
+from tests.sensitivity.networks import batch_norm, examples, residual_net
+
+layers = tf_keras.layers
+
+
+def assert_same(model: tf_keras.Model, x: Any, **tolerance: float) -> None:
+    expected = tf.nest.map_structure(np.asarray, model(x, training=False))
+    found = tf.nest.map_structure(np.asarray, run_graph(model, x))
+    tf.nest.map_structure(
+        lambda a, b: np.testing.assert_allclose(a, b, **(tolerance or {"rtol": 1e-12})),
+        found,
+        expected,
+    )
+
+
+@pytest.mark.parametrize("name", ["resnet8", "resnet8a"])
+def test_built_in_networks(name: str) -> None:
+    model = ehap.build_model(name, input_shape=(16, 16, 3))
+    rng = np.random.default_rng(0)
+    for weight in model.weights:
+        weight.assign(rng.uniform(0.5, 1.0, weight.shape) * rng.choice([-1, 1], weight.shape))
+    for layer in model.layers:
+        if isinstance(layer, layers.BatchNormalization):
+            layer.moving_variance.assign(rng.uniform(0.5, 4, layer.moving_variance.shape))
+    x = rng.normal(size=(3, 16, 16, 3)).astype(np.float32)
+    assert_same(model, x, rtol=1e-4, atol=1e-3 * np.abs(model(x)).max())
+
+
+def test_folding_is_exact_in_float64() -> None:
+    assert_same(residual_net("tanh"), examples()[0], rtol=1e-12, atol=1e-14)
+
+
+def test_several_consumers_and_outputs_are_not_folded() -> None:
+    inputs = layers.Input((6, 6, 2), dtype="float64")
+    x = layers.Conv2D(3, 3, dtype="float64")(inputs)  # read by two BatchNorms
+    y = layers.Conv2D(3, 3, activation="relu", dtype="float64")(inputs)  # not linear
+    z = layers.Conv2D(3, 3, dtype="float64")(inputs)  # a model output as well
+    parts = [batch_norm(x, 1), batch_norm(x, 2), batch_norm(y, 3), batch_norm(z, 4)]
+    total = layers.Add(dtype="float64")(parts)
+    assert_same(tf_keras.Model(inputs, [total, z]), examples()[0])
+
+
+def test_batch_norm_options_and_axes() -> None:
+    inputs = layers.Input((6, 6, 2), dtype="float64")
+    x = batch_norm(inputs, 1, axis=1)
+    x = layers.Conv2D(3, 3, use_bias=True, dtype="float64")(x)
+    x = layers.BatchNormalization(scale=False, center=False, epsilon=0.1, dtype="float64")(x)
+    x = layers.Conv2D(3, 3, dilation_rate=2, padding="same", dtype="float64")(x)
+    x = layers.BatchNormalization(center=False, dtype="float64")(x)
+    x = layers.Dropout(0.5, dtype="float64")(x)
+    x = layers.Dense(4, dtype="float64")(x)
+    assert_same(tf_keras.Model(inputs, batch_norm(x, 5)), examples()[0])
+
+
+def test_nested_shared_and_sequential_models() -> None:
+    block = tf_keras.Sequential(
+        [
+            layers.Input((6, 6, 2), dtype="float64"),
+            layers.Conv2D(2, 3, padding="same", dtype="float64"),
+            layers.BatchNormalization(dtype="float64"),
+            layers.ReLU(dtype="float64"),
+        ]
+    )
+    inputs = layers.Input((6, 6, 2), dtype="float64")
+    x = block(block(inputs))
+    model = tf_keras.Model(inputs, layers.Subtract(dtype="float64")([x, tf.abs(inputs)]))
+    assert_same(model, examples()[0])
+    names: list[str] = []
+
+    def remember(name: str, outputs: Any) -> Any:
+        names.append(name)
+        return outputs
+
+    run_graph(model, examples()[0], remember)
+    inner = [f"{block.name}/{layer.name}" for layer in block.layers]
+    assert names[:6] == inner * 2
+
+
+def test_several_inputs_and_keyword_arguments() -> None:
+    a, b = layers.Input((4,), name="a"), layers.Input((4,), name="b")
+    attended = layers.Attention()([a[:, tf.newaxis], b[:, tf.newaxis]])
+    model = tf_keras.Model([a, b], layers.Dense(2)(layers.Flatten()(attended)))
+    x = [np.ones((3, 4), np.float32), np.full((3, 4), 2, np.float32)]
+    assert_same(model, x)
+    assert_same(tf_keras.Model({"a": a, "b": b}, model.output), {"a": x[0], "b": x[1]})
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_sixteen_bits_stay_close_to_keras(policy: str) -> None:
+    model = clone_with_policy(residual_net(dtype="float32"), policy)
+    x = examples()[0].astype(np.float32)
+    assert_same(model, x, rtol=0, atol=0.05)
+
+
+def test_a_layer_that_trains_at_inference_is_called_so() -> None:
+    inputs = layers.Input((6, 6, 2))
+    x = layers.Conv2D(3, 3)(inputs)
+    x = layers.BatchNormalization()(x, training=True)
+    model = tf_keras.Model(inputs, x)
+    x = examples()[0].astype(np.float32)
+    found = np.asarray(run_graph(model, x))
+    np.testing.assert_allclose(found.mean(axis=(0, 1, 2)), 0, atol=1e-5)

@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+
+import ehap_tf as ehap
+from ehap_tf.sensitivity.gates import find_gates
+from tests.sensitivity.networks import batch_norm, cross_entropy, examples, joined, residual_net
+
+layers = tf_keras.layers
+
+
+def gates_of(*steps: Any, shape: tuple[int, ...] = (6, 6, 2)) -> dict[str, tuple[str, Any]]:
+    """The chain of `steps`, then a classifier; layer name -> (gate behind, name of BatchNorm)."""
+    x = inputs = layers.Input(shape)
+    for step in steps:
+        x = step(x)
+    model = tf_keras.Model(inputs, layers.Dense(4, name="end")(layers.Flatten()(x)))
+    return {
+        name: (gate.after, gate.batch_norm and gate.batch_norm.name)
+        for name, gate in find_gates(model).items()
+    }
+
+
+def conv(name: str = "conv", **arguments: Any) -> Any:
+    return layers.Conv2D(3, 3, padding="same", name=name, **arguments)
+
+
+BN = layers.BatchNormalization
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        ([conv()], ("conv", None)),
+        ([conv(activation="relu")], ("conv", None)),
+        ([conv(), BN(name="bn"), layers.ReLU()], ("bn", "bn")),
+        ([conv(), layers.ReLU(), layers.MaxPooling2D(), BN(name="bn")], ("bn", "bn")),
+        ([conv(), BN(name="bn"), layers.Activation("sigmoid", name="act")], ("act", "bn")),
+        ([conv(), BN(name="bn"), layers.Activation("swish")], ("bn", "bn")),
+        (
+            [conv(), BN(name="bn"), layers.DepthwiseConv2D(3, name="dw"), BN(name="bn2")],
+            ("bn2", "bn"),
+        ),
+    ],
+)
+def test_a_gate_stands_behind_the_last_layer_that_makes_something_of_zero(
+    steps: list[Any], expected: tuple[str, str | None]
+) -> None:
+    found = gates_of(*steps)
+    assert found["conv"] == expected
+    assert found["end"] == ("end", None)
+
+
+def test_a_chain_ends_where_a_tensor_has_two_readers() -> None:
+    inputs = layers.Input((6, 6, 2))
+    x = conv("a")(inputs)
+    y = conv("b")(BN(name="bn")(x))
+    model = tf_keras.Model(inputs, layers.Add()([x, y]))
+    gates = find_gates(model)
+    assert (gates["a"].after, gates["b"].after) == ("a", "b")
+
+
+def test_gates_of_nested_models_have_full_names() -> None:
+    block = tf_keras.Sequential([layers.Input((6, 6, 2)), conv(), BN(name="bn")], name="block")
+    inputs = layers.Input((6, 6, 2))
+    model = tf_keras.Model(inputs, layers.ReLU()(block(inputs)))
+    assert find_gates(model)["block/conv"].after == "block/bn"
+
+
+def naive_losses(model: tf_keras.Model, x: Any, y: Any) -> np.ndarray:
+    """The loss after zeroing each filter by hand, through Keras and no gate."""
+    behind = {"first": "batch_normalization", "second": "batch_normalization_1"}
+    names = [layer.name for layer in model.layers]
+    norms = [name for name in names if "batch_normalization" in name]
+    behind = dict(zip(["first", "second"], norms, strict=True))
+    losses = []
+    for name, place in behind.items():
+        layer = model.get_layer(place)
+        gamma, beta, mean, variance = layer.get_weights()
+        for index in range(len(gamma)):
+            keep = np.arange(len(gamma)) != index
+            layer.set_weights([gamma * keep, beta * keep, mean, variance])
+            losses.append(float(cross_entropy()(y, model(x, training=False))))
+        layer.set_weights([gamma, beta, mean, variance])
+        assert name in names
+    classifier = model.get_layer("classifier")
+    kernel, bias = classifier.get_weights()
+    for index in range(len(bias)):
+        keep = np.arange(len(bias)) != index
+        classifier.set_weights([kernel * keep, bias * keep])
+        losses.append(float(cross_entropy()(y, model(x, training=False))))
+    classifier.set_weights([kernel, bias])
+    return np.array(losses)
+
+
+@pytest.fixture(scope="module")
+def model() -> tf_keras.Model:
+    return residual_net()
+
+
+def rank(model: tf_keras.Model, criterion: str, **arguments: Any) -> ehap.FilterScores:
+    return ehap.rank_filters(model, examples(), cross_entropy(), criterion, **arguments)
+
+
+def test_the_oracle_is_the_loss_after_zeroing_by_hand(model: tf_keras.Model) -> None:
+    x, y = examples()
+    change = naive_losses(model, x, y) - float(cross_entropy()(y, model(x, training=False)))
+    scores = rank(model, "oracle", batch_size=4)
+    np.testing.assert_allclose(joined(scores.signed), change, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(joined(scores), np.abs(change), rtol=1e-9, atol=1e-12)
+
+
+def gate_derivatives(model: tf_keras.Model) -> tuple[np.ndarray, np.ndarray]:
+    """Gradient and second derivative of the loss on gates, by scaling weights and differences."""
+    x, y = examples()
+    norms = [layer for layer in model.layers if isinstance(layer, BN)]
+    targets = [(n, [n.gamma, n.beta]) for n in norms]
+    classifier = model.get_layer("classifier")
+    targets.append((classifier, [classifier.kernel, classifier.bias]))
+    first, second, step = [], [], 1e-4
+    for _, variables in targets:
+        start = [v.numpy() for v in variables]
+        for index in range(start[-1].shape[0]):
+            values = []
+            for alpha in (1 - step, 1.0, 1 + step):
+                factor = np.where(np.arange(start[-1].shape[0]) == index, alpha, 1.0)
+                for variable, value in zip(variables, start, strict=True):
+                    variable.assign(value * factor)
+                values.append(float(cross_entropy()(y, model(x, training=False))))
+            first.append((values[2] - values[0]) / (2 * step))
+            second.append((values[2] - 2 * values[1] + values[0]) / step**2)
+        for variable, value in zip(variables, start, strict=True):
+            variable.assign(value)
+    return np.array(first), np.array(second)
+
+
+def test_obd_and_quadratic_are_derivatives_on_gates(model: tf_keras.Model) -> None:
+    gradient, curvature = gate_derivatives(model)
+    exact = rank(model, "obd", estimator="exact")
+    np.testing.assert_allclose(joined(exact.trace), curvature, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(joined(exact), curvature / 2, rtol=1e-4, atol=1e-6)
+    quadratic = rank(model, "quadratic", estimator="exact")
+    np.testing.assert_allclose(
+        joined(quadratic.signed), -gradient + curvature / 2, rtol=1e-4, atol=1e-6
+    )
+
+
+def test_the_gate_sketch_is_unbiased_and_not_negative(model: tf_keras.Model) -> None:
+    truth = joined(rank(model, "obd", estimator="exact"))
+    scores = rank(model, "obd", probes=200, batch_size=3)
+    assert np.all(joined(scores) >= 0)
+    deviation = np.abs(joined(scores) - truth) / joined(scores.standard_error)
+    assert deviation.max() < 4
+    assert np.abs(joined(scores) - truth * 1.5).max() > 4 * joined(scores.standard_error).max()
+
+
+def test_taylor_is_the_mean_square_over_fixed_minibatches(model: tf_keras.Model) -> None:
+    x, y = examples(70)
+    squares = []
+    for part in (slice(0, 32), slice(32, 64), slice(64, 70)):
+        with tf.GradientTape() as tape:
+            loss = cross_entropy()(y[part], model(x[part], training=False))
+        kernels = [model.get_layer(name).kernel for name in ("first", "second", "classifier")]
+        products = [
+            np.sum(g * k, axis=tuple(range(len(k.shape) - 1)))
+            for g, k in zip(tape.gradient(loss, kernels), kernels, strict=True)
+        ]
+        squares.append(np.concatenate(products) ** 2)
+    expected = np.mean(squares, axis=0)
+    for size in (None, 5):
+        scores = ehap.rank_filters(
+            model, (x, y), cross_entropy(), "taylor_fo_weight", batch_size=size
+        )
+        np.testing.assert_allclose(joined(scores), expected, rtol=1e-9)
+
+
+def test_taylor_on_gates_without_batch_norm_is_taylor_on_weights_and_bias() -> None:
+    inputs = layers.Input((6, 6, 2), dtype="float64")
+    x = layers.Conv2D(3, 3, use_bias=False, activation="relu", dtype="float64")(inputs)
+    x = layers.Flatten(dtype="float64")(x)
+    model = tf_keras.Model(inputs, layers.Dense(4, use_bias=False, dtype="float64")(x))
+    np.testing.assert_allclose(
+        joined(rank(model, "taylor_fo")), joined(rank(model, "taylor_fo_weight")), rtol=1e-9
+    )
+
+
+def test_bn_scale_needs_a_batch_norm() -> None:
+    inputs = layers.Input((6, 6, 2))
+    x = layers.Flatten()(batch_norm(layers.Conv2D(3, 3, name="conv")(inputs), 1, "float32"))
+    model = tf_keras.Model(inputs, layers.Dense(2, name="end")(x))
+    norm = next(layer for layer in model.layers if isinstance(layer, BN))
+    scores = ehap.rank_filters(model, criterion="bn_scale")
+    np.testing.assert_allclose(scores["conv"], np.abs(norm.gamma.numpy()))
+    np.testing.assert_allclose(scores["end"], np.abs(norm.gamma.numpy()).max())
+    assert "end" in scores.provenance.notes[0]
+    bare = tf_keras.Model(inputs, layers.Dense(2)(layers.Flatten()(inputs)))
+    with pytest.raises(ValueError, match="bn_scale"):
+        ehap.rank_filters(bare, criterion="bn_scale")
