@@ -121,12 +121,15 @@ def test_default_run_directory(model, dataset, name):
     assert config.run_path.parts == ("saved_models", name)
 
 
-def test_settings_and_help_need_no_tensorflow():
-    program = (
-        "import sys\nfrom ehap_tf import main\nassert main.main(['main', '--help']) == 0\n"
-        "assert main.main(['main', '--probes=x']) == 1\nassert 'tensorflow' not in sys.modules"
+@pytest.mark.parametrize(("flag", "status"), [("--help", 0), ("--probes=x", 1)])
+def test_flags_are_read_before_tensorflow_is_loaded(flag, status):
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "ehap_tf.main", flag],
+        capture_output=True,
+        text=True,
     )
-    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+    assert done.returncode == status
+    assert "ehap_tf.pipeline.config" in done.stderr and "tensorflow" not in done.stderr
 
 
 @pytest.mark.parametrize(

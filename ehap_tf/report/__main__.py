@@ -7,12 +7,11 @@ does not.
 from __future__ import annotations
 
 import argparse
-import os
 import pathlib
 import sys
 from collections.abc import Sequence
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+from ehap_tf.pipeline.native_output import NativeErrorOutput
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,13 +25,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
     try:
-        print(write_report([pathlib.Path(path) for path in arguments.run_dir], arguments.output))
+        with NativeErrorOutput().captured():
+            paths = [pathlib.Path(path) for path in arguments.run_dir]
+            written = write_report(paths, arguments.output)
     except OSError as error:
-        print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        name = f"{error.filename}: " if error.filename else ""
+        print(f"error: {name}{error.strerror or error}", file=sys.stderr)
         return 1
     except ValueError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
+    print(written)
     return 0
 
 

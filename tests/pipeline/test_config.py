@@ -1,4 +1,4 @@
-"""The names that the settings repeat, so that --help needs no TensorFlow, are those of the rooms."""
+"""The names that the settings repeat, to answer --help without TensorFlow, are the rooms'."""
 
 import inspect
 

@@ -11,8 +11,10 @@ from ehap_tf import files
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
+# As with `python -m`, argv[0] keeps TensorFlow from being loaded, and talking, too early.
 PROGRAM = """
 import resource, signal, sys
+sys.argv[0] = "-m"
 from ehap_tf import main
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))

@@ -21,10 +21,11 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 # at the moment when a finished temporary file would take the place of a file.
 DRIVER = """
 import contextlib, os, signal, sys
+flags = sys.argv[2:]
+kind, name, count = sys.argv[1].split(":")
+sys.argv[0] = "-m"
 from ehap_tf import main
 from ehap_tf.pipeline import console
-
-kind, name, count = sys.argv[1].split(":")
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
@@ -47,7 +48,7 @@ elif kind == "progress":
                     die()
             yield report
     console.RunConsole.progress = progress
-sys.exit(main.main(["main", *sys.argv[2:]]))
+sys.exit(main.main(["main", *flags]))
 """
 
 FLAGS = (
@@ -87,39 +88,34 @@ def run(folder, kill="none::"):
     )
 
 
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("unbroken") / "run"
-    done = run(folder)
+@pytest.mark.slow
+def test_killed_in_every_stage_it_ends_with_the_same_files(tmp_path):
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    done = run(unbroken)
     assert done.returncode == 0, done.stderr
-    return folder
-
-
-@pytest.mark.slow
-def test_the_unbroken_run_leaves_the_files_and_keys_of_the_contract(unbroken):
-    names = "config.json baseline.keras scores.npz plan.json slim.keras finetuned.keras qat.h5 "
-    names += "model_int8.tflite report.json report.html logs"
-    assert {path.name for path in unbroken.iterdir()} >= set(names.split())
-    report = json.loads((unbroken / "report.json").read_text())
-    assert tuple(report) == REPORT_KEYS
-    assert report["tflite_float_ops"] == 0
-    assert report["tflite_bytes"] == (unbroken / "model_int8.tflite").stat().st_size
-    assert report["params_after"] <= 0.4 * report["params_before"]
-    assert not (unbroken / "checkpoints").exists()
-
-
-@pytest.mark.slow
-def test_killed_in_every_stage_it_ends_with_the_same_files(unbroken, tmp_path):
-    folder = tmp_path / "run"
+    assert_contract(unbroken)
     for kill in KILLS:
-        died = run(folder, kill)
+        died = run(broken, kill)
         assert died.returncode == -signal.SIGKILL, f"{kill}: {died.stdout}{died.stderr}"
-    done = run(folder)
+    done = run(broken)
     assert done.returncode == 0, done.stderr
-    log = (folder / "logs" / "run.log").read_text()
+    assert_contract(broken)
+    log = (broken / "logs" / "run.log").read_text()
     for stage, epochs in (("train", 2), ("finetune", 1), ("quantize", 1)):
         assert f"{stage}: went on after epoch {epochs}" in log
-    assert_same_results(unbroken, folder)
+    assert_same_results(unbroken, broken)
+
+
+def assert_contract(folder):
+    names = "config.json baseline.keras scores.npz plan.json slim.keras finetuned.keras qat.h5 "
+    names += "model_int8.tflite report.json report.html logs"
+    assert {path.name for path in folder.iterdir()} >= set(names.split())
+    report = json.loads((folder / "report.json").read_text())
+    assert tuple(report) == REPORT_KEYS
+    assert report["tflite_float_ops"] == 0
+    assert report["tflite_bytes"] == (folder / "model_int8.tflite").stat().st_size
+    assert report["params_after"] <= 0.4 * report["params_before"]
+    assert not (folder / "checkpoints").exists()
     assert not list(folder.glob("**/.*.partial*"))
 
 
