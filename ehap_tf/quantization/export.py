@@ -16,6 +16,7 @@ import tensorflow as tf
 import tf_keras
 
 from ehap_tf.files import atomic_path
+from ehap_tf.models.keras3 import either_keras
 from ehap_tf.quantization.canonical import canonical_model
 from ehap_tf.quantization.graph import walk
 from ehap_tf.quantization.integer_graph import IntegerGraph
@@ -68,6 +69,7 @@ def export_tflite(
     return dataclasses.replace(file, path=pathlib.Path(path))
 
 
+@either_keras()
 def export_float_tflite(model: tf_keras.Model, path: str | os.PathLike[str]) -> TFLiteFile:
     """Writes a float model as a float32 TFLite file with a batch of one, the INT8 file's yardstick.
 

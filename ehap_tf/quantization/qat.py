@@ -12,6 +12,7 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapp
     QuantizeWrapperV2,
 )
 
+from ehap_tf.models.keras3 import either_keras
 from ehap_tf.quantization.batch_norm import frozen_batch_norm
 from ehap_tf.quantization.canonical import Canonicalizer
 from ehap_tf.quantization.graph import rebuild
@@ -23,6 +24,7 @@ CALIBRATION_BATCHES = 10
 CALIBRATION_BATCH_SIZE = 128
 
 
+@either_keras(lambda qat: qat)
 def quantize(
     model: tf_keras.Model,
     method: str = "qat",
@@ -37,6 +39,7 @@ def quantize(
 
     The twin is a trainable tf_keras model (float weights, quantized in every forward pass, the
     straight-through gradient), not compiled. `model` stays as it is.
+    A Keras 3 model has a tf_keras twin too: TFMOT, whose wrappers do the training, knows no Keras 3.
 
     Args:
         model: a trained Functional or Sequential model; nested models, any dtype policy.
