@@ -55,6 +55,9 @@ def run(
     directory = RunDirectory(config.run_path)
     job = Job(config, directory, console or RunConsole(config.verbosity), command=command)
     if not config.resume:
+        if directory.path.is_dir():
+            with directory.locked():  # raises where another process is still at work
+                pass
         moved = directory.move_aside()
         if moved:
             job.console.say(f"{directory.path} moved to {moved}")
@@ -63,6 +66,8 @@ def run(
     with directory.locked(), job.console.logging_to(directory.log), _warnings_to(job.console):
         if native_output:
             native_output.to_file(directory.native_log)
+        if command:
+            job.console.say(command, level=2)
         directory.remove_partial_files()
         _claim(job)
         job.records = _read_or_set_aside(job)

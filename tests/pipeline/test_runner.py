@@ -175,6 +175,16 @@ def test_a_second_process_is_kept_out(job):
         job()
 
 
+def test_a_directory_in_use_is_not_moved_aside(job):
+    job()
+    with (
+        RunDirectory(job.folder).locked(),
+        pytest.raises(ValueError, match="another process is working"),
+    ):
+        job(resume=False)
+    assert job.folder.exists()
+
+
 def test_leftovers_of_a_killed_writer_are_removed(job):
     job()
     leftover = job.folder / ".slim-abc.partial.keras"

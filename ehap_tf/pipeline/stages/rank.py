@@ -7,7 +7,7 @@ from typing import Any
 import tf_keras
 
 from ehap_tf.data import sample_arrays
-from ehap_tf.models import load_model
+from ehap_tf.models import ends_in_softmax, load_model
 from ehap_tf.pipeline.config import PipelineConfig
 from ehap_tf.pipeline.job import Figures, Job, Stage, select
 from ehap_tf.sensitivity import rank_filters
@@ -37,11 +37,12 @@ def run(job: Job, fingerprint: str) -> Figures:
     config = job.config
     model = load_model(job.run.baseline)
     data = sample_arrays(job.dataset, config.hessian_batch_size, config.seed)
+    loss = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=not ends_in_softmax(model))
     with job.console.progress("rank", "probes") as progress:
         scores = rank_filters(
             model,
             data,
-            tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            loss,
             criterion=config.criterion,
             estimator=config.estimator,
             precision=config.precision,

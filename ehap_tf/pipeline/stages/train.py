@@ -45,6 +45,13 @@ def run(job: Job, fingerprint: str) -> Figures:
         else:
             save_model(model, job.run.baseline)
     figures["baseline_accuracy"] = accuracy(model, job.dataset.test, job.dataset)
+    if source is not None and figures["baseline_accuracy"] < 1.5 / job.dataset.num_classes:
+        job.console.say(
+            f"train: {source} is hardly better than chance on {job.dataset.name}. Was it trained "
+            f"on images normalised to (pixel / 255 - mean) / deviation, with mean "
+            f"{job.dataset.mean} and deviation {job.dataset.std}?",
+            level=0,
+        )
     return figures
 
 
