@@ -14,6 +14,9 @@ from typing import Any
 # checks its flags and quietens TensorFlow before anything loads it.
 if sys.argv[:1] != ["-m"]:
     from ehap_tf.channels import ScatterChannels as ScatterChannels
+    from ehap_tf.models.keras3 import register_layers
+
+    register_layers()
 
 __version__ = "0.1.0"
 
@@ -22,6 +25,8 @@ _HOMES = {
     "build_model": "ehap_tf.models",
     "load_model": "ehap_tf.models",
     "save_model": "ehap_tf.models",
+    "to_keras3": "ehap_tf.models",
+    "to_tf_keras": "ehap_tf.models",
     "load_dataset": "ehap_tf.data",
     "FilterScores": "ehap_tf.sensitivity",
     "rank_filters": "ehap_tf.sensitivity",

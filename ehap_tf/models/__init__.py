@@ -1,8 +1,9 @@
-"""Networks by name and by path, and the same network under another precision."""
+"""Networks by name and by path, under another precision, and in the other Keras."""
 
 from ehap_tf.models.checks import require_finite_weights, require_functional
 from ehap_tf.models.cloning import clone_with_policy
 from ehap_tf.models.copying import ZeroInitializers, kept_random_state, layer_from
+from ehap_tf.models.keras3 import either_keras, is_keras3_model, to_keras3, to_tf_keras
 from ehap_tf.models.outputs import ends_in_softmax
 from ehap_tf.models.precision import PRECISIONS, policy_of, resolve_precision
 from ehap_tf.models.saving import load_model, save_model
@@ -14,7 +15,9 @@ __all__ = [
     "ZeroInitializers",
     "build_model",
     "clone_with_policy",
+    "either_keras",
     "ends_in_softmax",
+    "is_keras3_model",
     "kept_random_state",
     "layer_from",
     "load_model",
@@ -23,4 +26,6 @@ __all__ = [
     "require_functional",
     "resolve_precision",
     "save_model",
+    "to_keras3",
+    "to_tf_keras",
 ]

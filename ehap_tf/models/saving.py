@@ -17,6 +17,7 @@ import tf_keras
 
 from ehap_tf.files import CorruptFileError, atomic_path
 from ehap_tf.models.checks import require_functional
+from ehap_tf.models.keras3 import is_keras3_model, register_layers, to_tf_keras
 
 _FORMATS = ".keras, .h5 (or .hdf5), or a SavedModel folder"
 _FILE_SUFFIXES = (".keras", ".h5", ".hdf5")
@@ -30,6 +31,8 @@ def save_model(model: tf_keras.Model, path: str | os.PathLike[str]) -> None:
         OSError: the folder cannot be written, or the disk is full.
     """
     path = pathlib.Path(path)
+    if is_keras3_model(model) and path.suffix not in _FILE_SUFFIXES:
+        raise ValueError(f"The path of a Keras 3 model must end in .keras or .h5. Received: {path}")
     if path.suffix in _FILE_SUFFIXES:
         with atomic_path(path) as temporary, warnings.catch_warnings():
             # Keras warns that .h5 is an old format; whoever names it wants it.
@@ -42,7 +45,7 @@ def save_model(model: tf_keras.Model, path: str | os.PathLike[str]) -> None:
 
 
 def load_model(path: str | os.PathLike[str]) -> tf_keras.Model:
-    """Reads a Functional or Sequential tf_keras model.
+    """Reads a Functional or Sequential model; one saved by Keras 3 becomes an equal tf_keras model.
 
     A compiled model comes back compiled; where its loss or optimizer cannot be restored, a
     warning says so and the model comes back without.
@@ -50,19 +53,20 @@ def load_model(path: str | os.PathLike[str]) -> tf_keras.Model:
     Raises:
         FileNotFoundError: nothing lies there.
         CorruptFileError: the file is truncated or damaged.
-        ValueError: not a format of tf_keras, a model saved by Keras 3, or a layer class that was
-            not registered.
+        ValueError: not a format of tf_keras, a layer class that was not registered, or, in a model
+            of Keras 3, a layer that tf_keras does not have.
         TypeError: a subclassed model.
     """
     path = pathlib.Path(path)
     if not path.exists():
         raise FileNotFoundError(f"There is no saved model at {path}")
-    _check_container(path)
+    version = _checked_version(path)
+    read = _read_by_keras3 if version.startswith("3.") else tf_keras.models.load_model
     try:
-        model = tf_keras.models.load_model(path)
+        model = read(path)
     except Exception as first:  # Keras raises whatever its parts happen to raise.
         try:
-            model = tf_keras.models.load_model(path, compile=False)
+            model = read(path, compile=False)
         except Exception as error:
             raise _explained(path, error) from error
         reason = _first_line(first)
@@ -72,6 +76,8 @@ def load_model(path: str | os.PathLike[str]) -> tf_keras.Model:
             RuntimeWarning,
             stacklevel=2,
         )
+    if is_keras3_model(model):
+        return to_tf_keras(model)
     if not isinstance(model, tf_keras.Model):
         raise ValueError(
             f"{path} is a SavedModel without a Keras model in it: it can be run but not taken "
@@ -85,25 +91,27 @@ def load_model(path: str | os.PathLike[str]) -> tf_keras.Model:
     return model
 
 
-def _check_container(path: pathlib.Path) -> None:
-    """Tells damage from everything else before Keras looks at the file."""
+def _read_by_keras3(path: pathlib.Path, compile: bool = True) -> Any:
+    import keras
+
+    register_layers()
+    return keras.saving.load_model(path, compile=compile)
+
+
+def _checked_version(path: pathlib.Path) -> str:
+    """The version of Keras that saved; tells damage from everything else before Keras looks."""
     if path.is_dir():
         if not (path / "saved_model.pb").exists():
             raise ValueError(f"{path} is not a SavedModel folder: it has no saved_model.pb")
-        return
+        return ""
     if path.suffix not in _FILE_SUFFIXES:
         raise ValueError(f"The path of a model must end in {_FORMATS}. Received: {path}")
     try:
-        version = _version_of_zip(path) if path.suffix == ".keras" else _version_of_h5(path)
+        return _version_of_zip(path) if path.suffix == ".keras" else _version_of_h5(path)
     except (zipfile.BadZipFile, OSError, KeyError, ValueError, EOFError, RuntimeError) as error:
         if isinstance(error, PermissionError):
             raise
         raise _damaged(path, error) from error
-    if version.startswith("3."):
-        raise ValueError(
-            f"{path} was saved by Keras {version}, and this is tf_keras (Keras 2). Rebuild the "
-            "model with tf_keras, copy the weights layer by layer with set_weights, and save that"
-        )
 
 
 def _version_of_zip(path: pathlib.Path) -> str:

@@ -14,6 +14,7 @@ import tf_keras
 
 from ehap_tf.data import as_dataset
 from ehap_tf.models import require_finite_weights, require_functional
+from ehap_tf.models.keras3 import either_keras, to_keras3
 from ehap_tf.pruning import PruningPlan, count_macs, count_parameters, plan_pruning, prune
 from ehap_tf.pruning import recalibrate as recalibrate_model
 from ehap_tf.quantization import TFLiteFile, evaluate_tflite, export_tflite, quantize
@@ -41,6 +42,7 @@ class Compressed:
     report: dict[str, Any]
 
 
+@either_keras(lambda made: dataclasses.replace(made, model=to_keras3(made.model)))
 def compress(
     model: tf_keras.Model,
     train_data: Any,
@@ -160,6 +162,7 @@ def compress(
     return Compressed(slim, qat, file, scores, plan, report)
 
 
+@either_keras()
 def finetune(
     model: tf_keras.Model,
     train_data: Any,

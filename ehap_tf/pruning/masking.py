@@ -10,6 +10,7 @@ import tensorflow as tf
 import tf_keras
 
 from ehap_tf.channels import ZERO, ChannelGraph, TracedCall, trace_channels
+from ehap_tf.models.keras3 import either_keras
 from ehap_tf.pruning import implants
 from ehap_tf.pruning.plan import PruningPlan
 from ehap_tf.pruning.rebuild import Rebuilder
@@ -37,6 +38,7 @@ class ChannelMask(tf_keras.layers.Layer):
         return {**super().get_config(), "mask": list(self.mask)}
 
 
+@either_keras()
 def mask(model: tf_keras.Model, plan: PruningPlan) -> tf_keras.Model:
     """A copy of the model in which everything downstream of a removed channel sees zero.
 

@@ -11,6 +11,7 @@ import tf_keras
 
 from ehap_tf.channels import trace_channels
 from ehap_tf.data import as_dataset
+from ehap_tf.models.keras3 import either_keras
 from ehap_tf.progress import ProgressCallback, no_progress
 from ehap_tf.pruning.rebuild import Rebuilder
 
@@ -22,6 +23,7 @@ _RANDOM_LAYERS = (
 )
 
 
+@either_keras()
 def recalibrate(
     model: tf_keras.Model,
     data: Any,

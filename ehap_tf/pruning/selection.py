@@ -9,11 +9,13 @@ import numpy.typing as npt
 import tf_keras
 
 from ehap_tf.channels import ChannelGraph, trace_channels
+from ehap_tf.models.keras3 import either_keras
 from ehap_tf.pruning.implants import IMPLANT_INITS
 from ehap_tf.pruning.plan import PruningPlan
 from ehap_tf.pruning.units import COST_KINDS, Choice, Units
 
 
+@either_keras()
 def plan_pruning(
     model: tf_keras.Model,
     scores: Mapping[str, npt.ArrayLike],

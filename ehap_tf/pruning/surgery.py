@@ -15,11 +15,13 @@ from ehap_tf.channels import (
     trace_channels,
     weight_axes,
 )
+from ehap_tf.models.keras3 import either_keras
 from ehap_tf.pruning import implants
 from ehap_tf.pruning.plan import PruningPlan
 from ehap_tf.pruning.rebuild import Rebuilder
 
 
+@either_keras()
 def prune(model: tf_keras.Model, plan: PruningPlan) -> tf_keras.Model:
     """A new, smaller model without the filters that the plan removes.
 

@@ -13,6 +13,7 @@ import tensorflow as tf
 import tf_keras
 
 from ehap_tf.files import CorruptFileError, atomic_path
+from ehap_tf.models.keras3 import either_keras
 from ehap_tf.progress import ProgressCallback, no_progress
 from ehap_tf.sensitivity.batches import HessianBatch
 from ehap_tf.sensitivity.filters import find_prunable
@@ -23,6 +24,7 @@ from ehap_tf.sensitivity.statistics import Floats
 SAVE_SECONDS = 10.0
 
 
+@either_keras()
 def oracle_importance(
     model: tf_keras.Model,
     data: Any,

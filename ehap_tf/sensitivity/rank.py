@@ -12,6 +12,7 @@ import tensorflow as tf
 import tf_keras
 
 from ehap_tf.models import require_finite_weights, require_functional
+from ehap_tf.models.keras3 import either_keras
 from ehap_tf.models.precision import resolve_precision
 from ehap_tf.progress import ProgressCallback, no_progress
 from ehap_tf.sensitivity.batches import HessianBatch
@@ -23,6 +24,7 @@ from ehap_tf.sensitivity.memory import PeakMemory
 from ehap_tf.sensitivity.scores import FilterScores, Provenance
 
 
+@either_keras()
 def rank_filters(
     model: tf_keras.Model,
     data: Any = None,

@@ -1,0 +1,58 @@
+"""One decorator between public functions, which compute with tf_keras, and callers with Keras 3."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import tf_keras
+
+from ehap_tf.models.keras3.compile_state import translated_loss
+from ehap_tf.models.keras3.detection import is_keras3_loss, is_keras3_model
+from ehap_tf.models.keras3.from_keras3 import to_tf_keras
+from ehap_tf.models.keras3.to_keras3 import to_keras3
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _model_back(value: Any) -> Any:
+    return to_keras3(value) if isinstance(value, tf_keras.Model) else value
+
+
+def either_keras(
+    result: Callable[[Any], Any] = _model_back,
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Lets a function that takes tf_keras models take Keras 3 models too.
+
+    Keras 3 models and losses among the arguments are translated before the call. Where there was
+    such a model, `result` makes what the function returned the caller's kind. A call without Keras
+    3 passes straight through.
+
+    Args:
+        result: what to do with the result of a call with a Keras 3 model; by default, a tf_keras
+            model becomes a Keras 3 model and anything else stays.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            values = (*args, *kwargs.values())
+            if not any(is_keras3_model(v) or is_keras3_loss(v) for v in values):
+                return function(*args, **kwargs)
+            translated: Any = function(
+                *(_translated(v) for v in args),
+                **{name: _translated(v) for name, v in kwargs.items()},
+            )
+            return result(translated) if any(map(is_keras3_model, values)) else translated
+
+        return call
+
+    return decorate
+
+
+def _translated(value: Any) -> Any:
+    if is_keras3_model(value):
+        return to_tf_keras(value)
+    return translated_loss(value) if is_keras3_loss(value) else value

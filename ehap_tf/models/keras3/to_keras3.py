@@ -1,0 +1,132 @@
+"""A tf_keras model as an equal Keras 3 model, rebuilt call by call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+import tf_keras
+
+from ehap_tf.models.checks import require_functional
+from ehap_tf.models.keras3.layers import translated_layer
+from ehap_tf.models.keras3.operators import call_in_keras3, is_operator
+from ehap_tf.models.keras3.weights import copy_weights
+
+
+def to_keras3(model: tf_keras.Model) -> Any:
+    """A Keras 3 model with the outputs, weights and layer names of a tf_keras model.
+
+    The way back for models that came from Keras 3. Slim and masked models have layers of this
+    package in them: `import ehap_tf` makes them known to Keras 3, so that a saved model loads. The
+    new model is not compiled; `model` stays as it is.
+
+    Args:
+        model: a Functional or Sequential tf_keras model, nested ones included.
+
+    Raises:
+        TypeError: not a tf_keras model, or a subclassed one.
+        ValueError: a layer or argument that Keras 3 does not have; the message names it.
+    """
+    require_functional(model)
+    # Registers the layers of slim models with Keras 3.
+    from ehap_tf.models.keras3 import twins  # noqa: F401
+
+    conversion = _Conversion()
+    copy = conversion.convert(model)
+    conversion.finish()
+    copy._trainable = model._trainable
+    return copy
+
+
+class _Conversion:
+    """One conversion; remembers which layer became which, so that shared layers stay shared."""
+
+    def __init__(self) -> None:
+        self._made: dict[int, tuple[Any, Any]] = {}
+
+    def convert(self, model: tf_keras.Model) -> Any:
+        """The model without its weights."""
+        import keras
+
+        if isinstance(model, tf_keras.Sequential):
+            return self._sequential(model)
+        of_tensor = {id(tensor): _input(tensor) for tensor in model.inputs}
+        for depth in sorted(model._nodes_by_depth, reverse=True):
+            for node in model._nodes_by_depth[depth]:
+                if node.is_input:
+                    continue
+                args, kwargs = _replaced((node.call_args, node.call_kwargs), of_tensor)
+                outputs = tf.nest.flatten(self._call(node.layer, args, kwargs))
+                of_tensor |= {
+                    id(old): new
+                    for old, new in zip(tf.nest.flatten(node.outputs), outputs, strict=True)
+                }
+        inputs = _replaced(model._nested_inputs, of_tensor)
+        outputs = _replaced(model._nested_outputs, of_tensor)
+        return keras.Model(_plain(inputs), _plain(outputs), name=model.name)
+
+    def finish(self) -> None:
+        """Copies weights and trainable flags, once everything is built."""
+        for old, new in self._made.values():
+            if isinstance(old, tf_keras.Model):
+                # The setter would push the flag down onto layers that have flags of their own.
+                new._trainable = old._trainable
+            else:
+                copy_weights(old, new)
+                new.trainable = old._trainable
+
+    def _sequential(self, model: tf_keras.Sequential) -> Any:
+        import keras
+
+        (tensor,) = model.inputs
+        first = keras.layers.InputLayer(
+            batch_shape=tuple(tensor.shape),
+            dtype=tensor.dtype.name,
+            name=tensor._keras_history.layer.name,
+        )
+        return keras.Sequential([first, *map(self._layer, model.layers)], name=model.name)
+
+    def _layer(self, layer: Any) -> Any:
+        import keras
+
+        if id(layer) not in self._made:
+            is_model = isinstance(layer, tf_keras.Model)
+            new = self.convert(layer) if is_model else translated_layer(layer, keras)
+            self._made[id(layer)] = (layer, new)
+        return self._made[id(layer)][1]
+
+    def _call(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if is_operator(layer):
+            return call_in_keras3(layer, args, kwargs)
+        kwargs = {
+            name: value
+            for name, value in kwargs.items()
+            if value is not None or name not in ("training", "mask")
+        }
+        return self._layer(layer)(*_plain(args), **kwargs)
+
+
+def _input(tensor: Any) -> Any:
+    import keras
+
+    return keras.Input(
+        batch_shape=tuple(tensor.shape),
+        dtype=tensor.dtype.name,
+        name=tensor._keras_history.layer.name,
+    )
+
+
+def _replaced(structure: Any, of_tensor: dict[int, Any]) -> Any:
+    """A structure of tensors with each known tensor replaced."""
+    return tf.nest.map_structure(lambda value: of_tensor.get(id(value), value), structure)
+
+
+def _plain(structure: Any) -> Any:
+    """Without the wrappers that tf_keras puts around lists and dicts of its models."""
+    if isinstance(structure, dict) or type(structure).__name__ == "_DictWrapper":
+        return {key: _plain(value) for key, value in structure.items()}
+    if isinstance(structure, list):
+        return [_plain(value) for value in structure]
+    if isinstance(structure, tuple):
+        return tuple(_plain(value) for value in structure)
+    return structure

@@ -1,0 +1,110 @@
+"""Every public function takes a Keras 3 model and gives one back, without touching it."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tf_keras
+
+import ehap_tf as ehap
+from tests.models.keras3_nets import arrays, distance, outputs, residual, with_random_weights
+
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+@pytest.fixture
+def model() -> Any:
+    return with_random_weights(residual())
+
+
+@pytest.fixture
+def data(model: Any) -> tuple[np.ndarray, np.ndarray]:
+    return arrays(model, seed=2, examples=16), np.arange(16) % 4
+
+
+def _random_scores(model: Any) -> ehap.FilterScores:
+    return ehap.rank_filters(model, criterion="random")
+
+
+@pytest.mark.parametrize("residual_mode", ["union", "tied"])
+def test_prune_gives_a_keras_3_model_that_equals_the_mask(
+    model: Any, tmp_path: pathlib.Path, residual_mode: str
+):
+    x = arrays(model)
+    before = outputs(model, x)
+    plan = ehap.plan_pruning(model, _random_scores(model), 0.5, residual=residual_mode)
+
+    slim, masked = ehap.prune(model, plan), ehap.mask(model, plan)
+
+    assert isinstance(slim, keras.Model)
+    assert isinstance(masked, keras.Model)
+    assert ehap.count_parameters(slim) == plan.params_after < ehap.count_parameters(model)
+    assert ehap.count_macs(slim) == plan.macs_after < ehap.count_macs(model)
+    assert slim.get_layer("stem").filters == len(plan.kept["stem"])
+    assert distance(outputs(masked, x), outputs(slim, x)) < 1e-5
+    if residual_mode == "union":
+        assert any("scatter" in layer.name for layer in slim.layers)
+    for made in (slim, masked):
+        made.save(tmp_path / "made.keras")
+        loaded = keras.saving.load_model(tmp_path / "made.keras")
+        assert distance(outputs(made, x), outputs(loaded, x)) == 0
+    # A slim model can be pruned again, and trained by its own Keras.
+    again = ehap.prune(slim, ehap.plan_pruning(slim, _random_scores(slim), 0.3))
+    assert ehap.count_parameters(again) < ehap.count_parameters(slim)
+    again.compile("sgd", LOSS)
+    again.fit(x, np.array([0, 1]), verbose=0)
+    assert distance(before, outputs(model, x)) == 0
+
+
+def test_the_ranking_is_that_of_the_tf_keras_model(model: Any, data: Any):
+    twin = ehap.to_tf_keras(model)
+    theirs = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    options: dict[str, Any] = {"criterion": "obd", "probes": 4}
+    expected = ehap.rank_filters(twin, data, theirs, **options)
+    model.compile("sgd", LOSS)
+    for scores in (
+        ehap.rank_filters(model, data, LOSS, **options),
+        ehap.rank_filters(model, data, **options),
+        ehap.rank_filters(twin, data, loss=LOSS, **options),
+    ):
+        for layer in expected:
+            np.testing.assert_allclose(scores[layer], expected[layer], rtol=1e-5)
+
+
+def test_recalibrate_and_finetune(model: Any, data: Any):
+    before = model.get_weights()
+    settled = ehap.recalibrate(model, data)
+    assert isinstance(settled, keras.Model)
+    trained = ehap.finetune(settled, data, epochs=2, loss=LOSS, batch_size=8)
+    assert isinstance(trained, keras.Model)
+    assert distance(outputs(settled, data[0]), outputs(trained, data[0])) > 0
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_a_model_of_tf_keras_passes_straight_through(model: Any):
+    twin = ehap.to_tf_keras(model)
+    plan = ehap.plan_pruning(twin, _random_scores(twin), 0.5)
+    assert isinstance(ehap.prune(twin, plan), tf_keras.Model)
+
+
+def test_quantize_gives_a_tf_keras_model(model: Any, data: Any):
+    qat = ehap.quantize(model, representative_data=data)
+    assert isinstance(qat, tf_keras.Model)
+    assert distance(outputs(model, data[0]), outputs(qat, data[0])) < 0.1
+
+
+@pytest.mark.slow
+def test_compress_and_the_float_file(model: Any, data: Any, tmp_path: pathlib.Path):
+    model.compile("sgd", LOSS)
+    made = ehap.compress(
+        model, data, data, path=tmp_path / "m.tflite", probes=2, finetune_epochs=1, qat_epochs=0
+    )
+    assert isinstance(made.model, keras.Model)
+    assert isinstance(made.qat, tf_keras.Model)
+    file = ehap.export_float_tflite(made.model, tmp_path / "float.tflite")
+    assert file.path.exists()
