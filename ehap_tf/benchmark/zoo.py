@@ -5,6 +5,7 @@ Random weights and random scores: what is measured is the graph, not what the mo
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import tempfile
 import time
@@ -14,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
+from ehap_tf.benchmark.output import add_output_arguments, save, show
 from ehap_tf.channels import RESIDUAL_MODES, trace_channels
 from ehap_tf.pruning import count_macs, count_parameters, mask, plan_pruning, prune
 
@@ -148,33 +150,70 @@ def _trains(model: tf_keras.Model, x: np.ndarray) -> bool:
             tf_keras.losses.sparse_categorical_crossentropy(labels, probabilities)
         )
     gradients = tape.gradient(loss, model.trainable_variables)
-    steps = [(g, v) for g, v in zip(gradients, model.trainable_variables, strict=True)]
+    steps = list(zip(gradients, model.trainable_variables, strict=True))
     tf_keras.optimizers.SGD(0.01).apply_gradients(steps)
     return all(np.isfinite(weight.numpy()).all() for weight in model.trainable_variables)
 
 
-def zoo(families: list[str], prune_ratios: tuple[float, ...] = (0.3, 0.6)) -> list[SurgeryRow]:
-    """All surgeries on the families, printed as they are done."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds --families, --ratios and --output."""
+    parser.add_argument(
+        "--families", default=",".join(FAMILIES), help="comma-separated; all of them by default"
+    )
+    parser.add_argument(
+        "--ratios", default="0.3,0.6", help="shares of the filters to remove, comma-separated"
+    )
+    add_output_arguments(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Prints a row for every surgery as it is done, then the table.
+
+    Raises:
+        ValueError: a family is not known, or a surgery was not exact.
+    """
+    families = options.families.split(",")
+    unknown = sorted(set(families) - set(FAMILIES))
+    if unknown:
+        raise ValueError(
+            f"families must be among {', '.join(FAMILIES)}. Received: {', '.join(unknown)}"
+        )
+    ratios = [float(ratio) for ratio in options.ratios.split(",")]
     rows = []
     for family in families:
         model = build_family(family)
         for residual in RESIDUAL_MODES:
-            for prune_ratio in prune_ratios:
+            for prune_ratio in ratios:
                 row = operate(family, model, residual, prune_ratio)
-                print(_line(row), flush=True)
-                rows.append(row)
+                rows.append(dataclasses.asdict(row))
+                print(f"{family} {residual} {prune_ratio:g}: error {row.error:.1e}", flush=True)
         tf_keras.backend.clear_session()
-    return rows
+    show("surgery on the families of tf_keras.applications", rows, _COLUMNS)
+    for family, layer, reason in sorted(
+        {(row["family"], *item) for row in rows for item in row["frozen"].items()}
+    ):
+        print(f"{family}: {layer} stays: {reason}")
+    save(options, "zoo", rows)
+    wrong = [row for row in rows if not _is_right(row)]
+    if wrong:
+        raise ValueError(f"{len(wrong)} of {len(rows)} surgeries failed: {wrong[0]}")
 
 
-def _line(row: SurgeryRow) -> str:
-    checks = row.error < 1e-4 and row.saved_and_loaded and row.trained
-    frozen = f"; frozen: {'; '.join(sorted(set(row.frozen.values())))[:200]}" if row.frozen else ""
-    return (
-        f"{row.family:16} {row.residual:5} {row.prune_ratio:.0%}  "
-        f"{'ok' if checks else 'FAILED'}  error {row.error:.1e}  "
-        f"parameters {row.params_before / 1e6:.2f}M -> {row.params_after / 1e6:.2f}M  "
-        f"MACs {row.macs_before / 1e6:.0f}M -> {row.macs_after / 1e6:.0f}M  "
-        f"prunable {row.prunable:.1%}  plan {row.plan_seconds:.2f} s, to a target "
-        f"{row.target_seconds:.2f} s, surgery {row.surgery_seconds:.2f} s{frozen}"
-    )
+def _is_right(row: dict[str, Any]) -> bool:
+    return row["error"] < 1e-4 and row["saved_and_loaded"] and row["trained"]
+
+
+_COLUMNS = {
+    "family": "family",
+    "residual": "residual",
+    "prune_ratio": "removed",
+    "prunable": "prunable",
+    "params_before": "parameters",
+    "params_after": "slim",
+    "macs_before": "MACs",
+    "macs_after": "slim",
+    "error": "error",
+    "plan_seconds": "plan, s",
+    "target_seconds": "to a target, s",
+    "surgery_seconds": "surgery, s",
+}
