@@ -109,9 +109,7 @@ def test_a_compiled_model_keeps_loss_and_optimizer():
 def test_an_optimizer_that_tf_keras_lacks_is_left_out_aloud():
     model = residual()
     model.compile(keras.optimizers.Lamb(), "mse")
-    with pytest.warns(
-        UserWarning, match="has no optimizer 'Lamb'"
-    ):
+    with pytest.warns(UserWarning, match="has no optimizer 'Lamb'"):
         assert to_tf_keras(model).loss == "mse"
 
 
