@@ -128,7 +128,8 @@ def _costs(graph: ChannelGraph, units: Units, choice: Choice) -> dict[str, tuple
 
 
 def _total(costs: Mapping[str, tuple[int, float]], kind: str) -> float:
-    return sum(params if kind == "params" else macs for params, macs in costs.values())
+    total = sum(params if kind == "params" else macs for params, macs in costs.values())
+    return total if np.isnan(total) else round(total)
 
 
 def _search(graph: ChannelGraph, units: Units, kind: str, fraction: float, limit: float) -> Choice:
