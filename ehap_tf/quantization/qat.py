@@ -39,7 +39,8 @@ def quantize(
 
     The twin is a trainable tf_keras model (float weights, quantized in every forward pass, the
     straight-through gradient), not compiled. `model` stays as it is.
-    A Keras 3 model has a tf_keras twin too: TFMOT, whose wrappers do the training, knows no Keras 3.
+    A Keras 3 model has a tf_keras twin too: TFMOT, whose wrappers do the training,
+    knows no Keras 3.
 
     Args:
         model: a trained Functional or Sequential model; nested models, any dtype policy.
