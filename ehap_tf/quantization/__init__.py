@@ -3,13 +3,18 @@
 from ehap_tf.quantization.batch_norm import freeze_batch_norm
 from ehap_tf.quantization.evaluate import TFLiteModel, evaluate_tflite, measure_latency_ms
 from ehap_tf.quantization.export import export_float_tflite, export_tflite
+from ehap_tf.quantization.metadata import Normalization, read_metadata
 from ehap_tf.quantization.persistence import load_qat, save_qat
 from ehap_tf.quantization.qat import calibrate, quantize
+from ehap_tf.quantization.quality import LayerQuality, QuantizationReport, quantization_report
 from ehap_tf.quantization.scheme import EhapQuantizeScheme, quantization_scope
 from ehap_tf.quantization.tflite_file import TensorSpec, TFLiteFile, inspect_tflite
 
 __all__ = [
     "EhapQuantizeScheme",
+    "LayerQuality",
+    "Normalization",
+    "QuantizationReport",
     "TFLiteFile",
     "TFLiteModel",
     "TensorSpec",
@@ -21,7 +26,9 @@ __all__ = [
     "inspect_tflite",
     "load_qat",
     "measure_latency_ms",
+    "quantization_report",
     "quantization_scope",
     "quantize",
+    "read_metadata",
     "save_qat",
 ]

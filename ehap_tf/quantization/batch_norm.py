@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 import tf_keras
 
+from ehap_tf.quantization.registry import IDENTITIES
+
 
 def batch_norms(model: tf_keras.Model) -> list[tf_keras.layers.BatchNormalization]:
     """The BatchNorm layers of a model, those inside TFMOT's wrappers and nested models included."""
@@ -32,15 +34,30 @@ def freeze_batch_norm(qat: tf_keras.Model) -> None:
 
 
 @contextlib.contextmanager
-def frozen_batch_norm(model: tf_keras.Model) -> Iterator[None]:
-    """Freezes BatchNorm inside the block and restores what was trainable after it."""
-    before = [(layer, layer.trainable) for layer in batch_norms(model)]
-    freeze_batch_norm(model)
+def ranges_only(qat: tf_keras.Model) -> Iterator[None]:
+    """Inside the block, a forward pass in training mode changes nothing but activation ranges.
+
+    BatchNorm is frozen and dropout and noise are off; both are restored after the block.
+    """
+    layers = list(qat._flatten_layers(include_self=False))
+    norms = [layer for layer in layers if isinstance(layer, tf_keras.layers.BatchNormalization)]
+    trainable = [layer.trainable for layer in norms]
+    noises = [
+        (layer, name, getattr(layer, name))
+        for layer in layers
+        for name in ("rate", "stddev")
+        if type(layer).__name__ in IDENTITIES and hasattr(layer, name)
+    ]
+    freeze_batch_norm(qat)
+    for layer, name, _ in noises:
+        setattr(layer, name, 0.0)
     try:
         yield
     finally:
-        for layer, trainable in before:
-            layer.trainable = trainable
+        for layer, flag in zip(norms, trainable, strict=True):
+            layer.trainable = flag
+        for layer, name, value in noises:
+            setattr(layer, name, value)
 
 
 def inference_affine(

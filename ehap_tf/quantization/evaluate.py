@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from ehap_tf.data import as_dataset
 from ehap_tf.progress import ProgressCallback, no_progress
 from ehap_tf.quantization.tflite_file import TensorSpec, open_interpreter, tensor_spec
 
-PROGRESS_EVERY = 250
+LARGEST_SHARE_OUTSIDE = 0.5
+"""Of input values beyond the range of the file's integers; calibration leaves a percent or so."""
+SMALLEST_SPAN = 0.02
+"""Of a batch's values, as a share of that range."""
 WARM_UP_SECONDS = 0.2
 
 
@@ -106,18 +109,20 @@ def evaluate_tflite(
     Raises:
         FileNotFoundError: there is no such file.
         CorruptFileError: the file is truncated, or no TFLite file.
-        ValueError: the inputs have another shape than the file takes, or there are none.
+        ValueError: the inputs have another shape or another range of values than the file takes,
+            or there are none.
     """
     model = TFLiteModel(path, threads)
     correct = done = 0
     total = _number_of_examples(data)
-    for x, y in _batches(data):
+    for x, y in as_dataset(data):
+        x = np.asarray(x, np.float32)
         predictions = model(x).reshape(len(x), -1).argmax(axis=1)
-        correct += int((predictions == y).sum())
+        if not done:
+            _check_range(x, model.input)
+        correct += int((predictions == _check_labels(np.asarray(y), len(x))).sum())
         done += len(x)
         progress(done, total, {"accuracy": correct / done})
-    if not done:
-        raise ValueError("data is empty: there is nothing to evaluate.")
     return correct / done
 
 
@@ -155,16 +160,27 @@ def _number_of_examples(data: Any) -> int:
     return 0 if isinstance(data, tf.data.Dataset) else len(data[0])
 
 
-def _batches(data: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    if isinstance(data, tf.data.Dataset):
-        if int(data.cardinality()) == tf.data.INFINITE_CARDINALITY:
-            raise ValueError("data never ends: give a finite dataset, for example data.take(n).")
-        for x, y in data.as_numpy_iterator():
-            yield np.asarray(x, np.float32), np.ravel(y)
+def _check_range(x: np.ndarray, spec: TensorSpec) -> None:
+    """Refuses inputs that were preprocessed in another way than those of the calibration."""
+    if not spec.scale:
         return
-    x, y = data
-    if len(x) != len(y):
-        raise ValueError(f"x and y must be of one length. Received: {len(x)} and {len(y)}")
-    for start in range(0, len(x), PROGRESS_EVERY):
-        part = slice(start, start + PROGRESS_EVERY)
-        yield np.asarray(x[part], np.float32), np.ravel(y[part])
+    limits = np.iinfo(spec.dtype)
+    low, high = from_integers(np.asarray([limits.min, limits.max]), spec)
+    outside = float(np.mean((x < low - spec.scale) | (x > high + spec.scale)))
+    span = float(x.max() - x.min())
+    if outside > LARGEST_SHARE_OUTSIDE or 0.0 < span < SMALLEST_SPAN * (high - low):
+        raise ValueError(
+            f"data is in another range than the file's: its inputs hold values from {low:.4g} to "
+            f"{high:.4g}. Received: values from {x.min():.4g} to {x.max():.4g}, {outside:.0%} of "
+            "them outside. Preprocess the data as for the float model."
+        )
+
+
+def _check_labels(y: np.ndarray, count: int) -> np.ndarray:
+    labels = np.ravel(y)
+    if len(labels) != count:
+        raise ValueError(
+            "labels must be one class number for each example. Received: labels of shape "
+            f"{y.shape} for {count} examples"
+        )
+    return labels

@@ -9,7 +9,7 @@ import pathlib
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -20,6 +20,7 @@ from ehap_tf.models.keras3 import either_keras
 from ehap_tf.quantization.canonical import canonical_model
 from ehap_tf.quantization.graph import walk
 from ehap_tf.quantization.integer_graph import IntegerGraph
+from ehap_tf.quantization.metadata import Normalization, write_metadata
 from ehap_tf.quantization.tflite_file import TFLiteFile, inspect_tflite
 
 IO_DTYPES = {"int8": tf.int8, "uint8": tf.uint8, "float32": tf.float32}
@@ -31,17 +32,22 @@ def export_tflite(
     *,
     io_dtype: str = "int8",
     allow_float: bool = False,
+    normalization: Normalization | None = None,
+    labels: Sequence[str] | None = None,
 ) -> TFLiteFile:
     """Writes a QAT model as a full-integer TFLite file, loads it again and checks it.
 
     The file takes one example at a time. BatchNorm is folded into the convolutions, and so is every
-    `ScatterChannels` that is its branch's only reader.
+    `ScatterChannels` that is its branch's only reader. What an application must know (scale and
+    zero point of the input, normalisation, labels) is written beside it, as `NAME.tflite.json`.
 
     Args:
         qat: a calibrated or trained model from `quantize`.
         path: of the file; replaced only by a file that has passed the check.
         io_dtype: "int8", "uint8" or "float32", of inputs and outputs.
         allow_float: accept operators that compute in floating point.
+        normalization: of the pixels, if it is not part of the model; goes into the metadata.
+        labels: the classes' names in the order of the outputs; go into the metadata.
 
     Returns:
         What the file holds, read from the file.
@@ -66,7 +72,9 @@ def export_tflite(
                 f"{', '.join(file.float_operators)}. Replace the layers these come from, or pass "
                 "allow_float=True."
             )
-    return dataclasses.replace(file, path=pathlib.Path(path))
+    file = dataclasses.replace(file, path=pathlib.Path(path))
+    write_metadata(file, normalization, labels)
+    return file
 
 
 @either_keras()

@@ -33,7 +33,7 @@ class FoldedKernel:
         values: float32 kernel, channels last (see `to_channels_last`), on the integers' grid.
         limits: the magnitude of the largest integer, one for each output channel or a scalar.
         bias: float32, one for each output channel.
-        bits: of the kernel's integers.
+        bits: of the kernel's integers; 0 for a kernel that was not rounded.
         grouping: see `EhapWeightQuantizer`.
         shape: of the kernel as the Keras layer has it.
     """
@@ -82,38 +82,63 @@ class FoldedKernel:
 
     def constant(self) -> tf.Tensor:
         """The kernel, fake-quantized for the converter, in its Keras layout."""
-        values = fake_quantize_symmetric(
-            tf.constant(self.values), tf.constant(self.limits), self.bits
-        )
+        values = tf.constant(self.values)
+        if self.bits:
+            values = fake_quantize_symmetric(values, tf.constant(self.limits), self.bits)
         return from_channels_last(values, self.grouping, self.shape)
+
+    def minus(self, other: FoldedKernel) -> FoldedKernel:
+        """The difference of two float kernels of one layer; without a bias."""
+        return dataclasses.replace(
+            self, values=self.values - other.values, bias=0.0 * self.bias, bits=0
+        )
+
+    def operate(self, layer: tf_keras.layers.Layer, x: tf.Tensor) -> tf.Tensor:
+        """What `layer` computes of `x` with this kernel, the bias not added."""
+        kind, kernel = type(layer).__name__, self.constant()
+        if kind == "Dense":
+            return tf.linalg.matmul(x, kernel)
+        padding, dilations = layer.padding.upper(), layer.dilation_rate
+        if kind == "DepthwiseConv2D":
+            strides = (1, *layer.strides, 1)
+            return tf.nn.depthwise_conv2d(x, kernel, strides, padding, dilations=dilations)
+        if kind == "Conv2DTranspose":
+            shape = (x.shape[0], *layer.compute_output_shape(x.shape)[1:])
+            return tf.nn.conv2d_transpose(x, kernel, shape, layer.strides, padding)
+        return tf.nn.conv2d(x, kernel, layer.strides, padding, dilations=dilations)
 
 
 def fold(
-    wrapper: QuantizeWrapper, batch_norm: tf_keras.layers.BatchNormalization | None
+    wrapper: QuantizeWrapper,
+    batch_norm: tf_keras.layers.BatchNormalization | None,
+    rounding: bool = True,
 ) -> FoldedKernel:
     """Folds `batch_norm`, as it is in inference, into the layer inside `wrapper`.
 
     Args:
         wrapper: TFMOT's, around a convolution or Dense.
         batch_norm: the BatchNorm that alone reads it, or None. With "tensor" grouping None only.
+        rounding: False gives the float kernel.
     """
     # The wrapper has replaced the layer's attribute by the quantized tensor of its last call.
     kernel, quantizer, _ = wrapper._weight_vars[0]
     assert isinstance(quantizer, EhapWeightQuantizer)
     values = to_channels_last(tf.convert_to_tensor(kernel), quantizer.grouping)
     limits = weight_limits(values, quantizer.grouping)
-    quantized = fake_quantize_symmetric(values, limits, quantizer.bits).numpy()
-    gain, shift = inference_affine(batch_norm, quantized.shape[-1])
-    bias = shift
-    if wrapper.layer.use_bias:
-        bias = bias + wrapper.layer.bias.numpy() * gain
-    step_gain = np.where(gain == 0.0, 1.0, np.abs(gain))
-    folded = limits.numpy() if batch_norm is None else limits.numpy() * step_gain
+    quantized = fake_quantize_symmetric(values, limits, quantizer.bits) if rounding else values
+    layer = wrapper.layer
+    # Only Conv2DTranspose has its outputs elsewhere than on the last axis, and it has one scale.
+    channels = layer.filters if quantizer.grouping == "tensor" and values.ndim == 4 else None
+    gain, shift = inference_affine(batch_norm, channels or values.shape[-1])
+    bias = shift + (layer.bias.numpy() * gain if layer.use_bias else 0.0)
+    scaled, folded = quantized.numpy(), limits.numpy()
+    if batch_norm is not None:
+        scaled, folded = scaled * gain, folded * np.where(gain == 0.0, 1.0, np.abs(gain))
     return FoldedKernel(
-        values=(quantized * gain).astype(np.float32),
+        values=scaled.astype(np.float32),
         limits=np.asarray(folded, np.float32),
         bias=bias.astype(np.float32),
-        bits=quantizer.bits,
+        bits=quantizer.bits if rounding else 0,
         grouping=quantizer.grouping,
         shape=tuple(kernel.shape),
     )

@@ -9,6 +9,7 @@ it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from ehap_tf.quantization.registry import IDENTITIES, KEEPS_GRID, KERNELS
 from ehap_tf.quantization.wrappers import unwrapped
 
 Range = tuple[float, float]
+Observer = Callable[[tf_keras.layers.Layer, tf.Tensor, tf.Tensor], None]
 NOT_COMPUTED = (QuantizeLayer, tf_keras.layers.BatchNormalization)
 """The one is its output range, the other has been folded into a kernel."""
 
@@ -39,17 +41,27 @@ class IntegerGraph:
 
     Args:
         qat: a calibrated or trained model from `quantize`.
+        rounding: False computes in float what the file computes in integers.
+        observe: called as `observe(layer, x, y)` with every layer's first input and its output; a
+            convolution's output includes its BatchNorm.
     """
 
-    def __init__(self, qat: tf_keras.Model) -> None:
+    def __init__(
+        self,
+        qat: tf_keras.Model,
+        rounding: bool = True,
+        observe: Observer | None = None,
+    ) -> None:
         self._qat = qat
+        self._rounding = rounding
+        self._observe = observe
         self._readers = consumers(qat)
         self._sources = producers(qat)
         self._layers = {layer.name: layer for layer in qat.layers}
         self._scatters = self._find_foldable_scatters()
         # Read here, because variables have no values inside the function being converted.
         self._limits = {layer.name: output_range(layer) for layer in qat.layers}
-        self._kernels = {
+        self.kernels = {
             layer.name: self._kernel(layer)
             for layer in qat.layers
             if type(unwrapped(layer)).__name__ in KERNELS
@@ -75,34 +87,41 @@ class IntegerGraph:
             y = self._matrix_layer(layer, x)
         elif isinstance(inner, ScatterChannels):
             y = x if layer.name in self._scatters.values() else self._scatter(inner, x)
+        elif self._rounding and is_plain_relu(inner):
+            # An upper limit is the end of the output's range already, and costs nothing there.
+            y = tf.nn.relu(x)
         else:
             y = inner(*args, **kwargs)
         limits = self._limits[layer.name]
         if limits is not None:
-            y = tf.quantization.fake_quant_with_min_max_args(y, *limits)
+            if self._rounding:
+                y = tf.quantization.fake_quant_with_min_max_args(y, *limits)
         elif kind in KEEPS_GRID:
             limits = self._ranges.get(id(x))
         if limits is not None:
             self._ranges[id(y)] = limits
             self._alive.append(y)  # So that its id stays its own.
+        if self._observe is not None:
+            self._observe(layer, x, y)
         return y
 
     def _kernel(self, wrapper: QuantizeWrapper) -> FoldedKernel:
         """The kernel of a convolution or Dense, its BatchNorm folded in, its scatter spread out."""
-        kernel = fold(wrapper, self._batch_norm_of(wrapper.name))
+        kernel = fold(wrapper, self.batch_norm_of(wrapper.name), self._rounding)
         scatter = self._layers.get(self._scatters.get(wrapper.name, ""))
         if scatter is None:
             return kernel
         return kernel.scattered(scatter.layer.positions, scatter.layer.channels)
 
     def _matrix_layer(self, wrapper: QuantizeWrapper, x: tf.Tensor) -> tf.Tensor:
-        kernel = self._kernels[wrapper.name]
-        if id(x) in self._ranges:
+        kernel = self.kernels[wrapper.name]
+        if id(x) in self._ranges and self._rounding:
             low, high = self._ranges[id(x)]
             kernel = kernel.with_bias_in_range((high - low) / 255.0)
-        return _operator(wrapper.layer, kernel, x) + kernel.bias
+        return kernel.operate(wrapper.layer, x) + kernel.bias
 
-    def _batch_norm_of(self, name: str) -> Any:
+    def batch_norm_of(self, name: str) -> Any:
+        """The BatchNorm that is folded into the layer called `name`, or None."""
         readers = self._readers[name]
         reader = unwrapped(self._layers[readers[0]]) if len(readers) == 1 and readers[0] else None
         return reader if isinstance(reader, tf_keras.layers.BatchNormalization) else None
@@ -140,7 +159,7 @@ class IntegerGraph:
         if positions == tuple(range(first, first + len(positions))):
             padding = [[0, 0]] * (x.shape.rank - 1)
             return tf.pad(x, [*padding, [first, channels - first - len(positions)]])
-        if x.shape.rank != 4 or id(x) not in self._ranges:
+        if x.shape.rank != 4 or id(x) not in self._ranges or not self._rounding:
             return scatter(x)
         selection = np.zeros((1, 1, len(positions), channels), np.float32)
         selection[0, 0, range(len(positions)), positions] = 1.0
@@ -154,21 +173,6 @@ class IntegerGraph:
         )
         y = tf.nn.conv2d(x, kernel.constant(), 1, "VALID")
         return tf.quantization.fake_quant_with_min_max_args(y, *self._ranges[id(x)])
-
-
-def _operator(layer: tf_keras.layers.Layer, kernel: FoldedKernel, x: tf.Tensor) -> tf.Tensor:
-    kind = type(layer).__name__
-    if kind == "Dense":
-        return tf.linalg.matmul(x, kernel.constant())
-    padding = layer.padding.upper()
-    if kind == "DepthwiseConv2D":
-        return tf.nn.depthwise_conv2d(
-            x, kernel.constant(), (1, *layer.strides, 1), padding, dilations=layer.dilation_rate
-        )
-    if kind == "Conv2DTranspose":
-        shape = layer.compute_output_shape(x.shape)
-        return tf.nn.conv2d_transpose(x, kernel.constant(), shape, layer.strides, padding)
-    return tf.nn.conv2d(x, kernel.constant(), layer.strides, padding, dilations=layer.dilation_rate)
 
 
 def output_range(layer: tf_keras.layers.Layer) -> Range | None:

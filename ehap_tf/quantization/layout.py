@@ -16,7 +16,8 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer
 )
 
 from ehap_tf.quantization.batch_norm import inference_affine
-from ehap_tf.quantization.canonical import Canonicalizer, canonical_model
+from ehap_tf.quantization.builder import GraphBuilder
+from ehap_tf.quantization.canonical import canonical_model
 from ehap_tf.quantization.graph import consumers, producers, rebuild
 from ehap_tf.quantization.quantizers import EhapActivationQuantizer
 from ehap_tf.quantization.registry import KERNELS, EhapQuantizeRegistry
@@ -84,10 +85,9 @@ class EhapQuantizeLayoutTransform(default_layout.Default8BitQuantizeLayoutTransf
         """
         if not any(self._is_float(layer) for layer in flat.layers):
             return flat
-        builder = Canonicalizer()
 
         def visit(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            outputs = builder.copy(layer)(*args, **kwargs)
+            outputs = layer(*args, **kwargs)
             if not self._is_float(layer):
                 return outputs
             return tf.nest.map_structure(
@@ -125,6 +125,10 @@ def _is_batch_norm(layer: Any) -> bool:
     return isinstance(layer, tf_keras.layers.BatchNormalization)
 
 
+def _has_one_scale(layer: Any) -> bool:
+    return KERNELS.get(type(layer).__name__, ("", ""))[1] == "tensor"
+
+
 def _attach_batch_norms(flat: tf_keras.Model, on_input: Callable[[Any], Any]) -> tf_keras.Model:
     """Gives every BatchNorm without a kernel of its own an identity depthwise convolution.
 
@@ -133,46 +137,44 @@ def _attach_batch_norms(flat: tf_keras.Model, on_input: Callable[[Any], Any]) ->
     """
     sources, readers = producers(flat), consumers(flat)
     by_name = {layer.name: layer for layer in flat.layers}
-    builder = Canonicalizer()
+    builder = GraphBuilder(layer.name for layer in flat.layers)
 
     def only_reader(name: str) -> Any:
         return by_name.get(readers[name][0]) if len(readers[name]) == 1 else None
 
     def visit(layer: tf_keras.layers.Layer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if type(layer).__name__ == "Dense" and _is_batch_norm(only_reader(layer.name)):
-            return _fold_into_dense(builder, layer, only_reader(layer.name), args[0])
+        if _has_one_scale(layer) and _is_batch_norm(only_reader(layer.name)):
+            return _fold_before_quantization(layer, only_reader(layer.name), args[0])
         if not _is_batch_norm(layer):
-            return builder.copy(layer)(*args, **kwargs)
+            return layer(*args, **kwargs)
         (source,) = sources[layer.name]
-        x, kind = args[0], type(by_name[source]).__name__
-        if kind == "Dense" and only_reader(source) is layer:
+        x, is_only_reader = args[0], only_reader(source) is layer
+        if is_only_reader and _has_one_scale(by_name[source]):
             return x
-        if kind not in KERNELS or only_reader(source) is not layer:
-            x = builder.affine(x, np.float32(1.0), np.float32(0.0), f"{layer.name}_identity")
-        twin = tf_keras.layers.BatchNormalization.from_config(layer.get_config())
-        y = twin(x)
-        twin.set_weights(layer.get_weights())
-        if twin.scale:
-            gamma = twin.gamma.numpy()
-            twin.gamma.assign(np.where(np.abs(gamma) < SMALLEST_GAMMA, SMALLEST_GAMMA, gamma))
-        return y
+        if not is_only_reader or type(by_name[source]).__name__ not in KERNELS:
+            x = builder.affine(x, 1.0, 0.0, f"{layer.name}_identity")
+        if layer.scale:
+            gamma = layer.gamma.numpy()
+            layer.gamma.assign(np.where(np.abs(gamma) < SMALLEST_GAMMA, SMALLEST_GAMMA, gamma))
+        return layer(x)
 
     return rebuild(flat, visit, on_input)
 
 
-def _fold_into_dense(
-    builder: Canonicalizer, dense: tf_keras.layers.Layer, batch_norm: Any, x: Any
-) -> Any:
-    """Returns a call of `dense` that includes `batch_norm`, as it is in inference.
+def _fold_before_quantization(layer: Any, batch_norm: Any, x: Any) -> Any:
+    """Returns a call of `layer` that includes `batch_norm`, as it is in inference.
 
-    Dense kernels have one scale for the whole kernel. A BatchNorm gives every output a scale of
-    its own, so that folding it after quantization, as for convolutions, is not possible.
+    Kernels with a single scale: a BatchNorm gives every output a scale of its own, so that folding
+    it after quantization, as for convolutions, is not possible.
     """
-    gain, shift = inference_affine(batch_norm, dense.units)
-    weights = dense.get_weights()
-    bias = weights[1] if dense.use_bias else np.zeros(dense.units)
-    config = {**dense.get_config(), "use_bias": True, "name": builder.name(dense.name)}
-    twin = tf_keras.layers.Dense.from_config(config)
+    kernel, *rest = layer.get_weights()
+    # Conv2DTranspose has its outputs on the second to last axis.
+    axis = -2 if type(layer).__name__ == "Conv2DTranspose" else -1
+    channels = kernel.shape[axis]
+    gain, shift = inference_affine(batch_norm, channels)
+    bias = rest[0] if rest else np.zeros(channels)
+    twin = type(layer).from_config({**layer.get_config(), "use_bias": True})
     y = twin(x)
-    twin.set_weights([weights[0] * gain, bias * gain + shift])
+    along_axis = gain if axis == -1 else gain[:, None]
+    twin.set_weights([kernel * along_axis, bias * gain + shift])
     return y

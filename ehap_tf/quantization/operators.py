@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tf_keras
 
-if TYPE_CHECKING:
-    from ehap_tf.quantization.canonical import Canonicalizer
+from ehap_tf.quantization.builder import GraphBuilder
 
 layers = tf_keras.layers
 
@@ -19,7 +18,7 @@ Rule = Callable[..., Any]
 
 
 def rewrite_operator(
-    builder: Canonicalizer,
+    builder: GraphBuilder,
     layer: tf_keras.layers.Layer,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -59,12 +58,11 @@ def _arithmetic(merge: str, by_constant: Callable[..., tuple[Any, Any] | None]) 
         by_constant: (constant, constant_is_first) -> (scale, shift), or None.
     """
 
-    def rule(builder: Canonicalizer, name: str, a: Any, b: Any) -> Any:
+    def rule(builder: GraphBuilder, name: str, a: Any, b: Any) -> Any:
         if _is_symbolic(a) and _is_symbolic(b):
-            if not merge:
-                return None
-            merge_class = getattr(layers, merge)
-            return merge_class(name=builder.name(name), dtype="float32")([a, b])
+            if merge == "Multiply":
+                return builder.multiply(a, b, name)
+            return builder.call(getattr(layers, merge), name, [a, b]) if merge else None
         x, constant = (a, b) if _is_symbolic(a) else (b, a)
         constant = np.asarray(constant, np.float64)
         affine = by_constant(constant, not _is_symbolic(a))
@@ -77,43 +75,40 @@ def _arithmetic(merge: str, by_constant: Callable[..., tuple[Any, Any] | None]) 
 
 
 def _activation(function: Any) -> Rule:
-    def rule(builder: Canonicalizer, name: str, x: Any) -> Any:
-        return builder.activate(function, x, name, own_layer=True)
+    def rule(builder: GraphBuilder, name: str, x: Any) -> Any:
+        return builder.activate(function, x, name)
 
     return rule
 
 
 def _reduce_mean(
-    builder: Canonicalizer, name: str, x: Any, axis: Any = None, keepdims: bool = False
+    builder: GraphBuilder, name: str, x: Any, axis: Any = None, keepdims: bool = False
 ) -> Any:
     axes = sorted(np.ravel(axis).tolist()) if axis is not None else None
     if x.shape.rank != 4 or axes not in ([1, 2], [-3, -2]):
         return None
-    layer = layers.GlobalAveragePooling2D(
-        keepdims=bool(keepdims), name=builder.name(name), dtype="float32"
-    )
-    return layer(x)
+    return builder.call(layers.GlobalAveragePooling2D, name, x, keepdims=bool(keepdims))
 
 
-def _reshape(builder: Canonicalizer, name: str, x: Any, shape: Any) -> Any:
+def _reshape(builder: GraphBuilder, name: str, x: Any, shape: Any) -> Any:
     if _is_symbolic(shape) or any(_is_symbolic(part) for part in tf.nest.flatten(shape)):
         return None
     target = [int(size) for size in np.ravel(shape)][1:]
-    return layers.Reshape(target, name=builder.name(name), dtype="float32")(x)
+    return builder.call(layers.Reshape, name, x, target)
 
 
-def _concat(builder: Canonicalizer, name: str, values: Any, axis: Any) -> Any:
+def _concat(builder: GraphBuilder, name: str, values: Any, axis: Any) -> Any:
     if not all(_is_symbolic(value) for value in values):
         return None
-    return layers.Concatenate(int(axis), name=builder.name(name), dtype="float32")(values)
+    return builder.call(layers.Concatenate, name, values, int(axis))
 
 
-def _identity(builder: Canonicalizer, name: str, x: Any, *rest: Any) -> Any:
+def _identity(builder: GraphBuilder, name: str, x: Any, *rest: Any) -> Any:
     del builder, name, rest
     return x
 
 
-def _cast(builder: Canonicalizer, name: str, x: Any, dtype: Any) -> Any:
+def _cast(builder: GraphBuilder, name: str, x: Any, dtype: Any) -> Any:
     return _identity(builder, name, x) if tf.as_dtype(dtype).is_floating else None
 
 
@@ -128,7 +123,6 @@ OPERATORS: dict[str, Rule] = {
     "cast": _cast,
     "concat": _concat,
     "divide": _DIVIDE,
-    "elu": _activation(tf_keras.activations.elu),
     "identity": _identity,
     "maximum": _arithmetic("Maximum", lambda c, first: None),
     "minimum": _arithmetic("Minimum", lambda c, first: None),

@@ -13,11 +13,11 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapp
 )
 
 from ehap_tf.models.keras3 import either_keras
-from ehap_tf.quantization.batch_norm import frozen_batch_norm
-from ehap_tf.quantization.canonical import Canonicalizer
+from ehap_tf.quantization.batch_norm import ranges_only
+from ehap_tf.quantization.correction import correct_biases, reestimate_batch_norm
 from ehap_tf.quantization.graph import rebuild
 from ehap_tf.quantization.scheme import EhapQuantizeScheme, quantization_scope
-from ehap_tf.quantization.wrappers import keep_frozen
+from ehap_tf.quantization.wrappers import keep_frozen, training_forward
 
 METHODS = ("qat", "ptq")
 CALIBRATION_BATCHES = 10
@@ -34,13 +34,14 @@ def quantize(
     *,
     act_percentile: float = 100.0,
     allow_float: bool = False,
+    reestimate: bool = False,
+    bias_correction: bool = False,
 ) -> tf_keras.Model:
     """Returns a twin of `model` that computes with the numbers of the integer file.
 
     The twin is a trainable tf_keras model (float weights, quantized in every forward pass, the
-    straight-through gradient), not compiled. `model` stays as it is.
-    A Keras 3 model has a tf_keras twin too: TFMOT, whose wrappers do the training,
-    knows no Keras 3.
+    straight-through gradient), not compiled. `model` stays as it is. A Keras 3 model has a tf_keras
+    twin too: TFMOT, whose wrappers do the training, knows no Keras 3.
 
     Args:
         model: a trained Functional or Sequential model; nested models, any dtype policy.
@@ -55,6 +56,8 @@ def quantize(
         act_percentile: share in percent of an activation's values that its range holds; 100 takes
             the extremes, a little less clips outliers.
         allow_float: keep layers without an integer kernel in float, instead of refusing them.
+        reestimate: average BatchNorm's statistics over the representative data under quantization.
+        bias_correction: take out the mean error that rounding the kernels adds to each channel.
 
     Raises:
         TypeError: `model` is neither Functional nor Sequential.
@@ -62,6 +65,10 @@ def quantize(
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {METHODS}. Received: {method!r}")
+    if (reestimate or bias_correction) and representative_data is None:
+        raise ValueError(
+            "representative_data is needed for reestimate and bias_correction. Received: None"
+        )
     if method == "ptq" and representative_data is None:
         raise ValueError(
             'representative_data is needed for method="ptq", a few hundred inputs suffice. '
@@ -73,7 +80,11 @@ def quantize(
         qat = _wrap(flat, configs)
     keep_frozen(qat)
     if representative_data is not None:
+        if reestimate:
+            reestimate_batch_norm(qat, _batches(representative_data, CALIBRATION_BATCHES))
         calibrate(qat, representative_data)
+        if bias_correction:
+            correct_biases(qat, _batches(representative_data, CALIBRATION_BATCHES))
     return qat
 
 
@@ -81,17 +92,16 @@ def _wrap(flat: tf_keras.Model, configs: Mapping[str, Mapping[str, Any]]) -> tf_
     """Puts each layer into TFMOT's wrapper, as `quantize_apply` does.
 
     In one pass over the graph; `quantize_apply` makes five copies of the model, and cannot annotate
-    layers with several inputs.
+    layers with several inputs. The layers themselves are used: `flat` is nobody else's.
     """
-    builder = Canonicalizer()
 
     def visit(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        call = builder.copy(layer)
-        outputs = call(*args, **kwargs)
         if layer.name not in configs:
-            return outputs
-        twin = tf.nest.flatten(outputs)[0]._keras_history.layer
-        return QuantizeWrapperV2(twin, configs[layer.name]["quantize_config"])(*args, **kwargs)
+            return layer(*args, **kwargs)
+        wrapper = QuantizeWrapperV2(layer, configs[layer.name]["quantize_config"])
+        # Keras would translate the wrapper's Python for each of them, half of the whole time; no
+        # layer with an integer kernel needs it.
+        return tf.autograph.experimental.do_not_convert(wrapper)(*args, **kwargs)
 
     return rebuild(flat, visit)
 
@@ -113,9 +123,9 @@ def calibrate(
     """
     expected = qat.inputs[0].shape
     seen = 0
-    with frozen_batch_norm(qat):
-        # A function of its own, traced while BatchNorm is frozen.
-        forward = tf.function(lambda x: qat(x, training=True))
+    with ranges_only(qat):
+        # A function of its own, traced while nothing but the ranges can change.
+        forward = training_forward(qat)
         for x in _batches(representative_data, batches):
             if not expected.is_compatible_with(x.shape):
                 raise ValueError(

@@ -26,9 +26,9 @@ class EhapWeightQuantizer(quantizers.Quantizer):
     Args:
         bits: 2 to 8.
         grouping: what shares a scale: "channel" (the last axis; convolutions), "depthwise" (the
-            last two axes (channels, multiplier), a depthwise kernel's real channels),
-            "transposed" (the second to last axis, where Conv2DTranspose has its outputs) or
-            "tensor" (one scale; fully connected layers, as the TFLite converter wants them).
+            last two axes (channels, multiplier), a depthwise kernel's real channels) or "tensor"
+            (one scale; Dense and Conv2DTranspose, because the TFLite converter transposes their
+            kernels and loses the axis of the scales).
     """
 
     def __init__(self, bits: int = 8, grouping: str = "channel") -> None:
@@ -61,7 +61,7 @@ class EhapWeightQuantizer(quantizers.Quantizer):
     __hash__ = None  # type: ignore[assignment]
 
 
-GROUPINGS = ("channel", "depthwise", "transposed", "tensor")
+GROUPINGS = ("channel", "depthwise", "tensor")
 
 
 def to_channels_last(kernel: tf.Tensor, grouping: str) -> tf.Tensor:
@@ -69,18 +69,12 @@ def to_channels_last(kernel: tf.Tensor, grouping: str) -> tf.Tensor:
     if grouping == "depthwise":
         height, width, channels, multiplier = kernel.shape
         return tf.reshape(kernel, (height, width, 1, channels * multiplier))
-    if grouping == "transposed":
-        return tf.transpose(kernel, (0, 1, 3, 2))
     return kernel
 
 
 def from_channels_last(values: tf.Tensor, grouping: str, shape: Any) -> tf.Tensor:
     """Undoes `to_channels_last`."""
-    if grouping == "depthwise":
-        return tf.reshape(values, shape)
-    if grouping == "transposed":
-        return tf.transpose(values, (0, 1, 3, 2))
-    return values
+    return tf.reshape(values, shape) if grouping == "depthwise" else values
 
 
 def weight_limits(values: tf.Tensor, grouping: str) -> tf.Tensor:

@@ -14,7 +14,7 @@ from ehap_tf.quantization.configs import EhapQuantizeConfig
 KERNELS = {
     "Conv2D": ("kernel", "channel"),
     "DepthwiseConv2D": ("depthwise_kernel", "depthwise"),
-    "Conv2DTranspose": ("kernel", "transposed"),
+    "Conv2DTranspose": ("kernel", "tensor"),
     "Dense": ("kernel", "tensor"),
 }
 """Layer class -> attribute of its kernel, and which of its weights share a scale."""
@@ -50,7 +50,9 @@ QUANTIZES_OUTPUT = frozenset(
         "Add",
         "BatchNormalization",
         "Concatenate",
-        "ELU",
+        "EhapHardSwish",
+        "EhapMean",
+        "EhapRsqrt",
         "GlobalAveragePooling2D",
         "LeakyReLU",
         "Maximum",
@@ -64,7 +66,6 @@ QUANTIZES_OUTPUT = frozenset(
 """Their integer kernels read and write with different scales."""
 
 ACTIVATION_OUTPUTS = {
-    "elu": "observed",
     "gelu": "observed",
     "sigmoid": "unit",
     "softmax": "unit",
@@ -129,6 +130,8 @@ class EhapQuantizeRegistry(default_registry.Default8BitQuantizeRegistry):
             return "none"
         if name == "Softmax":
             return "unit"
+        if name == "ReLU" and layer.threshold:
+            return None
         if name == "Activation":
             return ACTIVATION_OUTPUTS.get(getattr(layer.activation, "__name__", ""))
         return "observed" if name in QUANTIZES_OUTPUT or name in KERNELS else None

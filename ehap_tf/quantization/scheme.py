@@ -12,6 +12,7 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_schem
 from ehap_tf.channels import ScatterChannels
 from ehap_tf.quantization.configs import EhapQuantizeConfig
 from ehap_tf.quantization.layout import EhapQuantizeLayoutTransform
+from ehap_tf.quantization.own_layers import EhapHardSwish, EhapMean, EhapRsqrt
 from ehap_tf.quantization.quantizers import (
     EhapActivationQuantizer,
     EhapFixedQuantizer,
@@ -86,6 +87,9 @@ def quantization_scope() -> Any:
                 EhapWeightQuantizer,
                 EhapActivationQuantizer,
                 EhapFixedQuantizer,
+                EhapHardSwish,
+                EhapMean,
+                EhapRsqrt,
                 ScatterChannels,
             )
         }

@@ -28,7 +28,6 @@ def integers(quantized: np.ndarray, scale: np.ndarray) -> np.ndarray:
     [
         ("channel", (3, 3, 4, 5), (0, 1, 2)),
         ("depthwise", (3, 3, 4, 2), (0, 1)),
-        ("transposed", (3, 3, 5, 4), (0, 1, 3)),
         ("tensor", (7, 6), (0, 1)),
     ],
 )

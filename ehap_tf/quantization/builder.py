@@ -1,0 +1,175 @@
+"""The layers that a canonical graph is built of, with names, float32 and weights taken care of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import tf_keras
+
+from ehap_tf.models import ZeroInitializers, layer_from
+from ehap_tf.quantization.own_layers import EhapHardSwish, EhapMean, EhapRsqrt
+
+layers = tf_keras.layers
+
+
+class GraphBuilder:
+    """Makes layers with unique names and calls them on symbolic tensors.
+
+    Remembers which tensors are scaled and clipped versions of which, so that a hard sigmoid or a
+    hard swish is recognised in whatever spelling it is written.
+
+    Args:
+        taken: names that new layers must not get.
+    """
+
+    def __init__(self, taken: Iterable[str] = ()) -> None:
+        self._names = set(taken)
+        self._affines: dict[int, tuple[Any, Any, np.ndarray, np.ndarray]] = {}
+        self._relus: dict[int, tuple[Any, Any, float]] = {}
+        self._products: dict[int, tuple[Any, Any, Any]] = {}
+
+    def name(self, wanted: str) -> str:
+        """A layer name that is not taken: `wanted`, or `wanted` with a number."""
+        name, number = wanted, 1
+        while name in self._names:
+            name, number = f"{wanted}_{number}", number + 1
+        self._names.add(name)
+        return name
+
+    def call(self, layer_class: type, name: str, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Makes a float32 layer called `name`, if that is free, and calls it on `inputs`."""
+        return layer_class(*args, name=self.name(name), dtype="float32", **kwargs)(inputs)
+
+    def copy(self, layer: tf_keras.layers.Layer, **changes: Any) -> Callable[..., Any]:
+        """Returns a function that calls a float32 copy of `layer` with the same weights."""
+        config = {**layer.get_config(), "dtype": "float32", **changes}
+        twin = layer_from(layer, {**config, "name": self.name(config["name"])})
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with ZeroInitializers() as initializers:
+                initializers.apply(twin)
+                outputs = twin(*args, **kwargs)
+            twin.set_weights(layer.get_weights())
+            return outputs
+
+        return call
+
+    # -- activation functions -------------------------------------------------------------------
+
+    def activate(self, function: Any, x: Any, name: str) -> Any:
+        """Applies an activation function as layers that have an integer kernel.
+
+        Args:
+            function: a Keras activation function.
+            x: the symbolic tensor to apply it to.
+            name: of the layer that does it.
+        """
+        kind = getattr(function, "__name__", type(function).__name__)
+        if kind == "linear":
+            return x
+        if kind in ("relu", "relu6"):
+            return self.relu(x, name, 6.0 if kind == "relu6" else np.inf)
+        if kind == "softmax":
+            return self.call(layers.Softmax, name, x)
+        if kind in ("swish", "silu"):
+            gate = self.call(layers.Activation, f"{name}_sigmoid", x, "sigmoid")
+            return self.multiply(x, gate, name)
+        if kind == "hard_sigmoid":
+            return self.relu(self.affine(x, 0.2, 0.5, f"{name}_affine"), name, 1.0)
+        return self.call(layers.Activation, name, x, function)
+
+    def relu(self, x: Any, name: str, limit: float = np.inf) -> Any:
+        """Returns min(max(x, 0), limit)."""
+        y = self.call(layers.ReLU, name, x, None if np.isinf(limit) else float(limit))
+        self._relus[id(y)] = (y, x, limit)
+        return y
+
+    def multiply(self, a: Any, b: Any, name: str) -> Any:
+        """Returns a * b, as one operator where it is a hard swish."""
+        for x, gate in ((a, b), (b, a)):
+            if self._is_hard_sigmoid(gate, x):
+                return self.call(EhapHardSwish, name, x)
+        y = self.call(layers.Multiply, name, [a, b])
+        self._products[id(y)] = (y, a, b)
+        return y
+
+    def _is_hard_sigmoid(self, gate: Any, x: Any, factor: float = 1.0) -> bool:
+        """Whether `factor * gate` is relu6(x + 3) / 6, however it is scaled inside."""
+        _, inside, limit = self._relus.get(id(gate), (None, None, 0.0))
+        if id(inside) not in self._affines:
+            return False
+        _, source, scale, shift = self._affines[id(inside)]
+        slope, offset = scale * factor, shift * factor
+        is_sixth = np.allclose(slope, 1.0 / 6.0) and np.allclose(offset, 0.5)
+        return source is x and is_sixth and bool(np.isclose(limit * factor, 1.0))
+
+    # -- a scale and a shift of each channel ----------------------------------------------------
+
+    def affine(self, x: Any, scale: Any, shift: Any, name: str, trainable: bool = False) -> Any:
+        """Returns `scale * x + shift` by channel, as a 1x1 depthwise convolution.
+
+        One integer operator into which BatchNorm and ReLU fold; its weights are exact in 8 bits
+        whatever their values, because every channel has a scale of its own.
+
+        Args:
+            x: channels last, of any rank from 2.
+            scale: a scalar or one value for each channel.
+            shift: likewise.
+            name: of the new layer.
+            trainable: whether scale and shift are.
+        """
+        scale, shift = (np.ravel(np.asarray(value, np.float32)) for value in (scale, shift))
+        if scale.size == 1 and scale[0] > 0.0 and not shift.any():
+            scaled = self._scaled(x, float(scale[0]), name)
+            if scaled is not None:
+                return scaled
+        channels = x.shape[-1]
+        layer = layers.DepthwiseConv2D(
+            1, use_bias=True, trainable=trainable, name=self.name(name), dtype="float32"
+        )
+        y = self.as_image(layer, x, name)
+        layer.set_weights(
+            [
+                np.broadcast_to(scale, (channels,)).reshape(1, 1, channels, 1),
+                np.broadcast_to(shift, (channels,)),
+            ]
+        )
+        self._affines[id(y)] = (y, x, scale, shift)
+        return y
+
+    def _scaled(self, x: Any, factor: float, name: str) -> Any:
+        """`factor * x` where it can be had inside the operator that makes `x`, else None."""
+        _, a, b = self._products.get(id(x), (None, None, None))
+        for source, gate in ((a, b), (b, a)):
+            if self._is_hard_sigmoid(gate, source, factor):
+                return self.call(EhapHardSwish, name, source)
+        _, inside, limit = self._relus.get(id(x), (None, None, 0.0))
+        if id(inside) not in self._affines:
+            return None
+        # c min(max(a x + b, 0), limit) = min(max(c a x + c b, 0), c limit)
+        _, source, scale, shift = self._affines[id(inside)]
+        y = self.affine(source, scale * factor, shift * factor, f"{name}_affine")
+        return self.relu(y, name, limit * factor)
+
+    def as_image(self, layer: Callable[..., Any], x: Any, name: str) -> Any:
+        """Calls a 1x1 convolution on a tensor of any rank, reshaped to an image and back."""
+        if x.shape.rank == 4:
+            return layer(x)
+        image = (1, -1, x.shape[-1]) if x.shape.rank > 2 else (1, 1, x.shape[-1])
+        y = layer(self.call(layers.Reshape, f"{name}_expand", x, image))
+        shape = (*x.shape[1:-1], y.shape[-1])
+        return self.call(layers.Reshape, f"{name}_flatten", y, shape)
+
+    # -- normalization by the input's own statistics ----------------------------------------------
+
+    def standardize(self, x: Any, axes: Sequence[int], epsilon: float, name: str) -> Any:
+        """Returns (x - mean) / sqrt(variance + epsilon), both over `axes`."""
+        mean = self.call(EhapMean, f"{name}_mean", x, axes)
+        centred = self.call(layers.Subtract, f"{name}_centre", [x, mean])
+        square = self.call(layers.Multiply, f"{name}_square", [centred, centred])
+        variance = self.call(EhapMean, f"{name}_variance", square, axes)
+        variance = self.affine(variance, 1.0, epsilon, f"{name}_epsilon")
+        inverse = self.call(EhapRsqrt, f"{name}_rsqrt", variance, epsilon)
+        return self.call(layers.Multiply, f"{name}_standard", [centred, inverse])

@@ -1,0 +1,107 @@
+"""What a model without a training budget can have: BatchNorm and biases fitted to quantization."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+
+from ehap_tf.quantization.batch_norm import batch_norms, inference_affine
+from ehap_tf.quantization.folding import fold
+from ehap_tf.quantization.integer_graph import IntegerGraph
+from ehap_tf.quantization.registry import KERNELS
+from ehap_tf.quantization.wrappers import training_forward, unwrapped
+
+
+def reestimate_batch_norm(qat: tf_keras.Model, batches: Iterable[np.ndarray]) -> None:
+    """Averages BatchNorm's statistics over batches of the quantized network, in place.
+
+    Rounding shifts and spreads what reaches a BatchNorm; its statistics of the float network no
+    longer fit. Activation ranges follow the batches, as in training.
+
+    Args:
+        qat: a model from `quantize`.
+        batches: inputs, each large enough for statistics of its own.
+    """
+    norms = [norm for norm in batch_norms(qat) if norm.trainable]
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0  # The moving statistics are then those of the newest batch.
+    try:
+        forward = training_forward(qat)
+        history = []
+        for x in batches:
+            forward(tf.constant(x))
+            history.append([s.numpy() for norm in norms for s in _statistics(norm)])
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+    variables = [statistic for norm in norms for statistic in _statistics(norm)]
+    for variable, values in zip(variables, zip(*history, strict=True), strict=True):
+        variable.assign(np.mean(values, axis=0))
+
+
+def correct_biases(qat: tf_keras.Model, batches: Iterable[np.ndarray]) -> tuple[str, ...]:
+    """Takes out the mean error that rounding the kernels adds to each output channel, in place.
+
+    For a layer with kernel W, rounded to Q, the correction of an output channel is the mean of
+    conv(x, W - Q) over the data, x being the layer's quantized input (Nagel et al., "Data-Free
+    Quantization Through Weight Equalization and Bias Correction", 2019, section 4.2, with measured
+    instead of assumed inputs).
+
+    Args:
+        qat: a calibrated model from `quantize`.
+        batches: inputs.
+
+    Returns:
+        The layers that could not be corrected, having neither a bias nor a BatchNorm.
+    """
+    probe = IntegerGraph(qat)
+    errors = {}
+    for layer in qat.layers:
+        if type(unwrapped(layer)).__name__ in KERNELS:
+            norm = probe.batch_norm_of(layer.name)
+            exact, rounded = fold(layer, norm, rounding=False), fold(layer, norm)
+            errors[layer.name] = exact.minus(rounded)
+    sums = dict.fromkeys(errors, 0.0)
+    examples = 0
+
+    def measure(layer: tf_keras.layers.Layer, x: tf.Tensor, y: tf.Tensor) -> None:
+        del y
+        if layer.name in errors:
+            lost = errors[layer.name].operate(layer.layer, x).numpy()
+            means = lost.mean(axis=tuple(range(lost.ndim - 1)), dtype=np.float64)
+            sums[layer.name] = sums[layer.name] + means * len(lost)
+
+    graph = IntegerGraph(qat, observe=measure)
+    for x in batches:
+        graph([tf.constant(x)])
+        examples += len(x)
+    skipped = []
+    for name, total in sums.items():
+        correction = np.asarray(total / examples)
+        if not _add_to_output(qat.get_layer(name), probe.batch_norm_of(name), correction):
+            skipped.append(name)
+    return tuple(skipped)
+
+
+def _add_to_output(layer: Any, norm: Any, correction: np.ndarray) -> bool:
+    if norm is not None and norm.center:
+        norm.beta.assign_add(correction.astype(np.float32))
+    elif norm is not None:
+        gain, _ = inference_affine(norm, len(correction))
+        norm.moving_mean.assign_sub((correction / gain).astype(np.float32))
+    elif layer.layer.use_bias:
+        layer.layer.bias.assign_add(correction.astype(np.float32))
+    else:
+        return False
+    return True
+
+
+def _statistics(norm: tf_keras.layers.BatchNormalization) -> list[tf.Variable]:
+    return [norm.moving_mean, norm.moving_variance]

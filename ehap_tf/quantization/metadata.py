@@ -1,0 +1,100 @@
+"""What an application needs to know about a TFLite file, as JSON beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ehap_tf.files import CorruptFileError, write_text
+from ehap_tf.quantization.tflite_file import TFLiteFile
+
+FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Normalization:
+    """What turns pixels from 0 to 255 into the model's input: (pixel / 255 - mean) / std.
+
+    Attributes:
+        mean: one value for each channel.
+        std: one value for each channel.
+    """
+
+    mean: Sequence[float]
+    std: Sequence[float]
+
+
+def metadata_path(path: str | os.PathLike[str]) -> pathlib.Path:
+    """Where the metadata of the file at `path` lie: `NAME.tflite.json`."""
+    path = pathlib.Path(path)
+    return path.with_name(f"{path.name}.json")
+
+
+def write_metadata(
+    file: TFLiteFile,
+    normalization: Normalization | None = None,
+    labels: Sequence[str] | None = None,
+) -> pathlib.Path:
+    """Writes what is known about `file` beside it and returns the path.
+
+    Args:
+        file: from `export_tflite`.
+        normalization: of the pixels, if it is not part of the model.
+        labels: the classes' names in the order of the outputs.
+
+    Raises:
+        ValueError: as many labels as outputs are needed.
+    """
+    outputs = file.output.shape[-1]
+    if labels is not None and len(labels) != outputs:
+        raise ValueError(f"labels must name the {outputs} outputs. Received: {len(labels)} names")
+    content: dict[str, Any] = {
+        "format": FORMAT,
+        "file": file.path.name,
+        "bytes": file.bytes,
+        "sha256": hashlib.sha256(file.path.read_bytes()).hexdigest(),
+        "input": _tensor(file.input),
+        "output": _tensor(file.output),
+        "operators": dict(file.operators),
+        "float_operators": list(file.float_operators),
+        "normalization": None,
+        "labels": None if labels is None else list(labels),
+    }
+    if normalization is not None:
+        content["normalization"] = {
+            "mean": [float(value) for value in normalization.mean],
+            "std": [float(value) for value in normalization.std],
+            "formula": "(pixel / 255 - mean) / std",
+        }
+    path = metadata_path(file.path)
+    write_text(path, json.dumps(content, indent=2) + "\n")
+    return path
+
+
+def read_metadata(path: str | os.PathLike[str]) -> Mapping[str, Any]:
+    """Reads the metadata of the TFLite file at `path`.
+
+    Raises:
+        FileNotFoundError: there are none.
+        CorruptFileError: they are damaged, or belong to another file.
+    """
+    beside = metadata_path(path)
+    if not beside.is_file():
+        raise FileNotFoundError(f"there are no metadata at {str(beside)!r}.")
+    try:
+        content = json.loads(beside.read_text(encoding="utf-8"))
+        expected = content["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptFileError(f"{str(beside)!r} is damaged: {error}") from error
+    if hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest() != expected:
+        raise CorruptFileError(f"{str(beside)!r} describes another file than {os.fspath(path)!r}.")
+    return content
+
+
+def _tensor(spec: Any) -> dict[str, Any]:
+    return {**dataclasses.asdict(spec), "shape": list(spec.shape)}

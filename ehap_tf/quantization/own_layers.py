@@ -1,0 +1,59 @@
+"""Single TFLite operators that Keras has no layer for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+import tf_keras
+
+
+class EhapHardSwish(tf_keras.layers.Layer):
+    """x * relu6(x + 3) / 6, written so that the TFLite converter sees its HARD_SWISH."""
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Applies the function to every element."""
+        return inputs * tf.nn.relu6(inputs + 3.0) * (1.0 / 6.0)
+
+
+class EhapMean(tf_keras.layers.Layer):
+    """The mean over some axes, which stay with size 1.
+
+    Args:
+        axes: of the tensor, the batch being axis 0.
+    """
+
+    def __init__(self, axes: Sequence[int], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.axes = [int(axis) for axis in axes]
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Returns the means."""
+        return tf.reduce_mean(inputs, self.axes, keepdims=True)
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments of the constructor."""
+        return {**super().get_config(), "axes": self.axes}
+
+
+class EhapRsqrt(tf_keras.layers.Layer):
+    """1 / sqrt(x) of values that are not negative, finite also where rounding made a zero of one.
+
+    The integer kernel answers a zero with its largest value; so does the quantizer behind this.
+
+    Args:
+        smallest: inputs below count as this.
+    """
+
+    def __init__(self, smallest: float = 1e-6, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.smallest = float(smallest)
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Applies the function to every element."""
+        return tf.math.rsqrt(tf.maximum(inputs, self.smallest))
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments of the constructor."""
+        return {**super().get_config(), "smallest": self.smallest}

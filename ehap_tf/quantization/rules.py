@@ -1,0 +1,174 @@
+"""What each Keras layer becomes in the canonical graph, where it is not simply copied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tf_keras
+
+from ehap_tf.quantization.builder import GraphBuilder
+
+layers = tf_keras.layers
+
+
+def _activation(builder: GraphBuilder, layer: Any, x: Any) -> Any:
+    return builder.activate(layer.activation, x, layer.name)
+
+
+def _activate_after(builder: GraphBuilder, layer: Any, x: Any) -> Any:
+    """The activation function of a layer of another kind, as a layer behind it."""
+    kind = getattr(layer.activation, "__name__", "activation")
+    return builder.activate(layer.activation, x, f"{layer.name}_{kind}")
+
+
+def _with_activation(builder: GraphBuilder, layer: Any, x: Any) -> Any:
+    return _activate_after(builder, layer, builder.copy(layer, activation="linear")(x))
+
+
+def _separable(builder: GraphBuilder, layer: Any, x: Any) -> Any:
+    config = layer.get_config()
+    depthwise = layers.DepthwiseConv2D(
+        config["kernel_size"],
+        strides=config["strides"],
+        padding=config["padding"],
+        depth_multiplier=config["depth_multiplier"],
+        dilation_rate=config["dilation_rate"],
+        use_bias=False,
+        depthwise_regularizer=layer.depthwise_regularizer,
+        depthwise_constraint=layer.depthwise_constraint,
+        trainable=layer.trainable,
+        name=builder.name(f"{layer.name}_depthwise"),
+        dtype="float32",
+    )
+    pointwise = layers.Conv2D(
+        config["filters"],
+        1,
+        use_bias=config["use_bias"],
+        kernel_regularizer=layer.pointwise_regularizer,
+        bias_regularizer=layer.bias_regularizer,
+        kernel_constraint=layer.pointwise_constraint,
+        bias_constraint=layer.bias_constraint,
+        trainable=layer.trainable,
+        name=builder.name(f"{layer.name}_pointwise"),
+        dtype="float32",
+    )
+    y = pointwise(depthwise(x))
+    weights = layer.get_weights()
+    depthwise.set_weights(weights[:1])
+    pointwise.set_weights(weights[1:])
+    return _activate_after(builder, layer, y)
+
+
+def _dense(builder: GraphBuilder, layer: Any, x: Any) -> Any:
+    """Dense over more than a vector is a 1x1 convolution, whose channels have own scales."""
+    if x.shape.rank == 2:
+        return _with_activation(builder, layer, x)
+    convolution = layers.Conv2D(
+        layer.units,
+        1,
+        use_bias=layer.use_bias,
+        kernel_regularizer=layer.kernel_regularizer,
+        bias_regularizer=layer.bias_regularizer,
+        trainable=layer.trainable,
+        name=builder.name(layer.name),
+        dtype="float32",
+    )
+    y = builder.as_image(convolution, x, layer.name)
+    kernel, *bias = layer.get_weights()
+    convolution.set_weights([kernel[None, None], *bias])
+    return _activate_after(builder, layer, y)
+
+
+def _relu(builder: GraphBuilder, layer: Any, x: Any) -> Any:
+    if layer.threshold or layer.negative_slope:
+        return builder.copy(layer)(x)
+    limit = np.inf if layer.max_value is None else float(layer.max_value)
+    return builder.relu(x, layer.name, limit)
+
+
+def _multiply(builder: GraphBuilder, layer: Any, inputs: list[Any]) -> Any:
+    product, *rest = inputs
+    for index, factor in enumerate(rest):
+        last = index == len(rest) - 1
+        product = builder.multiply(product, factor, layer.name if last else f"{layer.name}_part")
+    return product
+
+
+def _average(builder: GraphBuilder, layer: Any, inputs: list[Any]) -> Any:
+    total = builder.call(layers.Add, f"{layer.name}_sum", inputs)
+    return builder.affine(total, 1.0 / len(inputs), 0.0, layer.name)
+
+
+def _layer_scale(builder: GraphBuilder, layer: Any, x: Any) -> Any:
+    return builder.affine(x, layer.gamma.numpy(), 0.0, layer.name, trainable=layer.trainable)
+
+
+def _scaled_sum(builder: GraphBuilder, layer: Any, inputs: list[Any]) -> Any:
+    scaled = builder.affine(inputs[1], layer.scale, 0.0, f"{layer.name}_scale")
+    return builder.call(layers.Add, layer.name, [inputs[0], scaled])
+
+
+def _nothing(builder: GraphBuilder, layer: Any, x: Any) -> Any:
+    del builder, layer
+    return x
+
+
+def _rescaling(builder: GraphBuilder, layer: Any, x: Any) -> Any:
+    return builder.affine(x, layer.scale, layer.offset, layer.name)
+
+
+def _normalization(builder: GraphBuilder, layer: Any, x: Any) -> Any:
+    mean, variance = np.ravel(layer.mean), np.ravel(layer.variance)
+    deviation = np.maximum(np.sqrt(variance), tf_keras.backend.epsilon())
+    if layer.invert:
+        return builder.affine(x, deviation, mean, layer.name)
+    return builder.affine(x, 1.0 / deviation, -mean / deviation, layer.name)
+
+
+def _layer_normalization(builder: GraphBuilder, layer: Any, x: Any) -> Any:
+    rank = x.shape.rank
+    if [axis % rank for axis in np.ravel(layer.axis)] != [rank - 1]:
+        return builder.copy(layer)(x)
+    y = builder.standardize(x, [rank - 1], layer.epsilon, layer.name)
+    return _scaled(builder, layer, y)
+
+
+def _group_normalization(builder: GraphBuilder, layer: Any, x: Any) -> Any:
+    height_width, channels = x.shape[1:-1], x.shape[-1]
+    if layer.axis not in (-1, x.shape.rank - 1) or None in height_width:
+        return builder.copy(layer)(x)
+    groups = channels if layer.groups == -1 else layer.groups
+    grouped = (int(np.prod(height_width)), groups, channels // groups)
+    y = builder.call(layers.Reshape, f"{layer.name}_group", x, grouped)
+    y = builder.standardize(y, [1, 3], layer.epsilon, layer.name)
+    y = builder.call(layers.Reshape, f"{layer.name}_ungroup", y, (*height_width, channels))
+    return _scaled(builder, layer, y)
+
+
+def _scaled(builder: GraphBuilder, layer: Any, y: Any) -> Any:
+    gamma = layer.gamma.numpy() if layer.scale else 1.0
+    beta = layer.beta.numpy() if layer.center else 0.0
+    return builder.affine(y, gamma, beta, layer.name, trainable=layer.trainable)
+
+
+RULES: dict[str, Callable[..., Any]] = {
+    "Activation": _activation,
+    "Average": _average,
+    "Conv2D": _with_activation,
+    "Conv2DTranspose": _with_activation,
+    "CustomScaleLayer": _scaled_sum,
+    "Dense": _dense,
+    "DepthwiseConv2D": _with_activation,
+    "GroupNormalization": _group_normalization,
+    "LayerNormalization": _layer_normalization,
+    "LayerScale": _layer_scale,
+    "Multiply": _multiply,
+    "Normalization": _normalization,
+    "ReLU": _relu,
+    "Rescaling": _rescaling,
+    "SeparableConv2D": _separable,
+    "StochasticDepth": _nothing,
+}
+"""Layer class -> its rule; the Inception and ConvNeXt layers of `applications` among them."""

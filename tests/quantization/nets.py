@@ -1,0 +1,175 @@
+"""Small networks, one for every layer and spelling that quantization must know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+
+from ehap_tf.channels import ScatterChannels
+
+layers = tf_keras.layers
+
+SHAPE = (8, 8, 3)
+
+
+def images(count: int = 64, seed: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((count, *SHAPE)).astype(np.float32)
+
+
+def randomize(model: tf_keras.Model, seed: int = 0) -> tf_keras.Model:
+    """Gives every weight, statistics included, a random value of a sensible size."""
+    rng = np.random.default_rng(seed)
+    for weight in model.weights:
+        if not weight.dtype.is_floating:
+            continue
+        noise = rng.standard_normal(weight.shape).astype(np.float32)
+        if "variance" in weight.name:
+            weight.assign(rng.uniform(0.5, 1.5, weight.shape))
+        elif "kernel" in weight.name:
+            weight.assign(noise * np.sqrt(2.0 / max(1, np.prod(weight.shape[:-1]))))
+        else:
+            weight.assign(0.3 * noise + ("gamma" in weight.name))
+    return model
+
+
+def conv(x: Any, filters: int = 6, **options: Any) -> Any:
+    return layers.Conv2D(filters, 3, padding="same", **options)(x)
+
+
+def conv_norm(x: Any, filters: int = 6) -> Any:
+    return layers.ReLU()(layers.BatchNormalization()(conv(x, filters, use_bias=False)))
+
+
+def head(x: Any) -> Any:
+    return layers.Dense(4)(layers.GlobalAveragePooling2D()(x))
+
+
+def squeeze_excite(x: Any) -> Any:
+    x = conv(x)
+    s = layers.GlobalAveragePooling2D(keepdims=True)(x)
+    s = layers.Conv2D(2, 1, activation="relu")(s)
+    s = layers.Conv2D(6, 1, activation="sigmoid")(s)
+    return head(layers.Multiply()([x, s]))
+
+
+def scattered(positions: list[int]) -> Callable[[Any], Any]:
+    """A narrow tensor with two readers in a wider sum: its scatter cannot be folded."""
+
+    def body(x: Any) -> Any:
+        x = conv_norm(x, 4)
+        return head(layers.Add()([ScatterChannels(positions, 6)(x), conv(x, 6)]))
+
+    return body
+
+
+def union_block(x: Any) -> Any:
+    """A narrow branch in a residual sum, as union pruning leaves it."""
+    x = conv_norm(x, 6)
+    y = layers.BatchNormalization()(conv(x, 3, use_bias=False))
+    return head(layers.ReLU()(layers.Add()([x, ScatterChannels([4, 0, 3], 6)(y)])))
+
+
+def shared(x: Any) -> Any:
+    layer = layers.Conv2D(3, 3, padding="same")
+    for _ in range(2):
+        x = layers.ReLU()(layers.BatchNormalization()(layer(x)))
+    return head(x)
+
+
+def nested(x: Any) -> Any:
+    inner = tf_keras.Sequential(
+        [
+            layers.Conv2D(6, 3, padding="same", input_shape=SHAPE),
+            layers.BatchNormalization(),
+            layers.ReLU(),
+            layers.Dropout(0.3),
+        ]
+    )
+    return head(conv(inner(x)))
+
+
+def inception(x: Any) -> Any:
+    y = layers.AveragePooling2D(3, 1, padding="same")(x)
+    z = layers.MaxPooling2D(3, 1, padding="same")(conv_norm(x))
+    return head(conv(layers.Concatenate()([conv_norm(y), z, x])))
+
+
+def pre_activation(x: Any) -> Any:
+    y = layers.Add()([conv(x), conv(x)])
+    return head(conv(layers.ReLU()(layers.BatchNormalization()(y))))
+
+
+def dense_norm(x: Any) -> Any:
+    x = layers.Dense(7, use_bias=False)(layers.Flatten()(x))
+    x = layers.ReLU()(layers.BatchNormalization()(x))
+    return layers.Dense(4, activation="softmax")(layers.BatchNormalization()(x))
+
+
+def after(layer: Any) -> Callable[[Any], Any]:
+    """A net with `layer` behind a convolution."""
+    return lambda x: head(conv(layer(conv(x))))
+
+
+def hard_swish_operators(x: Any) -> Any:
+    x = conv(x)
+    return head(x * tf.nn.relu6(x + 3.0) / 6.0)
+
+
+def operators(x: Any) -> Any:
+    x = tf.nn.relu(conv(x) - 0.1)
+    y = tf.concat([1.0 - x, tf.math.multiply(x, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0])], axis=-1)
+    return layers.Dense(4)(tf.reduce_mean(y, axis=[1, 2]))
+
+
+NETS: dict[str, Callable[[Any], Any]] = {
+    "average": lambda x: head(layers.Average()([conv(x), conv(x)])),
+    "dense_norm": dense_norm,
+    "dense_on_images": after(layers.Dense(5, activation="relu")),
+    "dilated": lambda x: head(layers.BatchNormalization()(conv(x, dilation_rate=2))),
+    "gelu": after(layers.Activation("gelu")),
+    "global_max": lambda x: layers.Dense(4)(layers.GlobalMaxPooling2D()(conv(x))),
+    "group_norm": after(layers.GroupNormalization(groups=3)),
+    "grouped": lambda x: head(layers.Conv2D(6, 3, groups=3)(x)),
+    "hard_sigmoid": after(layers.Activation("hard_sigmoid")),
+    "hard_swish_operators": hard_swish_operators,
+    "inception": inception,
+    "layer_norm": after(layers.LayerNormalization()),
+    "leaky": after(layers.LeakyReLU(0.1)),
+    "min_max": lambda x: head(
+        layers.Minimum()([layers.Maximum()([conv(x), conv(x)]), layers.Subtract()([conv(x)] * 2)])
+    ),
+    "nested": nested,
+    "normalization": lambda x: head(
+        conv(layers.Normalization(mean=[0.1, 0.2, 0.3], variance=[1.0, 0.5, 0.25])(x))
+    ),
+    "operators": operators,
+    "pools": lambda x: head(
+        layers.AveragePooling2D(2)(layers.MaxPooling2D(2)(layers.ZeroPadding2D(1)(conv(x))))
+    ),
+    "pre_activation": pre_activation,
+    "prelu": after(layers.PReLU(shared_axes=[1, 2])),
+    "relu_slope": after(layers.ReLU(negative_slope=0.1)),
+    "rescaling": lambda x: head(conv(layers.Rescaling(0.5, offset=-1.0)(x))),
+    "scatter_contiguous": scattered([1, 2, 3, 4]),
+    "scatter_scattered": scattered([5, 0, 3, 2]),
+    "separable": lambda x: head(layers.SeparableConv2D(6, 3, activation="relu")(x)),
+    "shared": shared,
+    "squeeze_excite": squeeze_excite,
+    "swish": lambda x: head(conv(x, activation="swish")),
+    "tanh": after(layers.Activation("tanh")),
+    "transposed": lambda x: head(
+        layers.BatchNormalization()(layers.Conv2DTranspose(5, 3, strides=2, padding="same")(x))
+    ),
+    "union_block": union_block,
+    "upsampled": after(layers.UpSampling2D(2, interpolation="bilinear")),
+}
+
+
+def build(name: str) -> tf_keras.Model:
+    """The net called `name`, with random weights."""
+    inputs = layers.Input(SHAPE)
+    return randomize(tf_keras.Model(inputs, NETS[name](inputs), name=name))

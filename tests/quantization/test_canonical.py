@@ -1,0 +1,109 @@
+"""The canonical graph computes what the model computes, out of layers with integer kernels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+
+from ehap_tf.quantization import quantize
+from ehap_tf.quantization.canonical import canonical_model
+from ehap_tf.quantization.layout import EhapQuantizeLayoutTransform
+from ehap_tf.quantization.registry import EhapQuantizeRegistry
+from tests.quantization.nets import NETS, build, conv, head, images, layers
+
+
+@pytest.mark.parametrize("name", sorted(NETS))
+def test_canonical_model_computes_the_same(name):
+    model = build(name)
+    expected = model.predict(images(16), verbose=0)
+    received = canonical_model(model).predict(images(16), verbose=0)
+    np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-4)
+
+
+def kinds(model: tf_keras.Model) -> list[str]:
+    return [type(layer).__name__ for layer in canonical_model(model).layers]
+
+
+def test_spellings_of_hard_swish_are_one_operator():
+    x = inputs = layers.Input((8, 8, 3))
+    x = layers.Multiply()([x, layers.ReLU(6.0)(x + 3.0) * (1.0 / 6.0)])
+    x = x * tf.nn.relu6(x + 3.0) / 6.0
+    model = tf_keras.Model(inputs, head(conv(x)))
+    assert kinds(model).count("EhapHardSwish") == 2
+    assert "DepthwiseConv2D" not in kinds(model)
+
+
+def test_hard_sigmoid_is_one_convolution():
+    x = inputs = layers.Input((8, 8, 3))
+    x = layers.ReLU(6.0)(x + 3.0) * (1.0 / 6.0)
+    model = tf_keras.Model(inputs, head(x))
+    assert kinds(model).count("DepthwiseConv2D") == kinds(model).count("ReLU") == 1
+
+
+def test_mixed_precision_becomes_float32():
+    with_policy = tf_keras.Sequential(
+        [layers.Conv2D(3, 3, dtype="mixed_bfloat16", input_shape=(8, 8, 3)), layers.ReLU()]
+    )
+    flat = canonical_model(with_policy)
+    assert all(layer.compute_dtype == "float32" for layer in flat.layers)
+    assert flat.outputs[0].dtype == tf.float32
+
+
+def test_batch_norm_alone_gets_an_identity_convolution():
+    flat, configs = EhapQuantizeLayoutTransform(EhapQuantizeRegistry()).apply(
+        build("pre_activation"), {}
+    )
+    names = [layer.name for layer in flat.layers]
+    (identity,) = (name for name in names if name.endswith("_identity"))
+    assert configs[identity]["quantize_config"].output == "none"
+    assert not flat.get_layer(identity).trainable
+
+
+def test_each_operator_quantizes_once():
+    _, configs = EhapQuantizeLayoutTransform(EhapQuantizeRegistry()).apply(build("union_block"), {})
+    outputs = {name: entry["quantize_config"].output for name, entry in configs.items()}
+    observed = [name for name, output in outputs.items() if output == "observed"]
+    # First convolution with its BatchNorm and ReLU, second with its BatchNorm, Add with its ReLU,
+    # pool, classifier.
+    assert len(observed) == 5
+
+
+@pytest.mark.parametrize(
+    ("layer", "text"),
+    [
+        (layers.UnitNormalization(), "UnitNormalization"),
+        (layers.Activation("softplus"), "softplus"),
+        (layers.ThresholdedReLU(0.3), "ThresholdedReLU"),
+        (layers.ELU(), "ELU"),
+    ],
+)
+def test_layer_without_integer_kernel_is_named(layer, text):
+    inputs = layers.Input((8, 8, 3))
+    model = tf_keras.Model(inputs, head(layer(conv(inputs))))
+    with pytest.raises(ValueError, match=f"{layer.name}.*{text}.*allow_float=True"):
+        quantize(model)
+
+
+def test_operator_without_integer_kernel_is_named():
+    inputs = layers.Input((8, 8, 3))
+    model = tf_keras.Model(inputs, head(tf.math.erf(conv(inputs))))
+    with pytest.raises(ValueError, match=r"operator math\.erf.*allow_float=True"):
+        quantize(model)
+
+
+def test_channels_first_is_refused():
+    inputs = layers.Input((3, 8, 8))
+    model = tf_keras.Model(inputs, layers.Conv2D(2, 3, data_format="channels_first")(inputs))
+    with pytest.raises(ValueError, match="channels_last"):
+        quantize(model)
+
+
+def test_subclassed_model_is_refused():
+    class Subclassed(tf_keras.Model):
+        def call(self, x):
+            return x
+
+    with pytest.raises(TypeError, match="Subclassed"):
+        quantize(Subclassed())
