@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 ProgressCallback = Callable[[int, int, Mapping[str, float]], None]
-"""Called as `progress(done, total, figures)`, where `figures` holds the newest measurements by name."""
+"""Called as `progress(done, total, figures)`; `figures` holds the newest measurements by name."""
 
 
 def no_progress(done: int, total: int, figures: Mapping[str, float]) -> None:

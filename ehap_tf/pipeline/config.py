@@ -103,7 +103,7 @@ class PipelineConfig:
         below=1,
     )
     hessian_batch_size: int = _setting(
-        512, "training images, drawn at random, that the ranking looks at", unit="images", low=1
+        128, "training images, drawn at random, that the ranking looks at", unit="images", low=1
     )
     prune_ratio: float | None = _setting(
         None,
