@@ -1,0 +1,169 @@
+"""What the file can look like, what lies beside it, and what it says about wrong data."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+
+from ehap_tf.files import CorruptFileError
+from ehap_tf.quantization import (
+    Normalization,
+    TFLiteModel,
+    evaluate_tflite,
+    export_tflite,
+    load_qat,
+    quantization_report,
+    quantize,
+    read_metadata,
+    save_qat,
+)
+from ehap_tf.quantization.correction import correct_biases
+from tests.quantization.nets import build, images, layers, randomize
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build("union_block")
+
+
+@pytest.fixture(scope="module")
+def qat(model):
+    return quantize(model, representative_data=(images(),))
+
+
+@pytest.fixture(scope="module")
+def file(qat, tmp_path_factory):
+    return export_tflite(
+        qat,
+        tmp_path_factory.mktemp("file") / "net.tflite",
+        normalization=Normalization((0.5, 0.4, 0.3), (0.2, 0.2, 0.1)),
+        labels=("a", "b", "c", "d"),
+    )
+
+
+def test_metadata_say_how_to_use_the_file(file):
+    metadata = read_metadata(file.path)
+    assert metadata["input"]["scale"] == file.input.scale
+    assert metadata["normalization"]["mean"] == [0.5, 0.4, 0.3]
+    assert metadata["labels"] == ["a", "b", "c", "d"]
+
+
+def test_metadata_of_another_file_are_refused(file, tmp_path):
+    other = tmp_path / "other.tflite"
+    other.write_bytes(file.path.read_bytes() + b"\0")
+    (tmp_path / "other.tflite.json").write_text(file.path.with_name("net.tflite.json").read_text())
+    with pytest.raises(CorruptFileError, match="another file"):
+        read_metadata(other)
+
+
+@pytest.mark.parametrize("io_dtype", ["uint8", "float32"])
+def test_inputs_and_outputs_of_other_types(qat, file, io_dtype, tmp_path):
+    other = export_tflite(qat, tmp_path / "other.tflite", io_dtype=io_dtype)
+    assert (other.input.dtype, other.output.dtype) == (io_dtype, io_dtype)
+    assert other.float_operators == ()
+    expected, received = TFLiteModel(file.path)(images()), TFLiteModel(other.path)(images())
+    np.testing.assert_allclose(received, expected, atol=1e-5)
+
+
+def test_unknown_type_is_named(qat, tmp_path):
+    with pytest.raises(ValueError, match=r"io_dtype must be one of .*Received: 'int4'"):
+        export_tflite(qat, tmp_path / "net.tflite", io_dtype="int4")
+
+
+def test_four_bit_weights_are_stored_in_four_bits(model, file, tmp_path):
+    qat = quantize(model, weight_bits=4, representative_data=(images(),))
+    small = export_tflite(qat, tmp_path / "net.tflite")
+    assert small.tensor_types["INT4"] == 3
+    assert small.float_operators == ()
+    difference = TFLiteModel(small.path)(images()) - qat.predict(images(), verbose=0)
+    assert np.abs(difference).max() <= 2.001 * small.output.scale
+
+
+def test_data_in_another_range_are_refused(file):
+    labels = np.zeros(64, int)
+    for x in (images() * 60.0, images() * 1e-3):
+        with pytest.raises(ValueError, match="another range"):
+            evaluate_tflite(file.path, (x, labels))
+
+
+def test_labels_of_the_wrong_shape_are_refused(file):
+    with pytest.raises(ValueError, match="one class number for each example"):
+        evaluate_tflite(file.path, (images(), np.eye(4)[np.zeros(64, int)]))
+
+
+def test_progress_counts_up(file):
+    seen = []
+    data = tf.data.Dataset.from_tensor_slices((images(), np.zeros(64, int))).batch(30)
+    evaluate_tflite(file.path, data, progress=lambda done, total, figures: seen.append(done))
+    assert seen == [30, 60, 64]
+
+
+def test_float_operator_is_refused_unless_allowed(tmp_path):
+    inputs = layers.Input((8, 8, 3))
+    x = layers.Activation("softplus", name="soft")(layers.Conv2D(4, 3)(inputs))
+    x = layers.Dense(2)(layers.Flatten()(x))
+    net = randomize(tf_keras.Model(inputs, x))
+    qat = quantize(net, representative_data=(images(),), allow_float=True)
+    with pytest.raises(ValueError, match="soft"):
+        export_tflite(qat, tmp_path / "net.tflite")
+    assert not (tmp_path / "net.tflite").exists()
+    file = export_tflite(qat, tmp_path / "net.tflite", allow_float=True)
+    assert file.float_ops > 0
+    assert file.operators["CONV_2D"] == 1
+
+
+def test_report_finds_the_spoilt_layer(model, tmp_path):
+    labels = model.predict(images(), verbose=0).argmax(1)
+    spoilt = build("union_block")
+    values = spoilt.layers[1].kernel.numpy()
+    values[0, 0, 0, 2] += 30.0  # One huge weight coarsens its channel.
+    spoilt.layers[1].kernel.assign(values)
+    qat = quantize(spoilt, representative_data=(images(),))
+    file = export_tflite(qat, tmp_path / "net.tflite")
+    report = quantization_report(spoilt, qat, file, (images(), labels))
+    entries = {entry.name: entry for entry in report.layers}
+    assert report.examples == 64
+    assert report.qat_agreement >= 0.9
+    assert report.largest_difference <= 2.001
+    kernels = [entry for entry in report.layers if entry.kind == "Conv2D"]
+    assert all(entry.weights_db > 30 for entry in kernels[1:])
+    assert entries[spoilt.layers[3].name].output_db > 10
+    assert report.to_json()["layers"][0]["name"] == report.layers[0].name
+
+
+def test_bias_correction_removes_the_mean_error(model):
+    def mean_error(qat):
+        difference = qat.predict(images(), verbose=0) - model.predict(images(), verbose=0)
+        return np.abs(difference.mean(axis=0)).mean()
+
+    qat = quantize(model, weight_bits=4, representative_data=(images(),))
+    before = mean_error(qat)
+    assert correct_biases(qat, [images()]) == ()
+    assert mean_error(qat) < 0.7 * before
+
+
+def test_fresh_process_loads_the_qat_model(qat, tmp_path):
+    save_qat(qat, tmp_path / "qat.h5")
+    np.save(tmp_path / "x.npy", images(4))
+    code = (
+        "import sys, numpy as np; from ehap_tf.quantization import load_qat; "
+        "x = np.load(sys.argv[2]); "
+        "np.save(sys.argv[3], load_qat(sys.argv[1]).predict(x, verbose=0))"
+    )
+    paths = [str(tmp_path / name) for name in ("qat.h5", "x.npy", "y.npy")]
+    subprocess.run([sys.executable, "-c", code, *paths], check=True)
+    np.testing.assert_allclose(
+        np.load(tmp_path / "y.npy"), qat.predict(images(4), verbose=0), atol=1e-6
+    )
+
+
+def test_other_suffix_is_refused(qat, tmp_path):
+    with pytest.raises(ValueError, match=r"\.h5"):
+        save_qat(qat, tmp_path / "qat.keras")
+    with pytest.raises(FileNotFoundError):
+        load_qat(tmp_path / "absent.h5")

@@ -1,0 +1,97 @@
+"""The scheme by TFMOT's own door, and what training may and may not change."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow_model_optimization as tfmot
+import tf_keras
+
+from ehap_tf.quantization import (
+    EhapQuantizeScheme,
+    calibrate,
+    freeze_batch_norm,
+    quantization_scope,
+    quantize,
+)
+from tests.quantization.nets import build, images, layers, randomize
+
+
+def test_quantize_apply_gives_the_same_model():
+    model = build("union_block")
+    ours = quantize(model, representative_data=(images(),))
+    with quantization_scope():
+        annotated = tfmot.quantization.keras.quantize_annotate_model(model)
+        theirs = tfmot.quantization.keras.quantize_apply(annotated, EhapQuantizeScheme())
+    calibrate(theirs, (images(),))
+    np.testing.assert_allclose(
+        theirs.predict(images(), verbose=0), ours.predict(images(), verbose=0), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"weight_bits": 3}, r"weight_bits must be one of \(4, 8\)\. Received: 3"),
+        ({"activation_bits": 16}, "activation_bits"),
+        ({"act_percentile": 30.0}, "percentile"),
+        ({"method": "dynamic"}, "method must be one of"),
+        ({"method": "ptq"}, "representative_data"),
+        ({"bias_correction": True}, "representative_data"),
+        ({"representative_data": (np.zeros((0, 8, 8, 3)),)}, "empty"),
+        ({"representative_data": (np.zeros((4, 9, 8, 3)),)}, r"\(8, 8, 3\)|9, 8, 3"),
+        ({"representative_data": (np.full((4, 8, 8, 3), np.nan),)}, "NaN"),
+    ],
+)
+def test_wrong_arguments_are_named(options, text):
+    with pytest.raises(ValueError, match=text):
+        quantize(build("union_block"), **options)
+
+
+def test_calibration_changes_ranges_only():
+    model = build("nested")  # has BatchNorm and dropout
+    qat = quantize(model)
+    before = {weight.name: weight.numpy() for weight in qat.weights}
+    calibrate(qat, (images(),))
+    changed = {w.name for w in qat.weights if not np.array_equal(before[w.name], w.numpy())}
+    assert changed
+    assert all(name.split("_")[-1] in ("min:0", "max:0", "batches:0") for name in changed)
+    assert all(layer.trainable for layer in qat.layers if "norm" in layer.name)
+
+
+def test_frozen_statistics_stay_while_gamma_trains():
+    qat = quantize(build("union_block"), representative_data=(images(),))
+    variables = len(qat.trainable_variables)
+    freeze_batch_norm(qat)
+    assert len(qat.trainable_variables) == variables
+    moving = [w for w in qat.weights if "moving" in w.name]
+    gammas = [w for w in qat.weights if "gamma" in w.name]
+    before = [[w.numpy() for w in group] for group in (moving, gammas)]
+    qat.compile(tf_keras.optimizers.SGD(0.01), "mse")
+    qat.fit(images(), np.ones((64, 4)), batch_size=16, epochs=1, verbose=0)
+    assert all((w.numpy() == b).all() for w, b in zip(moving, before[0], strict=True))
+    assert any((w.numpy() != b).any() for w, b in zip(gammas, before[1], strict=True))
+
+
+def test_layers_that_are_not_trainable_do_not_train():
+    model = build("normalization")
+    model.layers[-1].trainable = False
+    qat = quantize(model, representative_data=(images(),))
+    names = [weight.name for weight in qat.trainable_variables]
+    assert not any("dense" in name or "normalization" in name for name in names)
+    assert any("conv2d" in name for name in names)
+
+
+def test_training_lowers_the_loss():
+    rng = np.random.default_rng(0)
+    inputs = layers.Input((8, 8, 3))
+    x = layers.Conv2D(8, 3, use_bias=False)(inputs)
+    x = layers.ReLU()(layers.BatchNormalization()(x))
+    x = layers.Dense(2)(layers.GlobalAveragePooling2D()(x))
+    qat = quantize(randomize(tf_keras.Model(inputs, x)))
+    labels = rng.integers(0, 2, 64)
+    inputs_by_label = images() + labels[:, None, None, None]
+    loss = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    qat.compile(tf_keras.optimizers.SGD(0.1), loss)
+    losses = qat.fit(inputs_by_label, labels, batch_size=16, epochs=8, verbose=0).history["loss"]
+    assert losses[-1] < 0.5 * losses[0]
