@@ -1,5 +1,6 @@
 """What a filter is worth: curvature estimators, criteria, and the scores that they give."""
 
+from ehap_tf.sensitivity.convergence import Snapshot, convergence
 from ehap_tf.sensitivity.criteria import (
     Request,
     Result,
@@ -17,6 +18,8 @@ __all__ = [
     "Provenance",
     "Request",
     "Result",
+    "Snapshot",
+    "convergence",
     "criterion_names",
     "oracle_importance",
     "rank_filters",

@@ -34,9 +34,14 @@ class Replicas:
             return lambda items: [function(*item) for item in items]
         strategy = self._strategy
 
-        @tf.function(reduce_retracing=True)
+        def on_one(*arguments: Any) -> Any:
+            return function(*arguments)
+
+        @tf.function(reduce_retracing=True, autograph=False)
         def everywhere(arguments: Any) -> Any:
-            return strategy.run(function, args=arguments)
+            # A plain function: given a tf.function, a strategy would call it with the values of
+            # all replicas at once, which do not fit its signature.
+            return strategy.run(on_one, args=arguments)
 
         def run(items: Sequence[tuple[Any, ...]]) -> list:
             # Idle replicas repeat the last item; what they compute is dropped.

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
+ESTIMATOR_NAMES = ("hutchinson", "gauss_newton", "exact")
+
 HESSIAN_TRACE = "Hessian trace"
 GAUSS_NEWTON_TRACE = "Gauss-Newton trace"
 
@@ -74,7 +76,10 @@ class Trace:
 
 def estimate_trace(request: Request, factors: Floats) -> Trace:
     """Runs the request's estimator; `factors` turn traces into the scores that are compared."""
-    return _ESTIMATORS[request.estimator](request, prepare(request), factors)
+    network = prepare(request)
+    if request.estimator == "exact":
+        return _exact(request, network, factors)
+    return sampled_trace(request, network, factors)
 
 
 def needs_xla(precision: str) -> bool:
@@ -116,26 +121,34 @@ def make_runner(
     )
 
 
-def _hutchinson(request: Request, network: Network, factors: Floats) -> Trace:
+def trace_samples(request: Request, network: Network) -> tuple[Sample, Scales]:
+    """What the sampled estimators average; the scales tell what had to be repeated.
+
+    Raises:
+        ValueError: the estimator is not a sampled one, or cannot take the loss.
+    """
     scales = Scales(request.precision == "fp16")
-    sample = hessian_samples(request, network, sign_directions(network, request.seed), scales)
-    result = sampling.estimate(
-        sample, len(factors), request.probes, request.tolerance, factors, request.progress
-    )
-    return Trace(
-        result.mean, result.standard_error, result.probes, HESSIAN_TRACE, _repeated(scales)
+    if request.estimator == "hutchinson":
+        directions = sign_directions(network, request.seed)
+        return hessian_samples(request, network, directions, scales), scales
+    if request.estimator == "gauss_newton":
+        require_known_curvature(network)
+        vectors = sign_vectors(request.seed)
+        return gauss_newton_samples(request, network, vectors, BLOCK, scales), scales
+    raise ValueError(
+        f"estimator must be 'hutchinson' or 'gauss_newton'. Received: {request.estimator!r}"
     )
 
 
-def gauss_newton_trace(request: Request, network: Network, factors: Floats) -> Trace:
-    """The sketch; says whether it is the Hessian trace."""
-    require_known_curvature(network)
-    scales = Scales(request.precision == "fp16")
-    sample = gauss_newton_samples(request, network, sign_vectors(request.seed), BLOCK, scales)
+def sampled_trace(request: Request, network: Network, factors: Floats) -> Trace:
+    """Averages probes; says of a sketch whether it is the Hessian trace."""
+    sample, scales = trace_samples(request, network)
     result = sampling.estimate(
         sample, len(factors), request.probes, request.tolerance, factors, request.progress
     )
-    quantity, notes = _what_it_is(network)
+    quantity, notes = HESSIAN_TRACE, tuple[str, ...]()
+    if request.estimator == "gauss_newton":
+        quantity, notes = _what_it_is(network)
     return Trace(
         result.mean, result.standard_error, result.probes, quantity, notes + _repeated(scales)
     )
@@ -233,12 +246,3 @@ def _repeated(scales: Scales) -> tuple[str, ...]:
     if not scales.repeated:
         return ()
     return (f"{scales.repeated} probes repeated at another loss scale",)
-
-
-_ESTIMATORS: dict[str, Callable[[Request, Network, Floats], Trace]] = {
-    "hutchinson": _hutchinson,
-    "gauss_newton": gauss_newton_trace,
-    "exact": _exact,
-}
-
-ESTIMATOR_NAMES = tuple(_ESTIMATORS)

@@ -107,6 +107,7 @@ class ProbeRunner:
             function = tf.function(
                 self._step,
                 input_signature=signature,
+                autograph=False,  # our steps need none; Keras converts layers by itself
                 jit_compile=self._fixed_probes is not None,
             )
             self._run = self._spread(function)

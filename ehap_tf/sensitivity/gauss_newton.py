@@ -72,11 +72,13 @@ def gauss_newton_step(network: Network, vectors: Vectors, squared: bool = True) 
             gradients = tape.gradient(
                 outputs, kernels, output_gradients=cotangent, unconnected_gradients="zero"
             )
-            gradients = [tf.cast(g, dtype) / scales[1] for g in gradients]
             if squared:
-                value = filter_sums([tf.square(g) for g in gradients])
+                sums = filter_sums([tf.square(tf.cast(g, dtype)) for g in gradients])
+                # Divided one after the other: the square of the scale may overflow.
+                value = sums / scales[1] / scales[1]
             else:
-                value = tf.concat([tf.reshape(g, [-1]) for g in gradients], 0)
+                value = tf.concat([tf.reshape(tf.cast(g, dtype), [-1]) for g in gradients], 0)
+                value = value / scales[1]
             return index + 1, values.write(index, value)
 
         count = tf.shape(probes)[0]

@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from ehap_tf.sensitivity.filters import filter_sums
 from ehap_tf.sensitivity.network import Network
-from ehap_tf.sensitivity.probes import kernel_seeds, kernel_signs
+from ehap_tf.sensitivity.probes import kernel_signs
 
 Directions = Callable[[tf.Tensor], list[tf.Tensor]]
 """Probe number -> one tensor a kernel."""
@@ -29,8 +29,7 @@ Step = Callable[..., tuple[tf.Tensor, tf.Tensor]]
 def sign_directions(network: Network, seed: int) -> Directions:
     """Random signs: Hutchinson's estimator."""
     shapes = [kernel.shape for kernel in network.kernels]
-    seeds = kernel_seeds(seed, len(shapes))
-    return lambda probe: kernel_signs(seeds, probe, shapes, network.dtype)
+    return lambda probe: kernel_signs(seed, probe, shapes, network.dtype)
 
 
 def basis_directions(network: Network) -> Directions:
@@ -83,12 +82,11 @@ def hutchinson_step(network: Network, directions: Directions) -> Step:
             hessian_signs = outer.gradient(
                 gradients, kernels, output_gradients=scaled, unconnected_gradients="zero"
             )
+            sums = filter_sums(
+                [s * tf.cast(h, dtype) for s, h in zip(signs, hessian_signs, strict=True)]
+            )
             # Divided one after the other: the product of the scales may overflow.
-            values = [
-                s * (tf.cast(h, dtype) / loss_scale / probe_scale)
-                for s, h in zip(signs, hessian_signs, strict=True)
-            ]
-            return index + 1, products.write(index, filter_sums(values))
+            return index + 1, products.write(index, sums / loss_scale / probe_scale)
 
         count = tf.shape(probes)[0]
         _, products = tf.while_loop(

@@ -12,28 +12,27 @@ import numpy as np
 import tensorflow as tf
 
 
-def kernel_seeds(seed: int, layers: int) -> list[int]:
-    """One 31-bit seed a layer."""
-    states = np.random.SeedSequence([seed, 0x6B65726E]).generate_state(layers)
-    return [int(state >> 1) for state in states]
-
-
 def kernel_signs(
-    seeds: Sequence[int], probe: tf.Tensor, shapes: Sequence[tf.TensorShape], dtype: tf.DType
+    seed: int, probe: tf.Tensor, shapes: Sequence[tf.TensorShape], dtype: tf.DType
 ) -> list[tf.Tensor]:
-    """Rademacher vectors of probe number `probe`, one tensor a kernel."""
-    signs = []
-    for seed, shape in zip(seeds, shapes, strict=True):
-        bits = tf.random.stateless_uniform(
-            shape,
-            tf.stack([tf.constant(seed, tf.int32), probe]),
-            minval=None,
-            maxval=None,
-            dtype=tf.int32,
-            alg="philox",
-        )
-        signs.append(tf.cast(1 - 2 * (bits & 1), dtype))
-    return signs
+    """Rademacher vectors of probe number `probe`, one tensor a kernel.
+
+    One draw for all kernels: a draw of its own for each would double the time that it takes to
+    build the graph of a deep network.
+    """
+    key = int(np.random.SeedSequence([seed, 0x6B65726E]).generate_state(1)[0] >> 1)
+    sizes = [shape.num_elements() for shape in shapes]
+    bits = tf.random.stateless_uniform(
+        [sum(sizes)],
+        tf.stack([tf.constant(key, tf.int32), probe]),
+        minval=None,
+        maxval=None,
+        dtype=tf.int32,
+        alg="philox",  # the same numbers on every kind of device
+    )
+    signs = tf.cast(1 - 2 * (bits & 1), dtype)
+    pieces = tf.split(signs, sizes)
+    return [tf.reshape(piece, shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
 
 def example_signs(

@@ -72,24 +72,33 @@ def cross_entropy() -> tf_keras.losses.Loss:
     return tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
-def hessian_diagonal_by_filter(
+def full_hessian(
     model: tf_keras.Model, x: Any, y: Any, loss: Any, weights: Any = None
-) -> dict[str, np.ndarray]:
-    """The trace of each filter's block of the full Hessian, by calling the Keras model itself."""
-    named = {layer.name: layer.kernel for layer in model.layers if hasattr(layer, "kernel")}
-    kernels = list(named.values())
+) -> tuple[np.ndarray, np.ndarray]:
+    """The Hessian over all kernels, by calling the Keras model itself, entry after entry.
+
+    Returns:
+        The matrix, and for each of its rows the number of the filter that the weight belongs to.
+    """
+    kernels = [layer.kernel for layer in model.layers if hasattr(layer, "kernel")]
     with tf.GradientTape(persistent=True) as outer:
         with tf.GradientTape() as inner:
             value = loss(y, model(x, training=False), sample_weight=weights)
         gradients = inner.gradient(value, kernels)
-        flat = [tf.reshape(gradient, [-1]) for gradient in gradients]
-    traces = {}
-    for (name, kernel), gradient in zip(named.items(), flat, strict=True):
-        hessian = outer.jacobian(gradient, kernel, experimental_use_pfor=False).numpy()
-        size = hessian.shape[0]
-        diagonal = np.diag(hessian.reshape(size, size))
-        traces[name] = diagonal.reshape(-1, kernel.shape[-1]).sum(axis=0)
-    return traces
+        gradient = tf.concat([tf.reshape(g, [-1]) for g in gradients], 0)
+    columns = outer.jacobian(gradient, kernels, experimental_use_pfor=False)
+    hessian = np.concatenate([np.reshape(c, (len(gradient), -1)) for c in columns], axis=1)
+    owner, first = [], 0
+    for kernel in kernels:
+        filters = kernel.shape[-1]
+        owner.append(np.tile(np.arange(filters), np.prod(kernel.shape[:-1])) + first)
+        first += filters
+    return hessian, np.concatenate(owner)
+
+
+def trace_by_filter(model: tf_keras.Model, x: Any, y: Any, loss: Any) -> np.ndarray:
+    hessian, owner = full_hessian(model, x, y, loss)
+    return np.bincount(owner, weights=np.diag(hessian))
 
 
 def joined(values: Any) -> np.ndarray:

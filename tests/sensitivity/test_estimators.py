@@ -12,10 +12,13 @@ from tests.sensitivity.networks import (
     CLASSES,
     cross_entropy,
     examples,
-    hessian_diagonal_by_filter,
+    full_hessian,
     joined,
     residual_net,
+    trace_by_filter,
 )
+
+layers = tf_keras.layers
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +29,7 @@ def relu_net() -> tf_keras.Model:
 @pytest.fixture(scope="module")
 def relu_truth(relu_net: tf_keras.Model) -> np.ndarray:
     x, y = examples()
-    return joined(hessian_diagonal_by_filter(relu_net, x, y, cross_entropy()))
+    return trace_by_filter(relu_net, x, y, cross_entropy())
 
 
 def rank(model: tf_keras.Model, loss: Any = None, **arguments: Any) -> ehap.FilterScores:
@@ -50,7 +53,7 @@ def test_exact_is_the_trace_of_the_full_hessian(
 
 def test_exact_with_a_smooth_activation_goes_weight_by_weight() -> None:
     model, (x, y) = residual_net("tanh"), examples()
-    truth = joined(hessian_diagonal_by_filter(model, x, y, cross_entropy()))
+    truth = trace_by_filter(model, x, y, cross_entropy())
     scores = rank(model, estimator="exact", batch_size=6)
     np.testing.assert_allclose(joined(scores.trace), truth, rtol=1e-9, atol=1e-12)
     assert scores.provenance.notes == ("one product a weight",)
@@ -77,7 +80,7 @@ def test_the_same_check_rejects_a_biased_estimate(
 def test_gauss_newton_of_a_smooth_network_is_not_called_the_hessian() -> None:
     model, (x, y) = residual_net("tanh"), examples()
     scores = rank(model, estimator="gauss_newton", probes=100)
-    truth = joined(hessian_diagonal_by_filter(model, x, y, cross_entropy()))
+    truth = trace_by_filter(model, x, y, cross_entropy())
     assert scores.provenance.quantity == "Gauss-Newton trace"
     assert "tanh" in scores.provenance.notes[0]
     assert largest_deviation(scores, truth) > 10
@@ -99,7 +102,7 @@ def test_scores_are_the_relative_trace(relu_net: tf_keras.Model) -> None:
 def test_splitting_the_batch_changes_nothing(relu_net: tf_keras.Model, estimator: str) -> None:
     data = examples(37)
     whole = rank(relu_net, data=data, estimator=estimator, probes=3, batch_size=64)
-    for size in (32, 7, 5):
+    for size in (32, 7):
         split = rank(relu_net, data=data, estimator=estimator, probes=3, batch_size=size)
         np.testing.assert_allclose(joined(split.trace), joined(whole.trace), rtol=1e-10)
     stream = tf.data.Dataset.from_tensor_slices(data).batch(9)
@@ -111,26 +114,28 @@ def test_splitting_the_batch_changes_nothing(relu_net: tf_keras.Model, estimator
 
 
 @pytest.mark.parametrize("estimator", ["hutchinson", "gauss_newton"])
-def test_probes_are_a_sequence_that_a_larger_budget_goes_on_with(
-    relu_net: tf_keras.Model, estimator: str
-) -> None:
+def test_the_seed_fixes_the_scores(relu_net: tf_keras.Model, estimator: str) -> None:
     few = rank(relu_net, estimator=estimator, probes=5)
     more = rank(relu_net, estimator=estimator, probes=11)
     again = rank(relu_net, estimator=estimator, probes=11)
-    other = rank(relu_net, estimator=estimator, probes=11, seed=1)
+    other = rank(relu_net, estimator=estimator, probes=5, seed=1)
     np.testing.assert_array_equal(joined(more), joined(again))
-    assert not np.allclose(joined(more), joined(other))
-    # 11 probes share their first 5 with the smaller budget: the rest must average to this.
-    rest = (joined(more.trace) * 11 - joined(few.trace) * 5) / 6
-    assert not np.allclose(rest, joined(few.trace))
+    assert not np.allclose(joined(few), joined(other))
+    assert not np.allclose(joined(few), joined(more))
 
 
-def test_the_standard_error_predicts_the_spread_between_seeds(relu_net: tf_keras.Model) -> None:
-    runs = [rank(relu_net, estimator="gauss_newton", probes=32, seed=s) for s in range(16)]
-    spread = np.std([joined(run.trace) for run in runs], axis=0, ddof=1)
-    predicted = np.mean([joined(run.trace_standard_error) for run in runs], axis=0)
-    # The ratio's own error with 16 runs is 18%; the average over filters is tighter.
-    assert 0.75 < np.mean(spread / predicted) < 1.25
+def test_the_variance_of_a_probe_is_what_the_hessian_says(relu_net: tf_keras.Model) -> None:
+    """For v' H v restricted to block c: 2 sum_{i != j in c} H_ij^2 + sum_{i in c, j not} H_ij^2."""
+    x, y = examples()
+    hessian, owner = full_hessian(relu_net, x, y, cross_entropy())
+    squares = np.square(hessian - np.diag(np.diag(hessian)))
+    rows = np.stack([squares[owner == c].sum(axis=0) for c in range(10)])
+    inside = np.array([rows[c, owner == c].sum() for c in range(10)])
+    expected = inside + rows.sum(axis=1)
+    scores = rank(relu_net, probes=1500, seed=2)
+    found = joined(scores.trace_standard_error) ** 2 * 1500
+    # A sample variance of 1500 values of moderate kurtosis: 4 standard errors are below 25%.
+    np.testing.assert_allclose(found, expected, rtol=0.25)
 
 
 def test_filters_permuted_give_scores_permuted(relu_net: tf_keras.Model) -> None:
@@ -222,7 +227,9 @@ def test_sigmoid_regression_has_the_closed_form() -> None:
 def test_a_softmax_layer_counts_as_logits() -> None:
     rng = np.random.default_rng(3)
     plain = linear_model(3)
-    ended = tf_keras.Sequential([plain, tf_keras.layers.Softmax(dtype="float64")])
+    ended = tf_keras.Sequential(
+        [tf_keras.layers.Input((5,), dtype="float64"), plain, layers.Softmax(dtype="float64")]
+    )
     data = rng.normal(size=(12, 5)), rng.integers(0, 3, 12)
     expected = ehap.rank_filters(plain, data, cross_entropy(), estimator="exact")
     scores = ehap.rank_filters(ended, data, "sparse_categorical_crossentropy", estimator="exact")

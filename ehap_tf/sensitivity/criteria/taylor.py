@@ -6,6 +6,7 @@ at fixed places, so that scores do not depend on how much is computed at once.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from ehap_tf.sensitivity.criteria.gate_curvature import curvature_notes, estimate_curvature
 from ehap_tf.sensitivity.criteria.hessian_trace import relative_factors
 from ehap_tf.sensitivity.criteria.registry import Request, Result, register_criterion
-from ehap_tf.sensitivity.estimators import gauss_newton_trace, make_runner, prepare
+from ehap_tf.sensitivity.estimators import make_runner, prepare, sampled_trace
 from ehap_tf.sensitivity.gate_derivatives import gate_gradient_step
 from ehap_tf.sensitivity.hutchinson import Step
 from ehap_tf.sensitivity.network import Network
@@ -64,7 +65,8 @@ def second_order_weights(request: Request) -> Result:
     """(-g_c . w_c + w_c' H_c w_c / 2)^2, with Tr(H_c) / n_c * |w_c|^2 for the quadratic form."""
     network = prepare(request)
     factors = np.concatenate([relative_factors(layer) for layer in request.layers])
-    trace = gauss_newton_trace(request, network, factors)
+    sketch = dataclasses.replace(request, estimator="gauss_newton")
+    trace = sampled_trace(sketch, network, factors)
     changes = [
         -gradient + trace.mean * factors / 2
         for gradient in _gradients(request, network, weight_gradient_step(network))

@@ -1,0 +1,1 @@
+"""Measurements on the user's own hardware: `python -m ehap_tf.benchmark NAME`."""

@@ -1,0 +1,51 @@
+"""`python -m ehap_tf.benchmark NAME [--option=value ...]`."""
+
+from __future__ import annotations
+
+import os
+
+# Before anything imports TensorFlow.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+COMMANDS: dict[str, str] = {
+    "trace": "seconds a probe and peak memory, by estimator and precision",
+    "fidelity": "rank correlation with the exact scores, against probes and seconds",
+    "latency": "milliseconds of float32 and INT8 files, dense and slim, by threads",
+    "zoo": "surgery on every family of tf_keras.applications: exactness, size, seconds",
+}
+"""Name -> one line of help. `ehap_tf.benchmark.NAME` has `add_arguments(parser)`, `run(options)`.
+
+`run` raises ValueError, TypeError or OSError for what the user got wrong.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one benchmark; returns the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="python -m ehap_tf.benchmark", description=sys.modules["ehap_tf.benchmark"].__doc__
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="NAME")
+    for name, summary in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        if arguments[:1] == [name]:
+            # Only the chosen benchmark is imported: some need packages that others do not.
+            importlib.import_module(f"ehap_tf.benchmark.{name}").add_arguments(command)
+    options = parser.parse_args(arguments)
+    try:
+        importlib.import_module(f"ehap_tf.benchmark.{options.command}").run(options)
+    except (ValueError, TypeError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

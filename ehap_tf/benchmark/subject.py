@@ -1,0 +1,88 @@
+"""What is measured: a model and a sample of a data set, by flags that all benchmarks share."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+from typing import Any
+
+import numpy as np
+import tf_keras
+
+from ehap_tf.data import DATASET_NAMES, load_dataset, sample_arrays
+from ehap_tf.models import MODEL_NAMES, build_model, ends_in_softmax, load_model
+
+SUBJECT_FLAGS = ("model", "dataset", "data_dir", "examples", "seed")
+
+
+def add_subject_arguments(
+    parser: argparse.ArgumentParser, model: str = "resnet32", examples: int = 128
+) -> None:
+    """Adds the flags in `SUBJECT_FLAGS`."""
+    parser.add_argument(
+        "--model",
+        default=model,
+        help="a built-in name (trained where saved_models/NAME_DATASET/baseline.keras exists, else "
+        f"with random weights) or the path of a saved model; default {model}",
+    )
+    parser.add_argument(
+        "--dataset",
+        default="digits",
+        help=f"{', '.join(DATASET_NAMES)}, folder:PATH, or noise (random images and labels); "
+        "default digits",
+    )
+    parser.add_argument("--data_dir", default=None, help="TFDS data directory")
+    parser.add_argument(
+        "--examples", type=int, default=examples, help=f"in the Hessian batch; default {examples}"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the sample and the probes")
+
+
+def subject_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """The shared flags as keyword arguments of `load_subject`."""
+    return {name: getattr(options, name) for name in SUBJECT_FLAGS}
+
+
+def load_subject(
+    model: str, dataset: str, data_dir: str | None, examples: int, seed: int
+) -> tuple[tf_keras.Model, tuple[np.ndarray, np.ndarray], tf_keras.losses.Loss]:
+    """The model, `(x, y)` arrays and the loss.
+
+    Raises:
+        ValueError: an unknown name.
+        FileNotFoundError: a path that leads nowhere.
+    """
+    source = trained_source(model, dataset)
+    if source is not None:
+        network = load_model(source)
+    if dataset == "noise":
+        if source is None:
+            network = build_model(model, seed=seed)
+        data = _noise(network, examples, seed)
+    else:
+        loaded = load_dataset(dataset, data_dir, seed)
+        if source is None:
+            network = build_model(model, loaded.num_classes, loaded.input_shape, seed)
+        data = sample_arrays(loaded, examples, seed)
+    loss = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=not ends_in_softmax(network))
+    return network, data, loss
+
+
+def trained_source(model: str, dataset: str) -> pathlib.Path | None:
+    """The file or folder of the trained model; None for a network with random weights."""
+    if model in MODEL_NAMES:
+        shipped = pathlib.Path("saved_models") / f"{model}_{dataset}" / "baseline.keras"
+        return shipped if shipped.exists() else None
+    path = pathlib.Path(model)
+    if not path.exists():
+        raise ValueError(
+            f"model must be one of {', '.join(MODEL_NAMES)}, or the path of a saved model. "
+            f"Received: {model}"
+        )
+    return path
+
+
+def _noise(model: tf_keras.Model, examples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(examples, *model.input_shape[1:])).astype(np.float32)
+    return x, rng.integers(0, model.output_shape[-1], examples)
