@@ -66,6 +66,9 @@ class IntegerGraph:
             for layer in qat.layers
             if type(unwrapped(layer)).__name__ in KERNELS
         }
+        self._folded = {
+            self._readers[name][0] for name in self.kernels if self.batch_norm_of(name) is not None
+        }
         self._ranges: dict[int, Range] = {}
         self._alive: list[tf.Tensor] = []
 

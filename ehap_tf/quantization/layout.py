@@ -133,7 +133,8 @@ def _attach_batch_norms(flat: tf_keras.Model, on_input: Callable[[Any], Any]) ->
     """Gives every BatchNorm without a kernel of its own an identity depthwise convolution.
 
     Scale and shift of the BatchNorm then fold into it, as into any convolution, and so does a
-    ReLU behind it: one integer operator where the converter would make three.
+    ReLU behind it: one integer operator where the converter would make three. On vectors the
+    convolution replaces the BatchNorm, as it is in inference.
     """
     sources, readers = producers(flat), consumers(flat)
     by_name = {layer.name: layer for layer in flat.layers}
@@ -149,8 +150,17 @@ def _attach_batch_norms(flat: tf_keras.Model, on_input: Callable[[Any], Any]) ->
             return layer(*args, **kwargs)
         (source,) = sources[layer.name]
         x, is_only_reader = args[0], only_reader(source) is layer
+        if list(layer.axis) != [x.shape.rank - 1]:
+            raise ValueError(
+                f"layer {layer.name!r} must normalise the last axis; integer kernels have their "
+                f"channels there. Received: axis={list(layer.axis)}"
+            )
         if is_only_reader and _has_one_scale(by_name[source]):
             return x
+        if x.shape.rank != 4:
+            # There is no depthwise convolution to train along with it.
+            gain, shift = inference_affine(layer, x.shape[-1])
+            return builder.affine(x, gain, shift, f"{layer.name}_affine", layer.trainable)
         if not is_only_reader or type(by_name[source]).__name__ not in KERNELS:
             x = builder.affine(x, 1.0, 0.0, f"{layer.name}_identity")
         if layer.scale:
