@@ -1,0 +1,194 @@
+"""How fast the files are here: float32 and INT8, dense and slim, in the LiteRT interpreter.
+
+Latency depends on shapes and not on what a network has learnt, so that weights are random and
+filters are chosen by magnitude. Every file is timed in a process of its own, alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import pathlib
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tf_keras
+from matplotlib.figure import Figure
+
+from ehap_tf.benchmark.isolation import measure
+from ehap_tf.benchmark.output import add_output_arguments, save, show
+from ehap_tf.models import MODEL_NAMES, build_model, load_model
+from ehap_tf.progress import ProgressCallback, no_progress
+from ehap_tf.pruning import count_macs, plan_pruning, prune
+from ehap_tf.quantization import TFLiteFile, export_float_tflite, export_tflite, quantize
+from ehap_tf.sensitivity import rank_filters
+
+CALIBRATION_EXAMPLES = 40
+PROCESS_SECONDS = 600
+
+
+@dataclasses.dataclass(frozen=True)
+class LatencyRow:
+    """One file at one number of threads.
+
+    Attributes:
+        name: "float32 dense", "int8 slim union", ...
+        threads: of the interpreter.
+        milliseconds: median of one inference.
+        speedup: times as fast as the dense float32 file at the same number of threads.
+        macs: multiply-accumulates of one example.
+        bytes: of the file.
+        operators: in the file.
+    """
+
+    name: str
+    threads: int
+    milliseconds: float
+    speedup: float
+    macs: int
+    bytes: int
+    operators: int
+
+
+def latency_table(
+    model: tf_keras.Model,
+    *,
+    target_macs: float = 0.5,
+    residuals: Sequence[str] = ("tied", "union"),
+    threads: Sequence[int] = (1, 2),
+    runs: int = 500,
+    progress: ProgressCallback = no_progress,
+) -> list[LatencyRow]:
+    """Times `model` and its slim twins as float32 and as INT8 files.
+
+    Args:
+        model: a Functional or Sequential image classifier.
+        target_macs: fraction of the multiply-accumulates that the slim twins keep.
+        residuals: how residual sums are pruned, see `plan_pruning`.
+        threads: numbers of interpreter threads.
+        runs: inferences to take the median of, after a warm-up.
+        progress: called after every file and every timing.
+
+    Returns:
+        One row for each file and number of threads, the dense float32 file first.
+
+    Raises:
+        MeasurementError: a file could not be timed.
+    """
+    variants = {"dense": model}
+    scores = rank_filters(model, None, criterion="magnitude")
+    for residual in residuals:
+        plan = plan_pruning(model, scores, target_macs=target_macs, residual=residual)
+        variants[f"slim {residual}"] = prune(model, plan)
+    total, done = 2 * len(variants) * (1 + len(threads)), 0
+    rows: list[LatencyRow] = []
+    with tempfile.TemporaryDirectory() as folder:
+        files: dict[str, TFLiteFile] = {}
+        for name, variant in variants.items():
+            for kind, export in (("float32", export_float_tflite), ("int8", _export_int8)):
+                path = pathlib.Path(folder) / f"{kind}_{name.replace(' ', '_')}.tflite"
+                files[f"{kind} {name}"] = export(variant, path)
+                done += 1
+                progress(done, total, {})
+        for count in threads:
+            baseline = 0.0
+            for name, file in files.items():
+                milliseconds = measure(
+                    "ehap_tf.quantization.evaluate:measure_latency_ms",
+                    {"path": str(file.path), "threads": count, "runs": runs},
+                    PROCESS_SECONDS,
+                )
+                baseline = baseline or milliseconds
+                rows.append(
+                    LatencyRow(
+                        name=name,
+                        threads=count,
+                        milliseconds=milliseconds,
+                        speedup=baseline / milliseconds,
+                        macs=count_macs(variants[name.split(" ", 1)[1]]),
+                        bytes=file.bytes,
+                        operators=sum(file.operators.values()),
+                    )
+                )
+                done += 1
+                progress(done, total, {"milliseconds": milliseconds})
+    return rows
+
+
+def bars(rows: Sequence[LatencyRow]) -> Figure:
+    """Milliseconds by file, one bar for each number of threads."""
+    names = list(dict.fromkeys(row.name for row in rows))
+    counts = sorted({row.threads for row in rows})
+    figure = Figure(figsize=(7, 0.5 * len(names) + 1.2), layout="constrained")
+    axes = figure.add_subplot()
+    height = 0.8 / len(counts)
+    for index, count in enumerate(counts):
+        values = {row.name: row.milliseconds for row in rows if row.threads == count}
+        positions = np.arange(len(names)) + index * height
+        label = f"{count} thread{'s' if count > 1 else ''}"
+        drawn = axes.barh(positions, [values[name] for name in names], height, label=label)
+        axes.bar_label(drawn, fmt="%.2f", padding=2)
+    axes.set_yticks(np.arange(len(names)) + 0.4 - height / 2, names)
+    axes.invert_yaxis()
+    axes.set_xlabel("milliseconds, one example")
+    axes.legend()
+    return figure
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of `python -m ehap_tf.benchmark latency`."""
+    parser.add_argument(
+        "--model", default="resnet32", help="a built-in name or the path of a saved model"
+    )
+    parser.add_argument(
+        "--width", type=int, default=1, help="multiplies a built-in model's channels; default 1"
+    )
+    parser.add_argument(
+        "--target_macs",
+        type=float,
+        default=0.5,
+        help="share of the MACs that slim models keep; default 0.5",
+    )
+    parser.add_argument(
+        "--residual", nargs="+", default=["tied", "union"], help="default tied union"
+    )
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], help="default 1 2")
+    parser.add_argument(
+        "--runs", type=int, default=500, help="inferences to take the median of; default 500"
+    )
+    add_output_arguments(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measures, prints the table, writes what --output asks for."""
+    if options.model in MODEL_NAMES:
+        model: Any = build_model(options.model, width=options.width)
+    else:
+        model = load_model(options.model)
+    rows = latency_table(
+        model,
+        target_macs=options.target_macs,
+        residuals=options.residual,
+        threads=options.threads,
+        runs=options.runs,
+    )
+    columns = {
+        "name": "file",
+        "threads": "threads",
+        "milliseconds": "ms",
+        "speedup": "times as fast",
+        "macs": "MACs",
+        "bytes": "bytes",
+        "operators": "operators",
+    }
+    values = [dataclasses.asdict(row) for row in rows]
+    show(f"Latency of {options.model}, median of {options.runs} inferences", values, columns)
+    save(options, "latency", values, bars(rows))
+
+
+def _export_int8(model: tf_keras.Model, path: pathlib.Path) -> TFLiteFile:
+    shape = (CALIBRATION_EXAMPLES, *model.input_shape[1:])
+    examples = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    return export_tflite(quantize(model, method="ptq", representative_data=(examples,)), path)
