@@ -82,28 +82,22 @@ def estimate_trace(request: Request, factors: Floats) -> Trace:
     return sampled_trace(request, network, factors)
 
 
-def needs_xla(precision: str) -> bool:
-    """Whether a precision is only usable through XLA here.
-
-    Without it, a float16 convolution on a CPU falls to a kernel hundreds of times slower than the
-    float32 one.
-    """
-    if precision != "fp16" or tf.config.list_physical_devices("GPU"):
-        return False
-    _say_that_float16_is_slow()
-    return True
+def _say_what_float16_is_here(precision: str) -> None:
+    if precision == "fp16" and not tf.config.list_physical_devices("GPU"):
+        _say_that_float16_is_emulated()
 
 
 @functools.cache
-def _say_that_float16_is_slow() -> None:
+def _say_that_float16_is_emulated() -> None:
     _LOG.warning(
-        "float16 is emulated on this CPU (compiled by XLA, which takes a while at first): "
-        "precision 'bf16' or 'fp32' is faster here"
+        "float16 is emulated on this CPU (rounded operands, float32 kernels): precision 'fp32', or "
+        "'bf16' with AMX, gives more or takes less"
     )
 
 
 def prepare(request: Request) -> Network:
     """A private copy of the request's model under its precision, on every replica."""
+    _say_what_float16_is_here(request.precision)
     with request.replicas.scope():
         return prepare_network(request.model, request.loss, request.precision, request.batch)
 
@@ -117,7 +111,6 @@ def make_runner(
         step,
         request.replicas,
         scales or Scales(request.precision == "fp16"),
-        fixed_probes=_fixed_probes(request) if needs_xla(request.precision) else None,
     )
 
 
@@ -227,11 +220,6 @@ def exact_sum(sample: Sample, terms: int, size: int, progress: ProgressCallback)
         total += sample(chunk).sum(axis=0)
         progress(int(chunk[-1]) + 1, terms, {})
     return total
-
-
-def _fixed_probes(request: Request) -> int:
-    largest = len(sampling.chunks(request.probes)[0])
-    return -(-largest // request.replicas.count)
 
 
 def _what_it_is(network: Network) -> tuple[str, tuple[str, ...]]:

@@ -25,8 +25,6 @@ class ProbeRunner:
             values of shape (probes, size).
         replicas: where to run; each call splits the probes over them.
         scales: kept from call to call.
-        fixed_probes: compile through XLA, for exactly this many probes a call; fewer are filled
-            up.
     """
 
     def __init__(
@@ -35,7 +33,6 @@ class ProbeRunner:
         step: Callable[..., tuple[tf.Tensor, tf.Tensor]],
         replicas: Replicas,
         scales: Scales,
-        fixed_probes: int | None = None,
     ) -> None:
         self._network = network
         self._step = step
@@ -43,7 +40,6 @@ class ProbeRunner:
         self._run: Callable[[Sequence[tuple[Any, ...]]], list[Any]] | None = None
         self._replicas = replicas.count
         self._scales = scales
-        self._fixed_probes = fixed_probes
 
     def sum(self, probes: np.ndarray, batches: Iterable[MicroBatch]) -> Floats:
         """The sum over micro-batches.
@@ -89,7 +85,7 @@ class ProbeRunner:
                 waiting, self._compiled(arguments[0])(arguments), strict=True
             ):
                 rows = open_rows[i]
-                products = np.asarray(values, np.float64)[: len(rows)]
+                products = np.asarray(values, np.float64)
                 usable = self._scales.update(bool(finite), products)
                 result = results[i]
                 if result is None:
@@ -108,16 +104,11 @@ class ProbeRunner:
                 self._step,
                 input_signature=signature,
                 autograph=False,  # our steps need none; Keras converts layers by itself
-                jit_compile=self._fixed_probes is not None,
             )
             self._run = self._spread(function)
         return self._run
 
     def _probe_arguments(self, probes: np.ndarray) -> tuple[tf.Tensor, tf.Tensor]:
-        if self._fixed_probes is not None and len(probes) < self._fixed_probes:
-            probes = np.concatenate(
-                [probes, np.repeat(probes[-1:], self._fixed_probes - len(probes))]
-            )
         scales = tf.constant(self._scales.values(), self._network.dtype)
         return tf.constant(probes, tf.int32), scales
 

@@ -14,6 +14,8 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
+from ehap_tf.sensitivity.emulated_float16 import emulated_call, is_emulated
+
 After = Callable[[str, Any], Any]
 """Called with a layer's name ("outer/inner" when nested) and its outputs; returns new outputs."""
 
@@ -81,25 +83,11 @@ def _call(layer: tf_keras.layers.Layer, args: tuple[Any, ...], kwargs: dict[str,
             scale, offset = tf.reshape(scale, shape), tf.reshape(offset, shape)
         # In float32 also when the network computes in 16 bits.
         return tf.cast(tf.cast(args[0], scale.dtype) * scale + offset, layer.compute_dtype)
-    if type(layer) is tf_keras.layers.MaxPooling2D and layer.compute_dtype == "float16":
-        return _max_pool_in_float32(layer, args[0])
     if getattr(layer, "_expects_training_arg", False):
         kwargs = {**kwargs, "training": kwargs.get("training") or False}
+    if is_emulated(layer):
+        return emulated_call(layer, *args, **kwargs)
     return layer(*args, **kwargs)
-
-
-def _max_pool_in_float32(layer: tf_keras.layers.MaxPooling2D, inputs: tf.Tensor) -> tf.Tensor:
-    """Max-pooling of float16, exactly: XLA has its second derivative in float32 only."""
-    inputs = tf.cast(tf.cast(inputs, layer.compute_dtype), tf.float32)
-    channels_last = layer.data_format == "channels_last"
-    outputs = tf.nn.max_pool2d(
-        inputs,
-        layer.pool_size,
-        layer.strides,
-        layer.padding.upper(),
-        data_format="NHWC" if channels_last else "NCHW",
-    )
-    return tf.cast(outputs, layer.compute_dtype)
 
 
 def batch_norm_coefficients(

@@ -14,6 +14,7 @@ from ehap_tf.models import clone_with_policy
 from ehap_tf.models.precision import policy_of
 from ehap_tf.sensitivity import losses
 from ehap_tf.sensitivity.batches import HessianBatch, MicroBatch
+from ehap_tf.sensitivity.emulated_float16 import round_kernels
 from ehap_tf.sensitivity.filters import PrunableLayer, find_prunable
 from ehap_tf.sensitivity.forward import After, run_graph
 
@@ -96,6 +97,7 @@ def prepare_network(
     if len(model.outputs) != 1:
         raise ValueError(f"model must have one output. Received: {len(model.outputs)} outputs")
     clone = clone_with_policy(model, policy_of(precision))
+    round_kernels(clone)
     network = Network(clone, resolved, find_prunable(clone), data.examples)
     if resolved.kind in _FINAL_ACTIVATIONS:
         network = _use_logits(network)
