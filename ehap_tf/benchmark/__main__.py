@@ -15,6 +15,7 @@ from collections.abc import Sequence
 COMMANDS: dict[str, str] = {
     "trace": "seconds a probe and peak memory, by estimator and precision",
     "fidelity": "rank correlation with the exact scores, against probes and seconds",
+    "correlation": "correlation of every criterion with the oracle: zero one filter, measure",
     "latency": "milliseconds of float32 and INT8 files, dense and slim, by threads",
     "zoo": "surgery on every family of tf_keras.applications: exactness, size, seconds",
 }

@@ -60,7 +60,8 @@ def load_subject(
             network = build_model(model, seed=seed)
         data = _noise(network, examples, seed)
     else:
-        loaded = load_dataset(dataset, data_dir, seed)
+        # The split stays that of seed 0, on which the models were trained.
+        loaded = load_dataset(dataset, data_dir)
         if source is None:
             network = build_model(model, loaded.num_classes, loaded.input_shape, seed)
         data = sample_arrays(loaded, examples, seed)

@@ -23,6 +23,9 @@ from ehap_tf.sensitivity.output_curvature import factor_times
 GatedForward = Callable[[Any, tf.Tensor], tf.Tensor]
 """`(inputs, alpha)` -> outputs; alpha has shape (batch, filters of all layers) or (1, filters)."""
 
+REMOVAL_ROWS = 256
+"""Examples times filters in one forward pass of the oracle, where the micro-batch is smaller."""
+
 
 def gated_forward(network: Network) -> GatedForward:
     """The network with a gate on every filter, where its removal acts.
@@ -124,7 +127,8 @@ def gate_curvature_step(network: Network, vectors: Vectors) -> Step:
 def removal_loss_step(network: Network) -> Step:
     """Builds the function that computes the loss without filter number `probe`, for many of them.
 
-    A number past the last filter gives the loss of the whole network.
+    A number past the last filter gives the loss of the whole network. Small micro-batches are
+    computed for several filters at once, up to `REMOVAL_ROWS` rows a forward pass.
 
     Returns:
         A step with values of shape (probes, 1).
@@ -136,20 +140,34 @@ def removal_loss_step(network: Network) -> Step:
         inputs: Any, labels: Any, weights: tf.Tensor, first: tf.Tensor, probes: Any, scales: Any
     ) -> tuple[tf.Tensor, tf.Tensor]:
         del first, scales
+        examples, count = tf.shape(weights)[0], tf.shape(probes)[0]
+        together = tf.minimum(count, tf.maximum(1, REMOVAL_ROWS // examples))
+        groups = -(-count // together)
+        # Filled up with the last number, so that every group has one shape.
+        places = tf.minimum(tf.range(groups * together), count - 1)
+        numbers = tf.reshape(tf.gather(probes, places), [groups, together])
 
-        def one_filter(index: tf.Tensor, values: tf.TensorArray) -> Any:
-            alpha = 1 - tf.one_hot(probes[index], filters, dtype=network.dtype)
-            outputs = forward(inputs, alpha[tf.newaxis])
-            loss = tf.reduce_sum(network.loss_values(labels, outputs, weights))
-            return index + 1, values.write(index, loss[tf.newaxis])
+        def repeated(tensor: Any) -> tf.Tensor:
+            tensor = tf.convert_to_tensor(tensor)
+            return tf.tile(tensor, tf.concat([[together], tf.ones_like(tf.shape(tensor)[1:])], 0))
 
-        count = tf.shape(probes)[0]
+        all_inputs = tf.nest.map_structure(repeated, inputs)
+        all_labels = tf.nest.map_structure(repeated, labels)
+        all_weights = repeated(weights)
+
+        def one_group(index: tf.Tensor, values: tf.TensorArray) -> Any:
+            alpha = 1 - tf.one_hot(numbers[index], filters, dtype=network.dtype)
+            outputs = forward(all_inputs, tf.repeat(alpha, examples, axis=0))
+            losses = network.loss_values(all_labels, outputs, all_weights)
+            losses = tf.reduce_sum(tf.reshape(losses, [together, examples]), axis=1)
+            return index + 1, values.write(index, losses)
+
         _, values = tf.while_loop(
-            lambda index, _: index < count,
-            one_filter,
-            (tf.constant(0), tf.TensorArray(network.dtype, count)),
+            lambda index, _: index < groups,
+            one_group,
+            (tf.constant(0), tf.TensorArray(network.dtype, groups)),
             parallel_iterations=1,
         )
-        return values.stack(), tf.constant(True)
+        return tf.reshape(values.stack(), [-1, 1])[:count], tf.constant(True)
 
     return step

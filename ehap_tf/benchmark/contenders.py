@@ -1,0 +1,90 @@
+"""The criteria that benchmarks compare, each ranked once and kept."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tf_keras
+
+from ehap_tf.benchmark.records import Records
+from ehap_tf.channels import trace_channels
+from ehap_tf.sensitivity import FilterScores, criterion_names, rank_filters
+
+# Slow by nature (the oracle), or another name of one that is listed.
+LEFT_OUT = ("oracle", "magnitude_l2")
+
+
+def add_contender_arguments(parser: argparse.ArgumentParser, probes: int = 32) -> None:
+    """Adds --criteria, --probes and --batch_size."""
+    parser.add_argument(
+        "--criteria",
+        nargs="+",
+        default=[name for name in criterion_names() if name not in LEFT_OUT],
+        help="default: all but the oracle",
+    )
+    parser.add_argument(
+        "--probes",
+        type=int,
+        default=probes,
+        help=f"of the Gauss-Newton sketch, for criteria of curvature; default {probes}",
+    )
+    parser.add_argument("--batch_size", type=int, default=128, help="micro-batch; default 128")
+
+
+def rank(
+    records: Records,
+    model: tf_keras.Model,
+    sample: tuple[np.ndarray, np.ndarray],
+    loss: Any,
+    criterion: str,
+    options: argparse.Namespace,
+    seed: int,
+    name: str | None = None,
+) -> FilterScores:
+    """The scores of one criterion, from `records` where they are there.
+
+    Curvature comes from the Gauss-Newton sketch, for the relative Hessian trace too: in networks
+    of piecewise linear layers it is the Hessian's, and 32 probes settle what 300 of Hutchinson's
+    do not.
+    """
+    return records.scores(
+        name or f"{criterion}_seed{seed}",
+        lambda: rank_filters(
+            model,
+            sample,
+            loss,
+            criterion,
+            estimator="gauss_newton",
+            probes=options.probes,
+            batch_size=options.batch_size,
+            seed=seed,
+        ),
+    )
+
+
+def removable(model: tf_keras.Model, layers: Sequence[str]) -> list[str]:
+    """Those of `layers` that may lose filters: not the one that gives the model's outputs."""
+    ids = trace_channels(model).ids
+    return [
+        name
+        for name in layers
+        if name in ids.atoms
+        and any(ids.frozen_reason(atom) is None for atom in ids.atoms[name].tolist())
+    ]
+
+
+class Clock:
+    """Says how far a long benchmark is, one line a measurement."""
+
+    def __init__(self, total: int) -> None:
+        self._total, self._done, self._began = total, 0, time.monotonic()
+
+    def tick(self, what: str) -> None:
+        """One more is done."""
+        self._done += 1
+        seconds = time.monotonic() - self._began
+        print(f"[{self._done}/{self._total}, {seconds:.0f} s] {what}", flush=True)

@@ -1,0 +1,82 @@
+"""Correlation with the oracle: the coefficients, what is left out, and going on after a kill."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+import tf_keras
+
+from ehap_tf.benchmark import contenders
+from ehap_tf.benchmark.__main__ import main
+from ehap_tf.benchmark.contenders import removable
+from ehap_tf.benchmark.correlation import compare
+from ehap_tf.sensitivity import FilterScores, Provenance
+from tests.sensitivity.networks import residual_net
+
+
+def scores_of(signed: dict[str, list[float]]) -> FilterScores:
+    values = {name: np.array(numbers) for name, numbers in signed.items()}
+    return FilterScores(
+        {name: np.abs(v) for name, v in values.items()}, Provenance("oracle"), signed=values
+    )
+
+
+def test_coefficients_signed_and_absolute_by_layer_and_overall() -> None:
+    oracle = scores_of({"a": [-3.0, 1.0, 2.0], "b": [4.0], "end": [9.0, -9.0]})
+    monotone = scores_of({"a": [-27.0, 1.0, 8.0], "b": [64.0], "end": [0.0, 0.0]})
+    rows = {row["layer"]: row for row in compare("cubes", monotone, oracle, ["a", "b"])}
+    assert list(rows) == ["all", "a", "b"]
+    assert rows["all"]["spearman signed"] == pytest.approx(1)
+    assert rows["all"]["kendall absolute"] == pytest.approx(1)
+    assert 0.5 < rows["all"]["pearson signed"] < 0.999
+    assert rows["b"]["spearman signed"] is None  # one filter has no correlation
+    magnitudes = FilterScores({"a": np.array([1.0, 2.0, 3.0])}, Provenance("other"))
+    (row, _) = compare("other", magnitudes, oracle, ["a"])
+    assert row["spearman signed"] == pytest.approx(1.0)
+    assert row["spearman absolute"] == pytest.approx(-0.5)
+
+
+def test_the_classifier_cannot_be_removed() -> None:
+    model = residual_net(dtype="float32")
+    assert removable(model, ["first", "second", "classifier"]) == ["first", "second"]
+
+
+def test_the_command_goes_on_where_it_was(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = residual_net(dtype="float32")
+    model.save(tmp_path / "net.keras")
+    out = tmp_path / "correlation.json"
+    arguments = [
+        "correlation",
+        f"--model={tmp_path / 'net.keras'}",
+        "--dataset=noise",
+        "--examples=12",
+        f"--output={out}",
+        "--criteria",
+        "quadratic",
+        "magnitude",
+    ]
+    assert main(arguments) == 0
+    content = json.loads(out.read_text())
+    rows = {(row["criterion"], row["layer"]): row for row in content["rows"]}
+    assert rows["quadratic", "all"]["filters"] == 6
+    assert rows["quadratic", "all"]["spearman signed"] > 0.7
+    assert rows["quadratic", "first"]["filters"] == 3
+    assert rows["oracle", "all"]["seconds"] > 0
+    assert out.with_suffix(".png").read_bytes()[1:4] == b"PNG"
+
+    def again(*arguments: object, **options: object) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(contenders, "rank_filters", again)
+    monkeypatch.setattr("ehap_tf.benchmark.correlation.oracle_importance", again)
+    assert main(arguments) == 0
+    assert json.loads(out.read_text())["rows"] == content["rows"]
+    capsys.readouterr()
+    assert main([*arguments, "--probes=5"]) == 1
+    assert "probes: 32 -> 5" in capsys.readouterr().err
+    tf_keras.backend.clear_session()
