@@ -95,6 +95,11 @@ class ChannelIds:
         """Why an atom's group always lives, or None when it may be pruned."""
         return self._frozen.get(self._root(channel))
 
+    def merged(self, ids: Ids) -> set[int]:
+        """The atoms behind those of `ids` that a sum makes another channel of."""
+        parts = {source for pair in self._sources.values() for source in pair}
+        return {leaf for one in set(ids.tolist()) & parts for leaf in self._leaves(one)}
+
     def alive(self, kept: dict[str, Flags]) -> Flags:
         """Which ids are there when `kept[layer]` marks the filters that stay; others all stay.
 

@@ -1,15 +1,19 @@
 """What to remove, and the model without it."""
 
+from ehap_tf.pruning.callback import PruningCallback
 from ehap_tf.pruning.cost import count_macs, count_parameters
 from ehap_tf.pruning.masking import ChannelMask, mask
 from ehap_tf.pruning.plan import PruningPlan
 from ehap_tf.pruning.recalibration import recalibrate
 from ehap_tf.pruning.selection import plan_pruning
 from ehap_tf.pruning.surgery import prune
+from ehap_tf.pruning.training_state import PruningState
 
 __all__ = [
     "ChannelMask",
+    "PruningCallback",
     "PruningPlan",
+    "PruningState",
     "count_macs",
     "count_parameters",
     "mask",

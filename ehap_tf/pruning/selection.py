@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import tf_keras
 
-from ehap_tf.channels import ChannelGraph, trace_channels
+from ehap_tf.channels import ChannelGraph, Flags, trace_channels
 from ehap_tf.models.keras3 import either_keras
 from ehap_tf.pruning.implants import IMPLANT_INITS
 from ehap_tf.pruning.plan import PruningPlan
@@ -93,18 +93,33 @@ def plan_pruning(
     else:
         assert target_macs is not None
         choice = _search(graph, units, "macs", target_macs, prune_ratio_limit)
-    return _make_plan(graph, units, choice, implant_init)
+    return plan_from_flags(graph, *units.flags(choice), implant_init)
 
 
-def _make_plan(graph: ChannelGraph, units: Units, choice: Choice, init: str) -> PruningPlan:
-    alive, implanted = units.flags(choice)
+def plan_from_flags(
+    graph: ChannelGraph,
+    alive: Mapping[str, Flags],
+    implanted: Mapping[str, Flags] | None = None,
+    implant_init: str = "zero",
+) -> PruningPlan:
+    """The plan that keeps the filters with a flag.
+
+    Args:
+        graph: the trace of the model.
+        alive: layer path -> for each filter whether its channel stays.
+        implanted: layer path -> for each filter whether it becomes 1x1.
+        implant_init: as in `plan_pruning`.
+    """
+    small = {layer: flags for layer, flags in (implanted or {}).items() if flags.any()}
+    nothing: Flags = np.zeros(1, np.bool_)
     before = graph.costs(np.ones(len(graph.ids), np.bool_))
-    after = _costs(graph, units, choice)
+    after = _costs(graph, alive, small)
     return PruningPlan(
-        kept={layer: np.flatnonzero(flags & ~implanted[layer]) for layer, flags in alive.items()},
-        implanted={
-            layer: np.flatnonzero(flags) for layer, flags in implanted.items() if flags.any()
+        kept={
+            layer: np.flatnonzero(flags & ~small.get(layer, nothing))
+            for layer, flags in alive.items()
         },
+        implanted={layer: np.flatnonzero(flags) for layer, flags in small.items()},
         filters={layer: len(flags) for layer, flags in alive.items()},
         residual=graph.residual,
         params_before=int(_total(before, "params")),
@@ -117,14 +132,25 @@ def _make_plan(graph: ChannelGraph, units: Units, choice: Choice, init: str) -> 
             if params
         },
         frozen=dict(graph.notes),
-        implant_init=init,
+        implant_init=implant_init,
     )
 
 
-def _costs(graph: ChannelGraph, units: Units, choice: Choice) -> dict[str, tuple[int, float]]:
-    flags, implanted = units.flags(choice)
+def cost_of(
+    graph: ChannelGraph,
+    kind: str,
+    alive: Mapping[str, Flags],
+    implanted: Mapping[str, Flags] | None = None,
+) -> float:
+    """Parameters or multiply-accumulates ("params", "macs") of the model with some filters."""
+    return _total(_costs(graph, alive, implanted or {}), kind)
+
+
+def _costs(
+    graph: ChannelGraph, alive: Mapping[str, Flags], implanted: Mapping[str, Flags]
+) -> dict[str, tuple[int, float]]:
     small = {layer: int(those.sum()) for layer, those in implanted.items()}
-    return graph.costs(graph.ids.alive(flags), small)
+    return graph.costs(graph.ids.alive(dict(alive)), small)
 
 
 def _total(costs: Mapping[str, tuple[int, float]], kind: str) -> float:
@@ -135,17 +161,17 @@ def _total(costs: Mapping[str, tuple[int, float]], kind: str) -> float:
 def _search(graph: ChannelGraph, units: Units, kind: str, fraction: float, limit: float) -> Choice:
     """Removes as few of the lowest units as bring the cost down to a fraction of the whole."""
 
-    def cost(number: int) -> float:
-        return _total(_costs(graph, units, units.without_lowest(number)), kind)
+    def cost(choice: Choice) -> float:
+        return cost_of(graph, kind, *units.flags(choice))
 
-    whole = cost(0)
+    whole = cost(units.without_lowest(0))
     if np.isnan(whole):
         raise ValueError(
             "target_macs needs a model whose input has a fixed size; give target_params"
         )
-    low, high = 0, int(units.free.sum())
-    least = cost(high)
-    if least > fraction * whole:
+    found = units.fewest(lambda choice: cost(choice) <= fraction * whole)
+    if found is None:
+        least = cost(units.without_lowest(int(units.free.sum())))
         held = units.fixed_layers()
         names = ", ".join(held[:5]) + (f" and {len(held) - 5} more" if len(held) > 5 else "")
         raise ValueError(
@@ -153,13 +179,7 @@ def _search(graph: ChannelGraph, units: Units, kind: str, fraction: float, limit
             f"with prune_ratio_limit={limit:g} and the layers that keep all their filters "
             f"({names or 'none'})"
         )
-    while low < high:
-        middle = (low + high) // 2
-        if cost(middle) <= fraction * whole:
-            high = middle
-        else:
-            low = middle + 1
-    return units.without_lowest(low)
+    return found
 
 
 def _check_amount(amount: Mapping[str, float | None]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -97,6 +97,23 @@ class Units:
         first = number - int(self._implant_ratio * number)
         band[self._order[first:number]] = True
         return self._within_limits(stays, band)
+
+    def fewest(self, reached: Callable[[Choice], bool]) -> Choice | None:
+        """The choice that removes as few of the lowest units as will do, or None if none does.
+
+        Args:
+            reached: whether a choice will do; one that removes more has to do as well.
+        """
+        low, high = 0, int(self.free.sum())
+        if not reached(self.without_lowest(high)):
+            return None
+        while low < high:
+            middle = (low + high) // 2
+            if reached(self.without_lowest(middle)):
+                high = middle
+            else:
+                low = middle + 1
+        return self.without_lowest(low)
 
     def flags(self, choice: Choice) -> tuple[dict[str, Flags], dict[str, Flags]]:
         """Layer -> which channels stay; layer -> which of them become 1x1."""

@@ -27,11 +27,14 @@ class Gate:
         layer: the layer that owns the filters.
         after: name of the layer behind whose output the gate stands; may be `layer` itself.
         batch_norm: the first BatchNorm that only these filters pass through, or None.
+        passed: names of the layers behind `layer` that only these filters pass through, those
+            behind the gate included.
     """
 
     layer: str
     after: str
     batch_norm: tf_keras.layers.Layer | None
+    passed: tuple[str, ...] = ()
 
 
 def find_gates(model: tf_keras.Model) -> dict[str, Gate]:
@@ -51,17 +54,19 @@ def find_gates(model: tf_keras.Model) -> dict[str, Gate]:
     gates = {}
     for name, ids in graph.ids.atoms.items():
         after, batch_norm = name, None
+        passed: list[str] = []
         tensor = starts.get(name)
         while tensor is not None and len(consumers.get(id(tensor), ())) == 1:
             call, output = consumers[id(tensor)][0]
             if call is None or not _passes_on(call, ids):
                 break
+            passed.append(call.path)
             if not call.effect.preserves_zero:
                 after = call.path
             if batch_norm is None and _is_batch_norm(call.layer):
                 batch_norm = call.layer
             tensor = output
-        gates[name] = Gate(name, after, batch_norm)
+        gates[name] = Gate(name, after, batch_norm, tuple(passed))
     return gates
 
 

@@ -1,0 +1,100 @@
+"""Where a pruning schedule stands, in one file without pickle."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ehap_tf.channels import Flags
+from ehap_tf.files import CorruptFileError, atomic_path
+
+_FORMAT = "ehap_tf.PruningState/1"
+
+
+@dataclasses.dataclass(frozen=True)
+class PruningState:
+    """All that the next pruning step depends on, besides the settings.
+
+    Attributes:
+        settings: of the callback; another schedule must not take this state up.
+        alive: layer path -> for each filter whether it stays.
+        squares: squared gradients on gates since the last step, added up.
+        minibatches: over how many of them.
+        since_step: minibatches since the last step, those that were left out included.
+        minibatch: minibatches in all.
+        history: one dict a step: minibatch, filters, params, macs.
+        epoch: whole epochs trained.
+        weights: of the model; empty when the state was taken without them.
+        optimizer: variables of the optimizer, the same.
+    """
+
+    settings: Mapping[str, Any]
+    alive: Mapping[str, Flags]
+    squares: np.ndarray
+    minibatches: int
+    since_step: int
+    minibatch: int
+    history: tuple[dict[str, float], ...]
+    epoch: int
+    weights: Sequence[np.ndarray] = ()
+    optimizer: Sequence[np.ndarray] = ()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the state, whole or not at all.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        header = {
+            "format": _FORMAT,
+            "settings": dict(self.settings),
+            "layers": list(self.alive),
+            "minibatches": self.minibatches,
+            "since_step": self.since_step,
+            "minibatch": self.minibatch,
+            "history": self.history,
+            "epoch": self.epoch,
+            "weights": len(self.weights),
+            "optimizer": len(self.optimizer),
+        }
+        arrays = {
+            "header": np.frombuffer(json.dumps(header).encode(), np.uint8),
+            "squares": self.squares,
+        }
+        arrays |= {f"alive/{i}": flags for i, flags in enumerate(self.alive.values())}
+        arrays |= {f"weights/{i}": values for i, values in enumerate(self.weights)}
+        arrays |= {f"optimizer/{i}": values for i, values in enumerate(self.optimizer)}
+        with atomic_path(path) as temporary, open(temporary, "wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> PruningState:
+        """Reads what `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            CorruptFileError: the file is damaged or something else.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                header = json.loads(archive["header"].tobytes())
+                if header.pop("format") != _FORMAT:
+                    raise ValueError("unknown format")
+                layers = header.pop("layers")
+                header["alive"] = {name: archive[f"alive/{i}"] for i, name in enumerate(layers)}
+                header["squares"] = archive["squares"]
+                header["history"] = tuple(header["history"])
+                for kind in ("weights", "optimizer"):
+                    header[kind] = [archive[f"{kind}/{i}"] for i in range(header[kind])]
+                return cls(**header)
+        except (FileNotFoundError, PermissionError, IsADirectoryError):
+            raise
+        except Exception as error:  # damage surfaces as almost anything
+            raise CorruptFileError(
+                f"{os.fspath(path)} is not a readable pruning checkpoint: {error}"
+            ) from error

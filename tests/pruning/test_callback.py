@@ -1,0 +1,278 @@
+"""Pruning while training: what is removed, that it stays removed, and that it can go on later."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+
+import ehap_tf as ehap
+from tests.pruning.nets import relative_error, shake, small_residual_net
+
+layers = tf_keras.layers
+LOSS = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def net(seed: int = 0) -> tf_keras.Model:
+    """A residual net with BatchNorm, a convolution without, a depthwise and a Dense layer."""
+    tf_keras.utils.set_random_seed(seed)
+    x = inputs = layers.Input((6, 6, 3))
+    x = layers.Conv2D(8, 3, padding="same", use_bias=False, name="stem")(x)
+    x = shortcut = layers.ReLU()(layers.BatchNormalization(name="stem_bn")(x))
+    x = layers.Conv2D(12, 3, padding="same", name="expand")(x)
+    x = layers.ReLU()(layers.BatchNormalization(name="expand_bn")(x))
+    x = layers.DepthwiseConv2D(3, padding="same", use_bias=False, name="depthwise")(x)
+    x = layers.ReLU()(layers.BatchNormalization(name="depthwise_bn")(x))
+    x = layers.BatchNormalization(name="project_bn")(layers.Conv2D(8, 1, name="project")(x))
+    x = layers.ReLU()(layers.Add()([x, shortcut]))
+    x = layers.Conv2D(8, 3, activation="relu", name="bare")(x)
+    x = layers.Dense(10, activation="tanh", name="hidden")(layers.GlobalAveragePooling2D()(x))
+    return tf_keras.Model(inputs, layers.Dense(4, name="logits")(x))
+
+
+def data(examples: int = 64, batch: int = 8) -> tf.data.Dataset:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(examples, 6, 6, 3)).astype(np.float32)
+    y = rng.integers(0, 4, examples)
+    return tf.data.Dataset.from_tensor_slices((x, y)).batch(batch)
+
+
+def compiled(model: tf_keras.Model) -> tf_keras.Model:
+    model.compile(tf_keras.optimizers.SGD(0.05, momentum=0.9), LOSS)
+    return model
+
+
+class Watch(tf_keras.callbacks.Callback):
+    """After every minibatch: whatever the callback removed is zero, in weights and momentum."""
+
+    def __init__(self, pruning: ehap.PruningCallback) -> None:
+        super().__init__()
+        self.pruning, self.removed = pruning, []
+
+    def on_train_batch_end(self, batch: int, logs: object = None) -> None:
+        alive = self.pruning.alive
+        self.removed.append(sum(int((~flags).sum()) for flags in alive.values()))
+        for name, norm in (
+            ("stem", "stem_bn"),
+            ("expand", "depthwise_bn"),
+            ("bare", None),
+            ("project", "project_bn"),
+        ):
+            dead = ~alive[name]
+            owners = [self.model.get_layer(n) for n in (name, norm) if n]
+            for variable in [v for owner in owners for v in owner.trainable_weights]:
+                slots = [
+                    slot
+                    for slot in self.model.optimizer.variables
+                    if slot.name.split(":")[0].endswith(variable.name.split(":")[0])
+                ]
+                assert slots
+                for values in (variable, *slots):
+                    assert not np.asarray(values)[..., dead].any(), (name, values.name)
+
+
+def test_the_target_is_met_in_steps_and_what_is_removed_stays_zero() -> None:
+    model = net()
+    model.compile(tf_keras.optimizers.Adam(0.01), LOSS)
+    pruning = ehap.PruningCallback(target_macs=0.6, filters_per_step=4, frequency=3)
+    watch = Watch(pruning)
+    model.fit(data(), epochs=4, callbacks=[pruning, watch], verbose=0)
+    assert pruning.reached
+    x = next(iter(data()))[0]
+    slim = pruning.finalize()
+    assert ehap.count_macs(slim) <= 0.6 * ehap.count_macs(model)
+    # One more filter would have been enough: the target is not overshot by a step.
+    steps = [figures["filters"] for figures in pruning.history]
+    assert steps[:-1] == [4 * (i + 1) for i in range(len(steps) - 1)]
+    assert [figures["minibatch"] for figures in pruning.history] == [
+        3 * (i + 1) for i in range(len(steps))
+    ]
+    assert watch.removed[1] == 0 and watch.removed[2] == 4
+    assert pruning.history[-2]["macs"] > 0.6 * ehap.count_macs(model)
+    expected = np.asarray(model(x, training=False))
+    assert relative_error(slim(x, training=False), expected) < 1e-5
+    masked = ehap.mask(model, pruning.plan())
+    assert relative_error(masked(x, training=False), expected) < 1e-5
+    # A slim model that computed the same whatever is removed would prove nothing.
+    plan = pruning.plan()
+    assert any(len(plan.kept[name]) < count for name, count in plan.filters.items())
+    assert slim.count_params() == plan.params_after < model.count_params()
+    assert "apply_gradients" not in vars(model.optimizer) and model.train_function is None
+
+
+def test_scores_are_mean_squares_of_gradients_on_gates() -> None:
+    """Against gates that are put in and differentiated, on the training's own minibatches."""
+    model = compiled(net())
+    plain = compiled(net())
+    pruning = ehap.PruningCallback(
+        target_filters=1, filters_per_step=1, frequency=100, residual="tied"
+    )
+    model.fit(data(24), callbacks=[pruning], verbose=0)
+    squares = {"stem": 0.0, "expand": 0.0, "bare": 0.0}
+    for x, y in data(24):
+        gates = {
+            "stem": tf.Variable(tf.ones(8)),
+            "expand": tf.Variable(tf.ones(12)),
+            "bare": tf.Variable(tf.ones(8)),
+        }
+        places = {"stem_bn": "stem", "project_bn": "stem", "depthwise_bn": "expand", "bare": "bare"}
+        with tf.GradientTape() as tape:
+            loss = LOSS(y, gated(plain, x, places, gates))
+        gradients = tape.gradient(loss, gates)
+        for name in squares:
+            squares[name] = squares[name] + np.square(gradients[name])
+        plain.train_on_batch(x, y)
+    terms = pruning._terms
+    sums, minibatches = pruning._hook.sums()
+    assert minibatches == 3
+    for name in ("stem", "expand", "bare"):
+        found = sums[terms.groups[name]]
+        np.testing.assert_allclose(found, squares[name], rtol=2e-3, atol=1e-9, err_msg=name)
+
+
+def gated(model: tf_keras.Model, x: tf.Tensor, places: dict, gates: dict) -> tf.Tensor:
+    """The model in training mode with gates behind layers, without moving its statistics."""
+    outputs: dict[str, tf.Tensor] = {}
+    for layer in model.layers:
+        node = layer.inbound_nodes[0]
+        if node.is_input:
+            outputs[layer.name] = x
+            continue
+        arguments = [outputs[t._keras_history.layer.name] for t in node.keras_inputs]
+        value = arguments[0] if len(arguments) == 1 else arguments
+        if isinstance(layer, layers.BatchNormalization):
+            mean, variance = tf.nn.moments(value, [0, 1, 2])
+            value = tf.nn.batch_normalization(
+                value, mean, variance, layer.beta, layer.gamma, layer.epsilon
+            )
+        else:
+            value = layer(value)
+        if layer.name in places:
+            value = value * gates[places[layer.name]]
+        outputs[layer.name] = value
+    return value
+
+
+class Stop(tf_keras.callbacks.Callback):
+    def on_epoch_end(self, epoch: int, logs: object = None) -> None:
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+
+def test_a_resumed_training_removes_the_same_filters(tmp_path) -> None:
+    settings = {"target_macs": 0.5, "filters_per_step": 3, "frequency": 5}
+    whole = ehap.PruningCallback(**settings)
+    model = compiled(net())
+    model.fit(data(), epochs=5, callbacks=[whole], verbose=0, shuffle=False)
+
+    settings["checkpoint"] = tmp_path / "pruning.npz"
+    first = ehap.PruningCallback(**settings)
+    with pytest.raises(KeyboardInterrupt):
+        compiled(net()).fit(data(), epochs=5, callbacks=[first, Stop()], verbose=0)
+    assert 0 < len(first.history) < len(whole.history)
+    second = ehap.PruningCallback(**settings)
+    assert second.epoch == 2
+    resumed = compiled(net(seed=7))  # the checkpoint has the weights
+    resumed.fit(data(), epochs=5, initial_epoch=second.epoch, callbacks=[second], verbose=0)
+    assert second.history == whole.history
+    for layer, flags in whole.alive.items():
+        np.testing.assert_array_equal(second.alive[layer], flags)
+    for one, other in zip(model.get_weights(), resumed.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    with pytest.raises(ValueError, match=r"frequency': 6.*remove the checkpoint"):
+        ehap.PruningCallback(**{**settings, "frequency": 6})
+
+
+def test_another_criterion_ranks_on_the_callers_data() -> None:
+    model = compiled(net())
+    pruning = ehap.PruningCallback("magnitude", target_filters=5, filters_per_step=3, frequency=2)
+    first = ehap.rank_filters(model, criterion="magnitude")
+    model.optimizer.learning_rate.assign(0)
+    model.fit(data(32), callbacks=[pruning], verbose=0)
+    assert [figures["filters"] for figures in pruning.history] == [3, 5]
+    free = [values for layer, values in first.items() if layer != "logits"]
+    lowest = np.sort(np.concatenate(free))[:5]
+    gone = [first[layer][~flags] for layer, flags in pruning.alive.items() if layer in first]
+    np.testing.assert_allclose(np.sort(np.concatenate(gone)), lowest)
+    with pytest.raises(ValueError, match="data must be given for criterion 'obd'"):
+        ehap.PruningCallback("obd", target_macs=0.5)
+    x, y = next(iter(data(16, 16)))
+    pruning = ehap.PruningCallback(
+        "obd", target_filters=2, filters_per_step=2, frequency=2, data=(x.numpy(), y.numpy()),
+        rank_options={"estimator": "exact"},
+    )  # fmt: skip
+    model.fit(data(16), callbacks=[pruning], verbose=0)
+    assert pruning.history[-1]["filters"] == 2
+
+
+def test_float16_with_loss_scaling_and_several_steps_an_execution() -> None:
+    model = small_residual_net()
+    optimizer = tf_keras.mixed_precision.LossScaleOptimizer(tf_keras.optimizers.SGD(0.01, 0.9))
+    model.compile(optimizer, LOSS, steps_per_execution=2)
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(32, 8, 8, 3)), rng.integers(0, 4, 32)
+    pruning = ehap.PruningCallback(target_macs=0.7, filters_per_step=2, frequency=4)
+    model.fit(x, y, batch_size=4, epochs=2, callbacks=[pruning], verbose=0)
+    assert pruning.history[0]["minibatch"] == 4
+    slim = pruning.finalize()
+    assert relative_error(slim(x, training=False), model(x, training=False)) < 1e-5
+
+
+def test_what_cannot_be_scored_or_removed_stays_and_says_so() -> None:
+    def sum_of(activation: str, scale: bool = True) -> tf_keras.Model:
+        x = inputs = layers.Input((6, 6, 3))
+        one = layers.Conv2D(4, 3, padding="same", name="one")(x)
+        one = layers.Activation(activation, name="act")(
+            layers.BatchNormalization(scale=scale, name="bn")(one)
+        )
+        two = layers.BatchNormalization()(layers.Conv2D(4, 3, padding="same", name="two")(x))
+        x = layers.Conv2D(5, 1, name="three")(layers.Add(name="sum")([one, two]))
+        x = layers.Dense(4, name="logits")(layers.GlobalAveragePooling2D()(layers.ReLU()(x)))
+        return compiled(shake(tf_keras.Model(inputs, x)))
+
+    pruning = ehap.PruningCallback(target_filters=3, filters_per_step=2, frequency=1)
+    model = sum_of("sigmoid")
+    with pytest.warns(RuntimeWarning, match="one: 'act'"):
+        model.fit(data(32), callbacks=[pruning], verbose=0)
+    assert pruning.alive["one"].all() and pruning.reached
+    x = next(iter(data()))[0]
+    slim = pruning.finalize()
+    assert relative_error(slim(x, training=False), model(x, training=False)) < 1e-5
+    with pytest.warns(RuntimeWarning, match="one: 'bn'"):
+        sum_of("relu", scale=False).fit(
+            data(8), callbacks=[ehap.PruningCallback(target_filters=1)], verbose=0
+        )
+    with (
+        pytest.warns(RuntimeWarning),
+        pytest.raises(ValueError, match=r"at most 7 filters can go.*'act'"),
+    ):
+        sum_of("sigmoid").fit(
+            data(8), callbacks=[ehap.PruningCallback(target_filters=9)], verbose=0
+        )
+
+
+def test_models_and_arguments_that_are_refused() -> None:
+    import keras
+
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), keras.layers.Dense(2)])
+    model.compile("sgd", "mse")
+    pruning = ehap.PruningCallback(target_filters=1)
+    with pytest.raises(TypeError, match="to_tf_keras"):
+        model.fit(np.ones((4, 4)), np.ones((4, 2)), callbacks=[pruning], verbose=0)
+    with pytest.raises(ValueError, match="knows no model yet"):
+        pruning.finalize()
+    with pytest.raises(ValueError, match="exactly one of"):
+        ehap.PruningCallback(target_macs=0.5, target_params=0.5)
+    with pytest.raises(ValueError, match=r"target_macs must be in \(0, 1\].*Received: 60"):
+        ehap.PruningCallback(target_macs=60)
+    with pytest.raises(ValueError, match="frequency must be a whole number"):
+        ehap.PruningCallback(target_macs=0.5, frequency=0)
+    legacy = net()
+    legacy.compile(tf_keras.optimizers.legacy.SGD(), LOSS)
+    with pytest.raises(ValueError, match="legacy"):
+        legacy.fit(data(8), callbacks=[ehap.PruningCallback(target_macs=0.5)], verbose=0)
+    with pytest.warns(RuntimeWarning, match="target is not met"):
+        pruning = ehap.PruningCallback(target_macs=0.5)
+        compiled(net()).fit(data(8), callbacks=[pruning], verbose=0)
+        pruning.finalize()
