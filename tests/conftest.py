@@ -11,9 +11,7 @@ import pytest
 @pytest.fixture(scope="session")
 def cifar10_data_dir() -> pathlib.Path:
     """A TFDS data directory in which CIFAR-10 is prepared; skips the test where there is none."""
-    named = os.environ.get("TFDS_DATA_DIR")
-    sibling = pathlib.Path(__file__).resolve().parents[2] / "shared" / "tfds"
-    for folder in [pathlib.Path(named)] if named else [sibling]:
-        if (folder / "cifar10").is_dir():
-            return folder
+    folder = pathlib.Path(os.environ.get("TFDS_DATA_DIR", ""))
+    if (folder / "cifar10").is_dir():
+        return folder
     pytest.skip("no prepared CIFAR-10: set TFDS_DATA_DIR to a TFDS data directory that has it")
