@@ -13,10 +13,12 @@ import sys
 from collections.abc import Sequence
 
 COMMANDS: dict[str, str] = {
+    "removal": "accuracy when many filters go together, by criterion, without fine-tuning",
     "trace": "seconds a probe and peak memory, by estimator and precision",
     "fidelity": "rank correlation with the exact scores, against probes and seconds",
     "correlation": "correlation of every criterion with the oracle: zero one filter, measure",
     "latency": "milliseconds of float32 and INT8 files, dense and slim, by threads",
+    "convert": "every family of tf_keras.applications as a full-integer file, dense and pruned",
     "zoo": "surgery on every family of tf_keras.applications: exactness, size, seconds",
 }
 """Name -> one line of help. `ehap_tf.benchmark.NAME` has `add_arguments(parser)`, `run(options)`.

@@ -15,30 +15,10 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
+from ehap_tf.benchmark.families import FAMILIES, build_family, parse_families
 from ehap_tf.benchmark.output import add_output_arguments, save, show
 from ehap_tf.channels import RESIDUAL_MODES, trace_channels
 from ehap_tf.pruning import count_macs, count_parameters, mask, plan_pruning, prune
-
-# Family -> (constructor's name, smallest input side that the family takes, in steps of 16).
-FAMILIES = {
-    "VGG": ("VGG16", 32),
-    "ResNet": ("ResNet50", 32),
-    "ResNetV2": ("ResNet50V2", 32),
-    "Inception": ("InceptionV3", 80),
-    "InceptionResNet": ("InceptionResNetV2", 80),
-    "Xception": ("Xception", 80),
-    "MobileNet": ("MobileNet", 32),
-    "MobileNetV2": ("MobileNetV2", 32),
-    "MobileNetV3": ("MobileNetV3Small", 32),
-    "DenseNet": ("DenseNet121", 32),
-    "NASNet": ("NASNetMobile", 32),
-    "EfficientNet": ("EfficientNetB0", 32),
-    "EfficientNetV2": ("EfficientNetV2B0", 32),
-    "ConvNeXt": ("ConvNeXtTiny", 32),
-    "RegNetX": ("RegNetX002", 32),
-    "RegNetY": ("RegNetY002", 32),
-    "ResNetRS": ("ResNetRS50", 32),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,22 +53,6 @@ class SurgeryRow:
     saved_and_loaded: bool
     trained: bool
     frozen: dict[str, str]
-
-
-def build_family(family: str) -> tf_keras.Model:
-    """The smallest member on its smallest input, with random weights and norm statistics."""
-    name, side = FAMILIES[family]
-    constructor: Any = None
-    for module in (tf_keras.applications, *vars(tf_keras.applications).values()):
-        constructor = constructor or getattr(module, name, None)
-    model = constructor(weights=None, input_shape=(side, side, 3), classes=10)
-    rng = np.random.default_rng(0)
-    for layer in model._flatten_layers(include_self=False):
-        if isinstance(layer, tf_keras.layers.BatchNormalization):
-            for weight in layer.weights:
-                low = 0.5 if "variance" in weight.name else -0.5
-                weight.assign(rng.uniform(low, low + 1.0, weight.shape))
-    return model
 
 
 def operate(family: str, model: tf_keras.Model, residual: str, prune_ratio: float) -> SurgeryRow:
@@ -172,12 +136,7 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         ValueError: a family is not known, or a surgery was not exact.
     """
-    families = options.families.split(",")
-    unknown = sorted(set(families) - set(FAMILIES))
-    if unknown:
-        raise ValueError(
-            f"families must be among {', '.join(FAMILIES)}. Received: {', '.join(unknown)}"
-        )
+    families = parse_families(options.families)
     ratios = [float(ratio) for ratio in options.ratios.split(",")]
     rows = []
     for family in families:

@@ -1,0 +1,134 @@
+"""Every architecture family of `tf_keras.applications` as a full-integer file, dense and pruned.
+
+Random weights and a calibration of a few random batches: what is measured is whether every layer
+becomes integer operators that compute what the quantized Keras model computes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import pathlib
+import tempfile
+import time
+from typing import Any
+
+import numpy as np
+
+from ehap_tf.benchmark.families import FAMILIES, build_family, parse_families
+from ehap_tf.benchmark.isolation import MeasurementError, measure
+from ehap_tf.benchmark.output import add_output_arguments, save, show
+from ehap_tf.pruning import count_macs, plan_pruning, prune
+from ehap_tf.quantization import TFLiteModel, export_tflite, quantize
+from ehap_tf.sensitivity import rank_filters
+
+EXAMPLES = 32
+FAMILY_SECONDS = 3600
+
+
+@dataclasses.dataclass(frozen=True)
+class ConversionRow:
+    """One network as a file.
+
+    Attributes:
+        family, removed: which, and the share of its filters that was pruned.
+        macs, bytes, operators: of the file's network, of the file, in the file.
+        float_operators: in the file, each once; a full-integer file has none.
+        steps: mean difference between the file's outputs and the QAT model's, in units of the
+            output's scale.
+        seconds: of quantizing, converting and checking.
+    """
+
+    family: str
+    removed: float
+    macs: int
+    bytes: int
+    operators: int
+    float_operators: list[str]
+    steps: float
+    seconds: float
+
+
+def convert_family(family: str, ratios: list[float]) -> list[dict[str, Any]]:
+    """Rows of one family, as `measure` can hand them from process to process."""
+    model = build_family(family)
+    x = np.random.default_rng(0).uniform(0, 1, (EXAMPLES, *model.input_shape[1:]))
+    x = x.astype(np.float32)
+    scores = rank_filters(model, None, criterion="magnitude")
+    rows = []
+    for ratio in ratios:
+        network = prune(model, plan_pruning(model, scores, prune_ratio=ratio)) if ratio else model
+        start = time.perf_counter()
+        qat = quantize(network, method="ptq", representative_data=(x,))
+        with tempfile.TemporaryDirectory() as folder:
+            file = export_tflite(qat, pathlib.Path(folder) / "net.tflite", allow_float=True)
+            seconds = time.perf_counter() - start
+            difference = TFLiteModel(file.path)(x) - qat.predict(x, verbose=0)
+        row = ConversionRow(
+            family=family,
+            removed=ratio,
+            macs=count_macs(network),
+            bytes=file.bytes,
+            operators=sum(file.operators.values()),
+            float_operators=sorted(set(file.float_operators)),
+            steps=float(np.abs(difference).mean() / file.output.scale),
+            seconds=seconds,
+        )
+        rows.append(dataclasses.asdict(row))
+    return rows
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds --families, --ratios and --output."""
+    parser.add_argument(
+        "--families", default=",".join(FAMILIES), help="comma-separated; all of them by default"
+    )
+    parser.add_argument(
+        "--ratios", default="0,0.3", help="shares of the filters to remove first, comma-separated"
+    )
+    add_output_arguments(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Prints a line for every file as it is made, then the table.
+
+    Raises:
+        ValueError: a family is not known, did not convert, or computes in floating point.
+    """
+    families = parse_families(options.families)
+    ratios = [float(ratio) for ratio in options.ratios.split(",")]
+    rows, failed = [], []
+    for family in families:
+        arguments = {"family": family, "ratios": ratios}
+        try:
+            made = measure(f"{__name__}:convert_family", arguments, FAMILY_SECONDS)
+        except MeasurementError as error:
+            failed.append(f"{family}: {error}")
+            print(failed[-1], flush=True)
+            continue
+        for row in made:
+            rows.append(row)
+            floats = ", ".join(row["float_operators"]) or "none"
+            print(
+                f"{family} {row['removed']:g}: float operators {floats}, mean difference "
+                f"{row['steps']:.2f} steps, {row['seconds']:.0f} s",
+                flush=True,
+            )
+            if row["float_operators"]:
+                failed.append(f"{family}: {floats} in floating point")
+    show("full-integer files of the families of tf_keras.applications", rows, _COLUMNS)
+    save(options, "convert", rows)
+    if failed:
+        raise ValueError("; ".join(failed))
+
+
+_COLUMNS = {
+    "family": "family",
+    "removed": "removed",
+    "macs": "MACs",
+    "bytes": "bytes",
+    "operators": "operators",
+    "float_operators": "in float",
+    "steps": "mean difference, steps",
+    "seconds": "seconds",
+}

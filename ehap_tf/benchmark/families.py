@@ -1,0 +1,60 @@
+"""The architecture families of `tf_keras.applications`, with random weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tf_keras
+
+# Family -> (constructor's name, smallest input side that the family takes, in steps of 16).
+FAMILIES = {
+    "VGG": ("VGG16", 32),
+    "ResNet": ("ResNet50", 32),
+    "ResNetV2": ("ResNet50V2", 32),
+    "Inception": ("InceptionV3", 80),
+    "InceptionResNet": ("InceptionResNetV2", 80),
+    "Xception": ("Xception", 80),
+    "MobileNet": ("MobileNet", 32),
+    "MobileNetV2": ("MobileNetV2", 32),
+    "MobileNetV3": ("MobileNetV3Small", 32),
+    "DenseNet": ("DenseNet121", 32),
+    "NASNet": ("NASNetMobile", 32),
+    "EfficientNet": ("EfficientNetB0", 32),
+    "EfficientNetV2": ("EfficientNetV2B0", 32),
+    "ConvNeXt": ("ConvNeXtTiny", 32),
+    "RegNetX": ("RegNetX002", 32),
+    "RegNetY": ("RegNetY002", 32),
+    "ResNetRS": ("ResNetRS50", 32),
+}
+
+
+def parse_families(text: str) -> list[str]:
+    """Comma-separated names of `FAMILIES`.
+
+    Raises:
+        ValueError: a name that is not known.
+    """
+    families = text.split(",")
+    unknown = sorted(set(families) - set(FAMILIES))
+    if unknown:
+        raise ValueError(
+            f"families must be among {', '.join(FAMILIES)}. Received: {', '.join(unknown)}"
+        )
+    return families
+
+
+def build_family(family: str) -> tf_keras.Model:
+    """The smallest member on its smallest input, with random weights and norm statistics."""
+    name, side = FAMILIES[family]
+    constructor: Any = None
+    for module in (tf_keras.applications, *vars(tf_keras.applications).values()):
+        constructor = constructor or getattr(module, name, None)
+    model = constructor(weights=None, input_shape=(side, side, 3), classes=10)
+    rng = np.random.default_rng(0)
+    for layer in model._flatten_layers(include_self=False):
+        if isinstance(layer, tf_keras.layers.BatchNormalization):
+            for weight in layer.weights:
+                low = 0.5 if "variance" in weight.name else -0.5
+                weight.assign(rng.uniform(low, low + 1.0, weight.shape))
+    return model
