@@ -43,6 +43,12 @@ class TrainingState:
 
     def save(self, *paths: str | os.PathLike[str]) -> None:
         """Writes the state to each of `paths` in turn, each time atomically."""
+        content = self.to_bytes()
+        for path in paths:
+            write_bytes(path, content)
+
+    def to_bytes(self) -> bytes:
+        """The content of the file."""
         header = {
             "format": FORMAT,
             "epoch": self.epoch,
@@ -59,8 +65,12 @@ class TrainingState:
                 arrays[f"{kind}/{index}"] = _plain(array)
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)  # type: ignore[arg-type]
-        for path in paths:
-            write_bytes(path, buffer.getvalue())
+        return buffer.getvalue()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> TrainingState:
+        """The inverse of `to_bytes`."""
+        return cls._read(io.BytesIO(content))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> TrainingState:
@@ -72,20 +82,24 @@ class TrainingState:
         """
         path = pathlib.Path(path)
         try:
-            with np.load(path, allow_pickle=False) as archive:
-                header = json.loads(archive["header"].tobytes())
-                if header.pop("format") != FORMAT:
-                    raise ValueError("unknown format")
-                for kind in ("weights", "optimizer"):
-                    header[kind] = [archive[f"{kind}/{i}"] for i in range(header[kind])]
-                header["history"] = tuple(header["history"])
-                return cls(**header)
+            return cls._read(path)
         except FileNotFoundError:
             raise
         except (ValueError, KeyError, TypeError, EOFError, OSError, zlib.error) as error:
             raise _corrupt(path, error) from error
         except (zipfile.BadZipFile, NotImplementedError, AttributeError) as error:
             raise _corrupt(path, error) from error
+
+    @classmethod
+    def _read(cls, source: Any) -> TrainingState:
+        with np.load(source, allow_pickle=False) as archive:
+            header = json.loads(archive["header"].tobytes())
+            if header.pop("format") != FORMAT:
+                raise ValueError("unknown format")
+            for kind in ("weights", "optimizer"):
+                header[kind] = [archive[f"{kind}/{i}"] for i in range(header[kind])]
+            header["history"] = tuple(header["history"])
+            return cls(**header)
 
 
 def _corrupt(path: pathlib.Path, error: Exception) -> CorruptFileError:

@@ -147,6 +147,20 @@ class PipelineConfig:
     recalibrate_batches: int = _setting(
         32, "batches that re-estimate BatchNorm after pruning; 0: none", unit="batches", low=0
     )
+    prune_steps: int = _setting(
+        1,
+        "remove the filters in this many equal parts; before each further part the network is "
+        "trained a little (--prune_step_epochs) and ranked again",
+        unit="steps",
+        low=1,
+    )
+    prune_step_epochs: int = _setting(
+        1,
+        "length of the training between two parts of --prune_steps, with fine-tuning's learning "
+        "rate",
+        unit="epochs",
+        low=0,
+    )
     train_epochs: int = _setting(30, "length of training the baseline", unit="epochs", low=0)
     finetune_epochs: int = _setting(15, "length of fine-tuning", unit="epochs", low=0)
     qat_epochs: int = _setting(3, "length of quantization-aware training", unit="epochs", low=0)
@@ -181,8 +195,10 @@ class PipelineConfig:
     )
     strategy: str = _setting(
         "none",
-        "devices: the default one (none), or all GPUs of this machine (mirrored)",
-        choices=("none", "mirrored"),
+        "devices that train and rank: the default one (none), all GPUs of this machine (mirrored), "
+        "or those of the machines in TF_CONFIG, the command started on each (multi_worker). A "
+        "batch is divided among them, and the learning rate stays as it is",
+        choices=("none", "mirrored", "multi_worker"),
     )
     seed: int = _setting(0, "of weights, order, augmentation, probes", low=0)
     stages: tuple[str, ...] = _setting(
@@ -221,6 +237,16 @@ class PipelineConfig:
             raise ValueError(
                 f"{' and '.join(amounts)} exclude each other: give one of them. Received: "
                 + ", ".join(f"{name}={getattr(self, name)}" for name in amounts)
+            )
+        if self.prune_steps > 1 and self.implant_ratio:
+            raise ValueError(
+                "prune_steps above 1 goes without 1x1 implants, which cannot be ranked again. "
+                f"Received: prune_steps={self.prune_steps}, implant_ratio={self.implant_ratio}"
+            )
+        if self.prune_steps > 1 and self.strategy == "multi_worker":
+            raise ValueError(
+                "prune_steps above 1 runs on one machine. Received: "
+                f"prune_steps={self.prune_steps}, strategy={self.strategy}"
             )
         if not self.stages:
             raise ValueError(f"stages is empty. Give some of: {', '.join(STAGE_NAMES)}")

@@ -11,8 +11,10 @@ from typing import Any
 from ehap_tf.data import ImageDataset, load_dataset
 from ehap_tf.pipeline.config import PipelineConfig
 from ehap_tf.pipeline.console import RunConsole
+from ehap_tf.pipeline.devices import make_strategy
 from ehap_tf.pipeline.records import StageRecord
 from ehap_tf.pipeline.run_directory import RunDirectory
+from ehap_tf.pipeline.workers import Workers
 
 Figures = dict[str, Any]
 """What a stage measured, as JSON values; those named in the contract go into report.json."""
@@ -46,11 +48,12 @@ class Job:
     @functools.cached_property
     def strategy(self) -> Any:
         """The tf.distribute strategy of --strategy, or None."""
-        if self.config.strategy == "none":
-            return None
-        import tensorflow as tf
+        return make_strategy(self.config.strategy)
 
-        return tf.distribute.MirroredStrategy()
+    @functools.cached_property
+    def workers(self) -> Workers:
+        """The processes of the job; without --strategy=multi_worker this one alone."""
+        return Workers(self.strategy)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +68,7 @@ class Stage:
         run: does the work. Receives the job and the fingerprint of all that the stage depends on,
             writes the outputs and returns what it measured.
         always: runs every time; its work is cheap and depends on everything.
+        shared: every process of a job on several machines does it, the chief alone otherwise.
     """
 
     name: str
@@ -73,6 +77,7 @@ class Stage:
     outputs: Callable[[RunDirectory], tuple[pathlib.Path, ...]]
     run: Callable[[Job, str], Figures]
     always: bool = False
+    shared: bool = False
 
 
 def select(config: PipelineConfig, *names: str) -> dict[str, Any]:

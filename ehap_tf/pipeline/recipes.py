@@ -10,7 +10,9 @@ import tf_keras
 from ehap_tf.models import clone_with_policy
 from ehap_tf.models.precision import policy_of, resolve_precision
 from ehap_tf.pipeline.config import PipelineConfig
+from ehap_tf.pipeline.devices import divided_batch
 from ehap_tf.pipeline.job import Job
+from ehap_tf.pipeline.tensorboard import epoch_log
 from ehap_tf.pipeline.training import TrainingRecipe, TrainingResult, fit
 
 
@@ -78,7 +80,13 @@ def fit_with_progress(
     **options: Any,
 ) -> TrainingResult:
     """`training.fit` on the job's data, with its progress on the console and its curve kept."""
-    with job.console.progress(stage, "steps") as progress:
+    divided = divided_batch(recipe.batch_size, job.strategy)
+    if divided:
+        job.console.say(f"{stage}: {divided}")
+    with (
+        job.console.progress(stage, "steps") as progress,
+        epoch_log(job.run.events(stage) if job.workers.is_chief else None) as log,
+    ):
         result = fit(
             model,
             job.dataset,
@@ -87,6 +95,7 @@ def fit_with_progress(
             seed=job.config.seed,
             progress=progress,
             strategy=job.strategy,
+            log=log,
             **options,
         )
     job.run.write_json(job.run.history(stage), {"epochs": list(result.history)})

@@ -53,6 +53,10 @@ class RunDirectory:
         """The training curve of a stage, JSON."""
         return self.logs / f"{stage}_history.json"
 
+    def events(self, stage: str) -> pathlib.Path:
+        """The folder of a training's curves for TensorBoard."""
+        return self.logs / "tensorboard" / stage
+
     def checkpoints(self, stage: str, fingerprint: str) -> pathlib.Path:
         """Where a training stage keeps its checkpoints until it is finished.
 

@@ -13,6 +13,7 @@ from ehap_tf import files
 from ehap_tf.pipeline.config import STAGE_NAMES, PipelineConfig
 from ehap_tf.pipeline.console import RunConsole
 from ehap_tf.pipeline.contents import run_content
+from ehap_tf.pipeline.following import call, call_off, follow
 from ehap_tf.pipeline.job import Job, Stage
 from ehap_tf.pipeline.native_output import NativeErrorOutput
 from ehap_tf.pipeline.records import (
@@ -25,6 +26,7 @@ from ehap_tf.pipeline.records import (
 )
 from ehap_tf.pipeline.run_directory import NOT_A_RUN, RunDirectory, digest
 from ehap_tf.pipeline.stages import STAGES
+from ehap_tf.pipeline.workers import lost_connections
 from ehap_tf.report import summary_table
 from ehap_tf.report.environment import environment
 
@@ -44,9 +46,11 @@ def run(
         native_output: the captured output of C++ code, which then goes to a log file.
 
     Returns:
-        The record of every finished stage of the run directory, by name.
+        The record of every finished stage of the run directory, by name; empty in the processes
+        that follow the chief of a job on several machines.
 
     Raises:
+        ConnectionError: another process of the job is gone.
         ValueError: the run directory belongs to another model or data set, a stage lacks the file
             that it reads, or a setting or file is unusable; the message says what to do.
         OSError: a file cannot be read or written.
@@ -54,6 +58,17 @@ def run(
     """
     directory = RunDirectory(config.run_path)
     job = Job(config, directory, console or RunConsole(config.verbosity), command=command)
+    with lost_connections(job.workers):
+        if job.workers.is_chief:
+            _run_as_chief(job, native_output)
+        else:
+            with _warnings_to(job.console):
+                follow(job, STAGES)
+    return job.records
+
+
+def _run_as_chief(job: Job, native_output: NativeErrorOutput | None) -> None:
+    config, directory = job.config, job.run
     if not config.resume:
         if directory.path.is_dir():
             with directory.locked():  # raises where another process is still at work
@@ -66,16 +81,16 @@ def run(
     with directory.locked(), job.console.logging_to(directory.log), _warnings_to(job.console):
         if native_output:
             native_output.to_file(directory.native_log)
-        if command:
-            job.console.say(command, level=2)
+        if job.command:
+            job.console.say(job.command, level=2)
         directory.remove_partial_files()
         _claim(job)
         job.records = _read_or_set_aside(job)
         for stage in STAGES:
             if stage.name in config.stages:
                 _run_if_needed(job, stage)
+        call_off(job)
         _print_table(job)
-    return job.records
 
 
 def _claim(job: Job) -> None:
@@ -134,6 +149,8 @@ def _run_if_needed(job: Job, stage: Stage) -> None:
     if stage.always:
         job.current = _current(job)
     start = time.monotonic()
+    if stage.shared:
+        call(job, stage, fingerprint(settings))
     figures = stage.run(job, fingerprint(settings))
     job.records[stage.name] = StageRecord(
         stage=stage.name,

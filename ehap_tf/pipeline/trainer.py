@@ -94,6 +94,7 @@ class Trainer:
         self._schedule = WarmupCosine(
             recipe.learning_rate, total, round(recipe.warmup_epochs * steps)
         )
+        self._given = model
         with strategy.scope():
             created_here = strategy.extended.variable_created_in_scope
             if not all(created_here(variable) for variable in model.variables):
@@ -104,7 +105,9 @@ class Trainer:
         self._model = model
         self._frozen: list[tf_keras.layers.Layer] = []
         self._build_step()
-        self.evaluate = Evaluator(model)
+        # Of the given model: one on several devices would be asked for its BatchNorm statistics
+        # in every batch, which are on other machines.
+        self.evaluate = Evaluator(self._given)
 
     def _build_step(self) -> None:
         recipe = self._recipe
@@ -126,12 +129,15 @@ class Trainer:
         if self._frozen:
             self._build_step()
 
-    def finish(self, model: tf_keras.Model) -> None:
-        """Gives `model` the weights, and every layer its trainability back."""
+    def unfreeze(self) -> None:
+        """Gives every layer its trainability back."""
         for layer in self._frozen:
             layer.trainable = True
-        if model is not self._model:
-            model.set_weights(self._model.get_weights())
+
+    def hand_over(self) -> None:
+        """Gives the model that the trainer was made with the weights of its copy, if it has one."""
+        if self._given is not self._model:
+            self._given.set_weights(self._model.get_weights())
 
     def run_epoch(
         self, batches: Any, epoch: int, progress: ProgressCallback, folder: pathlib.Path

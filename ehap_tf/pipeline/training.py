@@ -7,6 +7,7 @@ import os
 import pathlib
 import time
 import warnings
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -15,10 +16,15 @@ import tf_keras
 from ehap_tf.data import ImageDataset, evaluation_batches, steps_per_epoch, training_batches
 from ehap_tf.files import CorruptFileError, set_aside
 from ehap_tf.pipeline.checkpoint import TrainingState
+from ehap_tf.pipeline.devices import distributed_batches
 from ehap_tf.pipeline.trainer import Evaluator, Trainer, TrainingRecipe
+from ehap_tf.pipeline.workers import Workers
 from ehap_tf.progress import ProgressCallback, no_progress
 
 __all__ = ["TrainingRecipe", "TrainingResult", "evaluate", "fit"]
+
+EpochLog = Callable[[Mapping[str, float]], None]
+"""Receives the figures of each whole epoch."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +69,7 @@ def fit(
     resume: bool = True,
     strategy: tf.distribute.Strategy | None = None,
     freeze_batch_norm_after: int | None = None,
+    log: EpochLog = lambda figures: None,
 ) -> TrainingResult:
     """Trains `model` in place and leaves it with the weights of its best validation epoch.
 
@@ -80,9 +87,12 @@ def fit(
         progress: called with steps done, steps in all, and figures: epoch, loss, accuracy and
             validation_accuracy, learning_rate.
         resume: False ignores (and overwrites) what is in `directory`.
-        strategy: distributes each batch; a model made outside its scope is copied into it.
+        strategy: divides each batch among its devices, the learning rate stays as it is; a model
+            made outside its scope is copied into it. Of several processes, which all make the same
+            call, the chief reads and writes the checkpoints.
         freeze_batch_norm_after: from this epoch on (counted from 0), BatchNorm layers keep their
             statistics, gamma and beta.
+        log: called with the figures of every whole epoch, those of earlier calls included.
 
     Raises:
         FloatingPointError: the loss is NaN or infinite; the last good checkpoint is kept.
@@ -100,26 +110,32 @@ def fit(
         "freeze_batch_norm_after": freeze_batch_norm_after,
         "recipe": dataclasses.asdict(recipe),
     }
+    workers = Workers(strategy)
     trainer = Trainer(model, recipe, steps, strategy)
-    state, notes = _resume(folder, settings, trainer) if resume else (None, [])
-    if state is None:
-        state = trainer.state(0, 0, -1.0, (), settings)
+    fresh = trainer.state(0, 0, -1.0, (), settings)
+    found, notes = _resume(folder, settings) if resume and workers.is_chief else (None, [])
+    state = _chiefs(workers, found or fresh)
+    trainer.load(state)
     best = state
-    if 0 < state.best_epoch < state.epoch:
+    if 0 < state.best_epoch < state.epoch and workers.is_chief:
         best = _load_best(folder, state, notes)
     first_epoch = state.epoch
     stream = training_batches(
         dataset, recipe.batch_size, seed, first_epoch, max(1, recipe.epochs - first_epoch)
     )
-    batches = iter(strategy.experimental_distribute_dataset(stream))
+    batches = iter(distributed_batches(stream, recipe.batch_size, strategy))
     validation = evaluation_batches(dataset.validation, dataset, 256)
+    for past in state.history:
+        log(past)
     try:
         for epoch in range(first_epoch, recipe.epochs):
             began = time.monotonic()
             if freeze_batch_norm_after is not None and epoch >= freeze_batch_norm_after:
                 trainer.freeze_batch_norm()
             figures = trainer.run_epoch(batches, epoch, progress, folder)
-            figures["validation_accuracy"] = trainer.evaluate(validation)
+            trainer.hand_over()
+            accuracy = trainer.evaluate(validation) if workers.is_chief else 0.0
+            figures["validation_accuracy"] = workers.value_from_chief(accuracy)
             figures["seconds"] = time.monotonic() - began
             is_best = figures["validation_accuracy"] > state.best_accuracy
             state = trainer.state(
@@ -129,22 +145,34 @@ def fit(
                 (*state.history, figures),
                 settings,
             )
-            # best.npz first: a crash in between repeats this epoch and writes the same again.
-            state.save(*([folder / "best.npz"] if is_best else []), folder / "last.npz")
+            if workers.is_chief:
+                # best.npz first: a crash in between repeats this epoch and writes the same again.
+                state.save(*([folder / "best.npz"] if is_best else []), folder / "last.npz")
             best = state if is_best else best
             progress((epoch + 1) * steps, recipe.epochs * steps, figures)
+            log(figures)
+        best = _chiefs(workers, best)
         if best.epoch != state.epoch:
             trainer.load(best)
     finally:
-        trainer.finish(model)
+        trainer.unfreeze()
+    trainer.hand_over()
     accuracy = best.best_accuracy if best.epoch else evaluate(model, validation)
     return TrainingResult(
         state.epoch, best.best_epoch, accuracy, state.history, first_epoch, tuple(notes)
     )
 
 
+def _chiefs(workers: Workers, state: TrainingState) -> TrainingState:
+    """The chief's state, in every process."""
+    if workers.count == 1:
+        return state
+    content = workers.from_chief(state.to_bytes() if workers.is_chief else b"")
+    return TrainingState.from_bytes(content)
+
+
 def _resume(
-    folder: pathlib.Path, settings: dict[str, Any], trainer: Trainer
+    folder: pathlib.Path, settings: dict[str, Any]
 ) -> tuple[TrainingState | None, list[str]]:
     notes: list[str] = []
     for name in ("last.npz", "best.npz"):
@@ -161,7 +189,6 @@ def _resume(
                 f"The checkpoint {path} is of another training: it was made with "
                 f"{state.settings}. Received: {settings}. Use another directory, or resume=False"
             )
-        trainer.load(state)
         if notes:
             _note(notes, f"The training goes on from {path} (after epoch {state.epoch})")
         return state, notes

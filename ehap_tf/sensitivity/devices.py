@@ -18,6 +18,7 @@ class Replicas:
                 f"strategy must be a tf.distribute.Strategy or None. Received: {strategy!r}"
             )
         self._strategy = strategy
+        self._several_processes = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
         self.count = 1 if strategy is None else int(strategy.num_replicas_in_sync)
 
     def scope(self) -> contextlib.AbstractContextManager[Any]:
@@ -55,10 +56,26 @@ class Replicas:
                 for column in columns
             ]
             results = everywhere(tf.nest.pack_sequence_as(structure, spread))
-            flat = [strategy.experimental_local_results(r) for r in tf.nest.flatten(results)]
+            flat = [self._of_all(result) for result in tf.nest.flatten(results)]
             return [
                 tf.nest.pack_sequence_as(results, [column[i] for column in flat])
                 for i in range(len(items))
             ]
 
         return run
+
+    def _of_all(self, result: Any) -> Sequence[Any]:
+        """One tensor a replica, those of other processes included."""
+        strategy = self._strategy
+        assert strategy is not None  # nothing is spread without one
+        local = strategy.experimental_local_results(result)
+        if not self._several_processes:
+            return local
+        if local[0].shape.rank == 0:
+            # Collectives know no booleans.
+            row = strategy.run(lambda x: tf.cast(x, tf.float64)[tf.newaxis], args=(result,))
+            return [
+                tf.cast(value, local[0].dtype) for value in strategy.gather(row, axis=0).numpy()
+            ]
+        lengths = strategy.run(lambda x: tf.shape(x)[:1], args=(result,))
+        return tf.split(strategy.gather(result, axis=0), strategy.gather(lengths, axis=0).numpy())

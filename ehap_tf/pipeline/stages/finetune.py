@@ -35,4 +35,5 @@ STAGE = Stage(
     inputs=lambda run: (run.slim,),
     outputs=lambda run: (run.finetuned,),
     run=run,
+    shared=True,
 )

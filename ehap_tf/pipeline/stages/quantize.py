@@ -59,4 +59,5 @@ STAGE = Stage(
     inputs=lambda run: (run.finetuned,),
     outputs=lambda run: (run.qat,),
     run=run,
+    shared=True,
 )

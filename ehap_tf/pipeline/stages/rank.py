@@ -2,59 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import tf_keras
-
-from ehap_tf.data import sample_arrays
-from ehap_tf.models import ends_in_softmax, load_model
-from ehap_tf.pipeline.config import PipelineConfig
-from ehap_tf.pipeline.job import Figures, Job, Stage, select
-from ehap_tf.sensitivity import rank_filters
-
-MICRO_BATCH = 128
-"""Examples differentiated at once: bounds the memory, changes no score beyond rounding."""
-
-
-def settings(config: PipelineConfig) -> dict[str, Any]:
-    """The criterion and what it looks at."""
-    return select(
-        config,
-        "dataset",
-        "criterion",
-        "estimator",
-        "precision",
-        "probes",
-        "tolerance",
-        "hessian_batch_size",
-        "seed",
-    )
+from ehap_tf.models import load_model
+from ehap_tf.pipeline.job import Figures, Job, Stage
+from ehap_tf.pipeline.ranking import rank_network, ranking_settings
 
 
 def run(job: Job, fingerprint: str) -> Figures:
     """Writes `scores.npz`."""
     del fingerprint
-    config = job.config
-    model = load_model(job.run.baseline)
-    data = sample_arrays(job.dataset, config.hessian_batch_size, config.seed)
-    loss = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=not ends_in_softmax(model))
-    with job.console.progress("rank", "probes") as progress:
-        scores = rank_filters(
-            model,
-            data,
-            loss,
-            criterion=config.criterion,
-            estimator=config.estimator,
-            precision=config.precision,
-            probes=config.probes,
-            tolerance=config.tolerance,
-            batch_size=MICRO_BATCH,
-            seed=config.seed,
-            strategy=job.strategy,
-            progress=progress,
-        )
-    for note in scores.provenance.notes:
-        job.console.say(f"rank: {note}")
+    scores = rank_network(job, load_model(job.run.baseline))
     scores.save(job.run.scores)
     return {
         "quantity": scores.provenance.quantity,
@@ -70,8 +26,9 @@ def run(job: Job, fingerprint: str) -> Figures:
 
 STAGE = Stage(
     name="rank",
-    settings=settings,
+    settings=ranking_settings,
     inputs=lambda run: (run.baseline,),
     outputs=lambda run: (run.scores,),
     run=run,
+    shared=True,
 )

@@ -25,8 +25,12 @@ def settings(config: PipelineConfig) -> dict[str, Any]:
 def run(job: Job, fingerprint: str) -> Figures:
     """Writes `baseline.keras`."""
     checkpoints = job.run.checkpoints("train", fingerprint)
-    source = baseline.find_baseline(job.config, settings(job.config), checkpoints)
+    source = None
+    if job.workers.is_chief:
+        source = baseline.find_baseline(job.config, settings(job.config), checkpoints)
     figures: Figures = {}
+    if job.workers.value_from_chief(source is not None) and not job.workers.is_chief:
+        return figures
     if source is None:
         dataset = job.dataset
         model = build_model(
@@ -61,4 +65,5 @@ STAGE = Stage(
     inputs=lambda run: (),
     outputs=lambda run: (run.baseline,),
     run=run,
+    shared=True,
 )

@@ -1,0 +1,142 @@
+"""One process of the job on two machines that `test_multi_worker` starts twice.
+
+`python -m tests.pipeline.one_worker TASK FOLDER`, with TF_CONFIG set; prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import sys
+from typing import Any
+
+import numpy as np
+import tf_keras
+
+from ehap_tf.pipeline import job as job_module
+from ehap_tf.pipeline import runner
+from ehap_tf.pipeline.config import PipelineConfig
+from ehap_tf.pipeline.devices import make_strategy
+from ehap_tf.pipeline.training import fit
+from ehap_tf.pipeline.workers import Workers, lost_connections
+from ehap_tf.sensitivity import rank_filters
+
+STRATEGY = make_strategy("multi_worker")  # before anything else uses TensorFlow
+WORKERS = Workers(STRATEGY)
+
+from tests.pipeline.test_training import RECIPE, small_digits, small_net  # noqa: E402
+from tests.sensitivity.networks import cross_entropy, examples, joined, residual_net  # noqa: E402
+
+# An odd batch, of which the devices get unequal parts.
+TRAINING = dataclasses.replace(RECIPE, epochs=2, batch_size=9)
+STEPS = 17
+
+
+def rank() -> dict[str, Any]:
+    """The largest relative difference between the scores of two processes and those of one."""
+    model, data, differences = residual_net(), examples(21), {}
+    for criterion, estimator, probes in (
+        ("hessian_trace", "hutchinson", 3),
+        ("hessian_trace", "gauss_newton", 3),
+        ("obd", "gauss_newton", 1),
+    ):
+        one, two = (
+            joined(
+                rank_filters(
+                    model, data, cross_entropy(), criterion, estimator, probes=probes,
+                    batch_size=8, strategy=strategy,
+                )
+            )
+            for strategy in (None, STRATEGY)
+        )  # fmt: skip
+        differences[f"{criterion} {estimator}"] = float(np.abs(two / one - 1).max())
+    return {"differences": differences}
+
+
+def net() -> Any:
+    """Without the statistics of a batch, of which every device has its own."""
+    model = small_net()
+    model.get_layer("bn").trainable = False
+    return model
+
+
+def train(folder: pathlib.Path, kill_at: int | None = None) -> dict[str, Any]:
+    """Trains; worker 1 may kill itself on the way."""
+    model = net()
+
+    def progress(done: int, total: int, figures: Any) -> None:
+        if kill_at is not None and done >= kill_at and WORKERS.index == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with lost_connections(WORKERS):
+        result = fit(
+            model,
+            small_digits(),
+            TRAINING,
+            directory=folder / f"checkpoints{WORKERS.index}",
+            seed=1,
+            strategy=STRATEGY,
+            progress=progress,
+        )
+    alone = net()
+    fit(alone, small_digits(), TRAINING, directory=folder / f"alone{WORKERS.index}", seed=1)
+    pairs = list(zip(model.get_weights(), alone.get_weights(), net().get_weights(), strict=True))
+    return {
+        "resumed": result.resumed_epochs,
+        "difference": max(float(np.abs(a - b).max()) for a, b, _ in pairs),
+        "moved": max(float(np.abs(a - b).max()) for a, _, b in pairs),
+    }
+
+
+def command(folder: pathlib.Path) -> dict[str, Any]:
+    """Rank, prune, fine-tune through the runner, of a model that is there already."""
+    job_module.make_strategy = lambda name: STRATEGY  # a process has one
+    own = folder / f"run{WORKERS.index}"
+    if WORKERS.is_chief:
+        layers = tf_keras.layers
+        inputs = layers.Input((32, 32, 3))
+        x = layers.Conv2D(6, 3, strides=4, activation="relu")(inputs)
+        x = layers.Conv2D(6, 3, strides=2, activation="relu")(x)
+        x = layers.Dense(10)(layers.GlobalAveragePooling2D()(x))
+        tf_keras.Model(inputs, x).save(folder / "tiny.keras")
+    config = PipelineConfig(
+        model=str(folder / "tiny.keras"),
+        dataset="digits",
+        strategy="multi_worker",
+        criterion="obd",
+        estimator="gauss_newton",
+        probes=1,
+        prune_ratio=0.3,
+        batch_size=64,
+        finetune_epochs=1,
+        train_precision="fp32",
+        precision="fp32",
+        stages=("train", "rank", "prune", "finetune"),
+        output_dir=str(own),
+    )
+    records = runner.run(config)
+    return {"stages": sorted(records), "wrote": own.exists()}
+
+
+def main() -> None:
+    """Does the tasks that are named, separated by commas."""
+    names, folder = sys.argv[1].split(","), pathlib.Path(sys.argv[2])
+    results: dict[str, Any] = {}
+    try:
+        for name in names:
+            if name == "rank":
+                results |= rank()
+            elif name == "command":
+                results |= command(folder)
+            else:
+                results |= train(folder, STEPS + 10 if name == "killed" else None)
+    except ConnectionError as error:
+        results["lost"] = str(error)
+    print("results", json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

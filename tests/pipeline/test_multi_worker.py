@@ -1,0 +1,81 @@
+"""Two processes over loopback train and rank like one; one dies, and the job goes on after it."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def two_workers(tasks: str, folder: pathlib.Path) -> list[tuple[int, dict]]:
+    """Exit status and results of both processes."""
+    cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(2)]}
+    started = []
+    for index in range(2):
+        configuration = {"cluster": cluster, "task": {"type": "worker", "index": index}}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "-1"}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.pipeline.one_worker", tasks, str(folder)],
+            cwd=ROOT,
+            env=environment | {"TF_CONFIG": json.dumps(configuration)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+    outcomes = []
+    try:
+        for process in started:
+            out, errors = process.communicate(timeout=400)
+            lines = [line for line in out.splitlines() if line.startswith("results ")]
+            assert lines or process.returncode < 0, f"{out[-2000:]}\n{errors[-4000:]}"
+            results = json.loads(lines[0].removeprefix("results ")) if lines else {}
+            outcomes.append((process.returncode, results))
+    finally:
+        for process in started:
+            process.kill()
+    return outcomes
+
+
+@pytest.mark.slow
+def test_two_processes_do_what_one_does_and_survive_a_death(tmp_path: pathlib.Path):
+    (status, chief), (killed, nothing) = two_workers("rank,killed", tmp_path)
+    assert (status, killed, nothing) == (0, -signal.SIGKILL, {})
+    assert max(chief["differences"].values()) < 1e-9
+    assert "worker 0 of 2 lost the others" in chief["lost"]
+    assert "Start the same command again on every worker" in chief["lost"]
+    assert (tmp_path / "checkpoints0" / "last.npz").exists()
+
+    (status, chief), (other, follower) = two_workers("train,command", tmp_path)
+    assert (status, other) == (0, 0)
+    for results in (chief, follower):
+        assert results["resumed"] == 1
+        assert results["difference"] < 1e-4 < 1e-2 < results["moved"]
+    assert not (tmp_path / "checkpoints1").exists(), "only the chief writes checkpoints"
+
+    assert chief["stages"] == ["finetune", "prune", "rank", "train"] and chief["wrote"]
+    assert follower["stages"] == [] and not follower["wrote"]
+    run = tmp_path / "run0"
+    for name in ("baseline.keras", "scores.npz", "slim.keras", "finetuned.keras"):
+        assert (run / name).exists()
+    log = (run / "logs" / "run.log").read_text()
+    assert "finetune: 32 images on each of 2 devices" in log
+    assert "the learning rate is not scaled" in log
