@@ -13,6 +13,9 @@ from matplotlib.figure import Figure
 from ehap_tf.benchmark import output
 from ehap_tf.benchmark.isolation import MeasurementError, measure
 from ehap_tf.benchmark.subject import add_subject_arguments, load_subject, subject_settings
+from ehap_tf.benchmark.torch_loop import measure_torch_loop
+
+PEER = "torch_loop"
 
 COLUMNS = {
     "case": "estimator, precision",
@@ -34,7 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_subject_arguments(parser)
     parser.add_argument("--batch_size", type=int, default=128, help="micro-batch; default 128")
     parser.add_argument(
-        "--estimators", default="hutchinson,gauss_newton", help="default hutchinson,gauss_newton"
+        "--estimators",
+        default="hutchinson,gauss_newton",
+        help="default hutchinson,gauss_newton; torch_loop is Hutchinson by a plain PyTorch loop in "
+        "float32, where PyTorch is installed",
     )
     parser.add_argument("--precisions", default="fp32,bf16", help="default fp32,bf16")
     parser.add_argument(
@@ -53,7 +59,9 @@ def run(options: argparse.Namespace) -> None:
     rows: list[dict[str, Any]] = []
     for model in options.model.split(","):
         for estimator in options.estimators.split(","):
-            for precision in options.precisions.split(","):
+            # The peer has one precision.
+            precisions = "fp32" if estimator == PEER else options.precisions
+            for precision in precisions.split(","):
                 arguments = subject_settings(options) | {
                     "model": model,
                     "estimator": estimator,
@@ -84,6 +92,8 @@ def measure_trace(
     from ehap_tf.sensitivity import rank_filters
     from ehap_tf.sensitivity.memory import PeakMemory
 
+    if estimator == PEER:
+        return measure_torch_loop(subject["model"], subject["examples"], probes, subject["seed"])
     model, data, loss = load_subject(**subject)
     model(data[0][:1], training=False)  # the runtime and its thread pools are loaded, too
     loaded = PeakMemory().bytes()
