@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tf_keras
 
-from ehap_tf.data import DATASET_NAMES, load_dataset, sample_arrays
+from ehap_tf.data import DATASET_NAMES, ImageDataset, load_dataset, sample_arrays
 from ehap_tf.models import MODEL_NAMES, build_model, ends_in_softmax, load_model
 
 SUBJECT_FLAGS = ("model", "dataset", "data_dir", "examples", "seed")
@@ -52,21 +52,37 @@ def load_subject(
         ValueError: an unknown name.
         FileNotFoundError: a path that leads nowhere.
     """
+    if dataset != "noise":
+        network, loaded, loss = load_images(model, dataset, data_dir, seed)
+        return network, sample_arrays(loaded, examples, seed), loss
     source = trained_source(model, dataset)
+    network = load_model(source) if source is not None else build_model(model, seed=seed)
+    return network, _noise(network, examples, seed), _loss(network)
+
+
+def load_images(
+    model: str, dataset: str, data_dir: str | None, seed: int
+) -> tuple[tf_keras.Model, ImageDataset, tf_keras.losses.Loss]:
+    """The model, all of the data set and the loss.
+
+    The split into training and validation images is that of seed 0, on which models were trained,
+    whatever `seed` is.
+
+    Raises:
+        ValueError: an unknown name.
+        FileNotFoundError: a path that leads nowhere.
+    """
+    source = trained_source(model, dataset)
+    loaded = load_dataset(dataset, data_dir)
     if source is not None:
         network = load_model(source)
-    if dataset == "noise":
-        if source is None:
-            network = build_model(model, seed=seed)
-        data = _noise(network, examples, seed)
     else:
-        # The split stays that of seed 0, on which the models were trained.
-        loaded = load_dataset(dataset, data_dir)
-        if source is None:
-            network = build_model(model, loaded.num_classes, loaded.input_shape, seed)
-        data = sample_arrays(loaded, examples, seed)
-    loss = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=not ends_in_softmax(network))
-    return network, data, loss
+        network = build_model(model, loaded.num_classes, loaded.input_shape, seed)
+    return network, loaded, _loss(network)
+
+
+def _loss(network: tf_keras.Model) -> tf_keras.losses.Loss:
+    return tf_keras.losses.SparseCategoricalCrossentropy(from_logits=not ends_in_softmax(network))
 
 
 def trained_source(model: str, dataset: str) -> pathlib.Path | None:

@@ -1,0 +1,259 @@
+"""What counts: accuracy after many filters are removed together, by criterion, without training.
+
+Growing shares of the filters (or of the multiply-accumulates) go, in one shot or ranked anew on the
+way, and accuracy is measured on validation images right after, and again once BatchNorm's
+statistics are re-estimated on training images. Test images are not looked at: criteria are chosen
+by this table.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import tf_keras
+from matplotlib.figure import Figure
+
+from ehap_tf.benchmark import output
+from ehap_tf.benchmark.contenders import Clock, add_contender_arguments, rank
+from ehap_tf.benchmark.gated_model import GatedModel
+from ehap_tf.benchmark.records import Records, Row, beside, digest
+from ehap_tf.benchmark.subject import add_subject_arguments, load_images, trained_source
+from ehap_tf.data import evaluation_batches, sample_arrays, training_batches
+from ehap_tf.pruning import PruningPlan, plan_pruning
+from ehap_tf.sensitivity import FilterScores
+from ehap_tf.sensitivity.criteria import find_criterion
+
+MODES = ("one_shot", "steps", "recalibrated_steps")
+AMOUNTS = {"filters": "prune_ratio", "macs": "target_macs"}
+COLUMNS = {
+    "criterion": "criterion",
+    "mode": "mode",
+    "removed": "removed",
+    "filters_left": "filters left",
+    "macs_left": "MACs left",
+    "accuracy": "accuracy",
+    "recalibrated_accuracy": "BatchNorm re-estimated",
+    "rank_seconds": "ranking, seconds",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of this benchmark."""
+    add_subject_arguments(parser, examples=512)
+    add_contender_arguments(parser)
+    parser.add_argument(
+        "--by", choices=sorted(AMOUNTS), default="filters", help="what is removed; default filters"
+    )
+    parser.add_argument(
+        "--amounts",
+        nargs="+",
+        type=float,
+        default=[0.1, 0.2, 0.3, 0.4, 0.6],
+        help="shares removed; default 0.1 0.2 0.3 0.4 0.6",
+    )
+    parser.add_argument(
+        "--modes",
+        nargs="+",
+        choices=MODES,
+        default=["one_shot"],
+        help="one_shot; steps: ranked anew after every --step; recalibrated_steps: with BatchNorm "
+        "re-estimated before each ranking; default one_shot",
+    )
+    parser.add_argument(
+        "--step", type=float, default=0.1, help="share between two rankings; default 0.1"
+    )
+    parser.add_argument("--residual", default="union", help="union or tied; default union")
+    parser.add_argument(
+        "--cost_aware", default=None, help="macs or params: scores count per cost; default no"
+    )
+    parser.add_argument(
+        "--validation_images", type=int, default=0, help="how many; default 0, for all of them"
+    )
+    parser.add_argument(
+        "--recalibrate_batches", type=int, default=32, help="of 128 training images; default 32"
+    )
+    output.add_output_arguments(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measures what is not yet measured, prints the table, writes what --output asks for."""
+    subject = Subject(options)
+    rows = [subject.whole()]
+    cells = [(mode, name) for mode in options.modes for name in options.criteria]
+    clock = Clock(len(cells))
+    for mode, criterion in cells:
+        if mode != "one_shot" and not find_criterion(criterion).needs_data:
+            clock.tick(f"{criterion}: looks at no data, so that ranking anew changes nothing")
+            continue
+        rows += subject.path(mode, criterion)
+        clock.tick(f"{criterion}, {mode}")
+    output.show(f"Accuracy on {subject.images} validation images", rows, COLUMNS)
+    output.save(options, "removal", rows, plot(rows))
+
+
+class Subject:
+    """The network under the knife, its data, and what was measured before."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._options = options
+        model, dataset, self._loss = load_images(
+            options.model, options.dataset, options.data_dir, options.seed
+        )
+        self._model = model
+        self._sample = sample_arrays(dataset, options.examples, options.seed)
+        count = options.validation_images or len(dataset.validation)
+        validation = dataset.validation.take(np.arange(min(count, len(dataset.validation))))
+        batches = evaluation_batches(validation, dataset, 256).as_numpy_iterator()
+        self._images, self._labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+        self.images = len(self._labels)
+        self._gated: GatedModel | None = None
+        # The same images for everybody: the training stream of seed 0.
+        stream = training_batches(dataset, min(128, len(dataset.train)), seed=0, epochs=1_000)
+        self._calibration = stream.take(options.recalibrate_batches)
+        settings = {
+            "model": digest(trained_source(options.model, options.dataset)),
+            "validation_images": self.images,
+        }
+        names = ("dataset", "examples", "probes", "seed", "recalibrate_batches", "residual")
+        settings |= {name: getattr(options, name) for name in (*names, "cost_aware", "by", "step")}
+        self._records = Records(beside(options.output), settings)
+
+    @property
+    def gated(self) -> GatedModel:
+        """Built when something has to be measured."""
+        if self._gated is None:
+            self._gated = GatedModel(self._model, self._options.residual)
+        return self._gated
+
+    def whole(self) -> Row:
+        """The accuracy of the whole network."""
+        scores = rank_nothing(self._model)
+        plan = plan_pruning(self._model, scores, 0.0, residual=self._options.residual)
+        return self._measured("whole", "", 0.0, plan, 0.0)
+
+    def path(self, mode: str, criterion: str) -> Iterator[Row]:
+        """The rows of one criterion, for growing amounts."""
+        options = self._options
+        scores = self._rank(criterion)
+        seconds = scores.seconds
+        stops = sorted(set(options.amounts))
+        if mode != "one_shot":
+            whole_steps = np.arange(options.step, stops[-1], options.step).round(6).tolist()
+            stops = sorted({*stops, *whole_steps})
+        removed: PruningPlan | None = None
+        ranked_at = 0.0
+        for stop in stops:
+            if removed is not None and mode != "one_shot":
+                name = f"{criterion}_{mode}_from_{ranked_at:g}_seed{options.seed}"
+                scores = self._rank_anew(criterion, name, removed, mode)
+                seconds += scores.seconds
+            plan = self._plan(scores, stop)
+            removed, ranked_at = plan, stop
+            if stop in options.amounts:
+                yield self._measured(criterion, mode, stop, plan, seconds)
+
+    def _rank(self, criterion: str) -> FilterScores:
+        seed = self._options.seed
+        return rank(
+            self._records, self._model, self._sample, self._loss, criterion, self._options, seed
+        )
+
+    def _rank_anew(
+        self, criterion: str, name: str, removed: PruningPlan, mode: str
+    ) -> FilterScores:
+        """The scores in the network that lost filters; the lost ones stay last."""
+        if not self._records.path(name, ".npz").exists():
+            self.gated.keep(removed.flags())
+            if mode == "recalibrated_steps":
+                self._recalibrate()
+            model = self.gated.model
+        else:
+            model = self._model  # not looked at: the scores are there
+        seed = self._options.seed
+        scores = rank(
+            self._records, model, self._sample, self._loss, criterion, self._options, seed, name
+        )
+        return below_all_others(scores, removed.flags())
+
+    def _plan(self, scores: FilterScores, amount: float) -> PruningPlan:
+        kept = amount if self._options.by == "filters" else 1 - amount
+        return plan_pruning(
+            self._model,
+            scores,
+            **{AMOUNTS[self._options.by]: kept},  # type: ignore[arg-type]
+            residual=self._options.residual,
+            cost_aware=self._options.cost_aware,
+        )
+
+    def _recalibrate(self) -> None:
+        self.gated.recalibrate([images for images, _ in self._calibration])
+
+    def _measured(
+        self, criterion: str, mode: str, amount: float, plan: PruningPlan, seconds: float
+    ) -> Row:
+        def measure() -> Row:
+            flags = plan.flags()
+            self.gated.keep(flags)
+            accuracy = self.gated.accuracy(self._images, self._labels)
+            self._recalibrate()
+            total = sum(len(stays) for stays in flags.values())
+            return {
+                "criterion": criterion,
+                "mode": mode,
+                "removed": amount,
+                "filters_left": sum(int(stays.sum()) for stays in flags.values()) / total,
+                "macs_left": plan.macs_after / plan.macs_before,
+                "params_left": plan.params_after / plan.params_before,
+                "accuracy": accuracy,
+                "recalibrated_accuracy": self.gated.accuracy(self._images, self._labels),
+                "rank_seconds": seconds,
+            }
+
+        return self._records.row(f"{criterion}_{mode}_{amount:g}", measure)
+
+
+def rank_nothing(model: tf_keras.Model) -> dict[str, np.ndarray]:
+    """A score for every filter, for a plan that removes none."""
+    from ehap_tf.sensitivity.filters import find_prunable
+
+    return {layer.name: np.ones(layer.filters) for layer in find_prunable(model)}
+
+
+def below_all_others(scores: FilterScores, flags: dict[str, np.ndarray]) -> FilterScores:
+    """The scores with those of removed filters lower than any other."""
+    lowest = min(float(values.min()) for values in scores.values()) - 1.0
+    values = {name: np.where(flags[name], scores[name], lowest) for name in scores}
+    return FilterScores(values, scores.provenance)
+
+
+def plot(rows: Sequence[Row]) -> Figure:
+    """Accuracy against MACs left, before and after BatchNorm is re-estimated."""
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    whole, rest = rows[0], rows[1:]
+    names = list(dict.fromkeys(row["criterion"] for row in rest))
+    panels = figure.subplots(1, 2, sharey=True)
+    titles = {"accuracy": "right after", "recalibrated_accuracy": "BatchNorm re-estimated"}
+    for axes, (key, title) in zip(panels, titles.items(), strict=True):
+        for mode, style in zip(MODES, ("-", "--", ":"), strict=True):
+            for number, name in enumerate(names):
+                points = [row for row in rest if (row["criterion"], row["mode"]) == (name, mode)]
+                if not points:
+                    continue
+                points = sorted([whole, *points], key=lambda row: -row["macs_left"])
+                axes.plot(
+                    [row["macs_left"] for row in points],
+                    [row[key] for row in points],
+                    linestyle=style,
+                    marker=".",
+                    color=f"C{number % 10}" if number < 10 else "black",
+                    label=name if mode == "one_shot" else f"{name}, {mode}",
+                )
+        axes.set_title(title)
+        axes.set_xlabel("share of the multiply-accumulates left")
+        axes.invert_xaxis()
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("accuracy on validation images")
+    panels[1].legend(fontsize=7)
+    return figure

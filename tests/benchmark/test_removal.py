@@ -1,0 +1,112 @@
+"""Removal without training: the gated twin is surgery, paths, resuming."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+
+from ehap_tf.benchmark import contenders
+from ehap_tf.benchmark.__main__ import main
+from ehap_tf.benchmark.gated_model import GatedModel
+from ehap_tf.benchmark.removal import below_all_others
+from ehap_tf.pruning import plan_pruning, prune, recalibrate
+from ehap_tf.sensitivity import rank_filters
+from tests.pruning.nets import batch, random_scores, relative_error, shake, small_residual_net
+
+layers = tf_keras.layers
+
+
+@pytest.mark.parametrize("residual", ["union", "tied"])
+def test_closed_gates_are_surgery_recalibrated_statistics_included(residual: str) -> None:
+    model = small_residual_net()
+    x = batch(model, 24)
+    gated = GatedModel(model, residual)
+    before = model(x).numpy()
+    for seed in (
+        (1, 2) if residual == "union" else (1,)
+    ):  # the second plan starts from the model again, not from the first
+        plan = plan_pruning(model, random_scores(model, seed), prune_ratio=0.4, residual=residual)
+        slim = prune(model, plan)
+        gated.keep(plan.flags())
+        assert relative_error(gated.model(x), slim(x)) < 1e-5
+        gated.recalibrate([x[:12], x[12:]])
+        assert relative_error(gated.model(x), slim(x)) > 1e-3
+        assert relative_error(gated.model(x), recalibrate(slim, _in_two(x), 2)(x)) < 1e-5
+    np.testing.assert_array_equal(model(x), before)
+
+
+def _in_two(x: np.ndarray) -> tf.data.Dataset:
+    return tf.data.Dataset.from_tensor_slices((x, np.zeros(len(x)))).batch(12)
+
+
+def test_the_gated_twin_can_be_ranked_and_removed_filters_stay_last() -> None:
+    model = small_residual_net()
+    x, y = batch(model, 8), np.arange(8) % 4
+    loss = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    plan = plan_pruning(model, random_scores(model, 3), prune_ratio=0.3)
+    gated = GatedModel(model)
+    arguments = {"criterion": "quadratic", "estimator": "gauss_newton", "probes": 4}
+    gated.keep(plan.flags())
+    scores = rank_filters(gated.model, (x, y), loss, **arguments)
+    slim = rank_filters(prune(model, plan), (x, y), loss, **arguments)
+    for name, stays in plan.flags().items():
+        np.testing.assert_allclose(scores[name][stays], slim[name], rtol=1e-3, atol=1e-6)
+    last = below_all_others(scores, plan.flags())
+    more = plan_pruning(model, last, prune_ratio=0.5)
+    for name, stays in more.flags().items():
+        assert not (stays & ~plan.flags()[name]).any()
+
+
+def test_the_command_measures_paths_and_goes_on_where_it_was(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    x = inputs = layers.Input((32, 32, 3))
+    x = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(6, 3, strides=4, name="a")(x)))
+    x = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(6, 3, name="b")(x)))
+    outputs = layers.Dense(10, name="end")(layers.GlobalAveragePooling2D()(x))
+    shake(tf_keras.Model(inputs, outputs)).save(tmp_path / "net.keras")
+    out = tmp_path / "removal.json"
+    arguments = [
+        "removal",
+        f"--model={tmp_path / 'net.keras'}",
+        "--dataset=digits",
+        "--examples=16",
+        "--probes=2",
+        "--validation_images=50",
+        "--recalibrate_batches=1",
+        f"--output={out}",
+        "--step=0.2",
+        "--amounts",
+        "0.4",
+        "0.2",
+        "--criteria",
+        "magnitude",
+        "obd",
+        "--modes",
+        "one_shot",
+        "recalibrated_steps",
+    ]
+    assert main(arguments) == 0
+    assert "50 validation images" in capsys.readouterr().out
+    content = json.loads(out.read_text())
+    rows = {(r["criterion"], r["mode"], r["removed"]): r for r in content["rows"]}
+    assert rows["whole", "", 0.0]["filters_left"] == 1 and len(rows) == 7
+    for name in ("one_shot", "recalibrated_steps"):
+        some, more = rows["obd", name, 0.2], rows["obd", name, 0.4]
+        assert more["filters_left"] < some["filters_left"] < 1
+        assert more["macs_left"] < some["macs_left"] < 1
+        assert more["rank_seconds"] >= some["rank_seconds"] > 0
+    assert out.with_suffix(".png").exists()
+
+    def again(*arguments: object, **options: object) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(contenders, "rank_filters", again)
+    monkeypatch.setattr(GatedModel, "accuracy", again)
+    assert main(arguments) == 0
+    assert json.loads(out.read_text())["rows"] == content["rows"]
