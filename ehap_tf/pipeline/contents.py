@@ -40,6 +40,9 @@ REPORT_KEYS = (
 )
 """The keys of report.json, which outside scripts read; absent only where a stage did not run."""
 
+OPTIONAL_KEYS = ("prune_steps",)
+"""Keys of report.json that only some settings bring about."""
+
 
 def report_figures(
     settings: Mapping[str, Any], records: Mapping[str, StageRecord]
@@ -49,7 +52,7 @@ def report_figures(
     for record in records.values():
         measured |= record.figures
     measured["stage_seconds"] = {stage: record.seconds for stage, record in records.items()}
-    return {name: measured[name] for name in REPORT_KEYS if name in measured}
+    return {name: measured[name] for name in (*REPORT_KEYS, *OPTIONAL_KEYS) if name in measured}
 
 
 def run_content(

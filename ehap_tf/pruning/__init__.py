@@ -5,6 +5,7 @@ from ehap_tf.pruning.cost import count_macs, count_parameters
 from ehap_tf.pruning.masking import ChannelMask, mask
 from ehap_tf.pruning.plan import PruningPlan
 from ehap_tf.pruning.recalibration import recalibrate
+from ehap_tf.pruning.rounds import plan_further, plan_on_slim
 from ehap_tf.pruning.selection import plan_pruning
 from ehap_tf.pruning.surgery import prune
 from ehap_tf.pruning.training_state import PruningState
@@ -17,6 +18,8 @@ __all__ = [
     "count_macs",
     "count_parameters",
     "mask",
+    "plan_further",
+    "plan_on_slim",
     "plan_pruning",
     "prune",
     "recalibrate",

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tf_keras
 
-from ehap_tf.pipeline.contents import REPORT_KEYS
+from ehap_tf.pipeline.contents import OPTIONAL_KEYS, REPORT_KEYS
 from ehap_tf.quantization import load_qat
 from ehap_tf.sensitivity import FilterScores
 
@@ -61,6 +61,8 @@ FLAGS = (
     "--train_epochs=3",
     "--finetune_epochs=2",
     "--qat_epochs=2",
+    "--prune_steps=2",
+    "--prune_step_epochs=2",
 )
 
 # 20 steps an epoch: 50 is in the middle of the third, 30 and 25 of the second.
@@ -68,6 +70,9 @@ KILLS = (
     "progress:train:50",
     "write:baseline.keras:",
     "progress:rank:1",
+    "progress:prune_1:30",
+    "write:round_1.json:",
+    "progress:prune_2_rank:1",
     "write:slim.keras:",
     "progress:finetune:30",
     "progress:quantize:30",
@@ -101,7 +106,7 @@ def test_killed_in_every_stage_it_ends_with_the_same_files(tmp_path):
     assert done.returncode == 0, done.stderr
     assert_contract(broken)
     log = (broken / "logs" / "run.log").read_text()
-    for stage, epochs in (("train", 2), ("finetune", 1), ("quantize", 1)):
+    for stage, epochs in (("train", 2), ("prune_1", 1), ("finetune", 1), ("quantize", 1)):
         assert f"{stage}: went on after epoch {epochs}" in log
     assert_same_results(unbroken, broken)
 
@@ -111,7 +116,7 @@ def assert_contract(folder):
     names += "model_int8.tflite report.json report.html logs"
     assert {path.name for path in folder.iterdir()} >= set(names.split())
     report = json.loads((folder / "report.json").read_text())
-    assert tuple(report) == REPORT_KEYS
+    assert tuple(report) == (*REPORT_KEYS, *OPTIONAL_KEYS)
     assert report["tflite_float_ops"] == 0
     assert report["tflite_bytes"] == (folder / "model_int8.tflite").stat().st_size
     assert report["params_after"] <= 0.4 * report["params_before"]

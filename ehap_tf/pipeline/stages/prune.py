@@ -5,12 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from ehap_tf import files
-from ehap_tf.data import training_batches
 from ehap_tf.models import load_model, save_model
 from ehap_tf.pipeline.config import PipelineConfig
 from ehap_tf.pipeline.evaluation import accuracy
 from ehap_tf.pipeline.job import Figures, Job, Stage, select
-from ehap_tf.pruning import plan_pruning, prune, recalibrate
+from ehap_tf.pipeline.rounds import (
+    plan_options,
+    prune_in_steps,
+    recalibrated,
+    step_settings,
+)
+from ehap_tf.pruning import plan_pruning, prune
 from ehap_tf.sensitivity import FilterScores
 
 
@@ -27,27 +32,28 @@ def settings(config: PipelineConfig) -> dict[str, Any]:
     )
     if config.recalibrate_batches:
         values |= select(config, "batch_size", "seed")
+    if config.prune_steps > 1:
+        values |= step_settings(config)
     return config.amount | values
 
 
 def run(job: Job, fingerprint: str) -> Figures:
     """Writes `plan.json` and `slim.keras`."""
-    del fingerprint
     config = job.config
     model = load_model(job.run.baseline)
     scores = FilterScores.load(job.run.scores)
-    plan = plan_pruning(
-        model,
-        scores,
-        **config.amount,
-        prune_ratio_limit=config.prune_ratio_limit,
-        residual=config.residual,
-        implant_ratio=config.implant_ratio,
-        round_to=config.round_to,
-    )
+    figures: Figures = {}
+    if config.prune_steps > 1:
+        last = prune_in_steps(job, fingerprint, model, scores)
+        plan, slim = last.plan, last.model
+        figures["prune_steps"] = list(last.history)
+    else:
+        plan = plan_pruning(
+            model, scores, **config.amount, residual=config.residual, **plan_options(config)
+        )
+        slim = prune(model, plan)
     files.write_text(job.run.plan, plan.to_json())
-    slim = prune(model, plan)
-    figures: Figures = {
+    figures |= {
         "params_before": plan.params_before,
         "params_after": plan.params_after,
         "macs_before": plan.macs_before,
@@ -55,10 +61,7 @@ def run(job: Job, fingerprint: str) -> Figures:
     }
     if config.recalibrate_batches:
         figures["accuracy_before_recalibration"] = accuracy(slim, job.dataset.test, job.dataset)
-        batches = training_batches(job.dataset, config.batch_size, config.seed, epochs=1_000)
-        slim = recalibrate(
-            slim, batches.take(config.recalibrate_batches), batches=config.recalibrate_batches
-        )
+        slim = recalibrated(job, slim)
     save_model(slim, job.run.slim)
     figures["pruned_accuracy"] = accuracy(slim, job.dataset.test, job.dataset)
     return figures

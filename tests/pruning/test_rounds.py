@@ -1,0 +1,41 @@
+"""Pruning a slim model further is pruning the first one more."""
+
+import numpy as np
+import pytest
+
+from ehap_tf.pruning import plan_further, plan_on_slim, plan_pruning, prune
+from tests.pruning.nets import batch, random_scores, relative_error, small_residual_net
+
+
+@pytest.mark.parametrize("residual", ["union", "tied"])
+def test_steps_come_to_the_same_as_one_plan(residual):
+    model = small_residual_net()
+    plan = plan_pruning(model, random_scores(model), 0.0, residual=residual)
+    slim = model
+    for step, ratio in enumerate((0.2, 0.4, 0.6)):
+        scores = random_scores(slim, step)
+        further = plan_further(model, plan, scores, prune_ratio=ratio, prune_ratio_limit=0.7)
+        for layer, kept in further.kept.items():
+            assert set(kept) <= set(plan.kept[layer])
+            # The limit counts from the first model: 70% of six filters are four.
+            assert len(kept) >= further.filters[layer] - int(0.7 * further.filters[layer])
+        slim = prune(slim, plan_on_slim(slim, plan, further))
+        plan = further
+        assert slim.count_params() == plan.params_after
+    at_once = prune(model, plan)
+    assert at_once.count_params() == slim.count_params() < model.count_params()
+    assert relative_error(slim(batch(model)), at_once(batch(model))) < 1e-5
+
+
+def test_filters_that_are_gone_are_counted_first():
+    """At the same scores, a step to a ratio is that ratio at once."""
+    model = small_residual_net()
+    scores = random_scores(model)
+    half = plan_pruning(model, scores, 0.3)
+    left = {layer: scores[layer][half.kept[layer]] for layer in scores}
+    further = plan_further(model, half, left, prune_ratio=0.5)
+    at_once = plan_pruning(model, scores, 0.5)
+    for layer, kept in at_once.kept.items():
+        np.testing.assert_array_equal(further.kept[layer], kept)
+    with pytest.raises(ValueError, match="one a filter that is kept"):
+        plan_further(model, half, scores, prune_ratio=0.5)
