@@ -30,6 +30,7 @@ _HOMES = {
     "load_dataset": "ehap_tf.data",
     "FilterScores": "ehap_tf.sensitivity",
     "rank_filters": "ehap_tf.sensitivity",
+    "oracle_importance": "ehap_tf.sensitivity",
     "PruningCallback": "ehap_tf.pruning",
     "PruningPlan": "ehap_tf.pruning",
     "PruningState": "ehap_tf.pruning",
