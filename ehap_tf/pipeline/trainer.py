@@ -157,7 +157,11 @@ class Trainer:
             done = epoch * self._steps + step + 1
             rate = float(self._schedule(done - 1))
             if not math.isfinite(loss_sum):
-                raise FloatingPointError(_not_finite(epoch, step + 1, rate, folder))
+                raise FloatingPointError(
+                    _not_finite(
+                        "The loss", f"by step {step + 1} (learning rate {rate:g})", epoch, folder
+                    )
+                )
             figures = {
                 "epoch": epoch + 1,
                 "loss": loss_sum / (step + 1),
@@ -166,7 +170,16 @@ class Trainer:
             }
             if step + 1 < self._steps:
                 progress(done, total, figures)
+        self._require_finite_weights(epoch, folder)
         return figures
+
+    def _require_finite_weights(self, epoch: int, folder: pathlib.Path) -> None:
+        """The loss alone does not tell: a NaN can be hidden behind a ReLU, or in statistics."""
+        for weight in self._model.weights:
+            if weight.dtype.is_floating and not np.isfinite(weight.numpy()).all():
+                raise FloatingPointError(
+                    _not_finite(f"The weight {weight.name}", "", epoch, folder)
+                )
 
     def state(
         self,
@@ -205,11 +218,10 @@ def _copied(model: tf_keras.Model) -> tf_keras.Model:
     return copy
 
 
-def _not_finite(epoch: int, step: int, rate: float, folder: pathlib.Path) -> str:
+def _not_finite(what: str, when: str, epoch: int, folder: pathlib.Path) -> str:
     kept = "there is no checkpoint yet"
     if (folder / "last.npz").exists():
         kept = f"the last good checkpoint is {folder / 'last.npz'}"
-    return (
-        f"The loss became NaN or infinite in epoch {epoch + 1}, by step {step} (learning rate "
-        f"{rate:g}); {kept}. A lower learning rate or a longer warm-up helps"
-    )
+    when = f"in epoch {epoch + 1}{', ' if when else ''}{when}"
+    advice = "A lower learning rate or a longer warm-up helps"
+    return f"{what} became NaN or infinite {when}; {kept}. {advice}"

@@ -231,6 +231,20 @@ def test_a_diverging_training_stops_and_keeps_the_last_good_checkpoint(
     assert all(np.all(np.isfinite(w)) for w in state.weights)
 
 
+def test_a_weight_that_is_nan_while_the_loss_is_fine_stops_the_training(
+    digits: ImageDataset, tmp_path: pathlib.Path
+):
+    model = small_net()
+
+    def poison(done: int, total: int, figures) -> None:
+        if done == STEPS:
+            model.get_layer("bn").moving_mean.assign(np.full(8, np.nan))
+
+    with pytest.raises(FloatingPointError, match=r"bn/moving_mean.*epoch 2.*last\.npz"):
+        fit(model, digits, RECIPE, directory=tmp_path, seed=1, progress=poison)
+    assert TrainingState.load(tmp_path / "last.npz").epoch == 1
+
+
 def test_divergence_before_the_first_checkpoint(digits: ImageDataset, tmp_path: pathlib.Path):
     wild = dataclasses.replace(RECIPE, learning_rate=1e20, warmup_epochs=0.0)
     with pytest.raises(FloatingPointError, match=r"epoch 1.*no checkpoint yet"):
