@@ -38,6 +38,7 @@ _HOMES = {
     "prune": "ehap_tf.pruning",
     "mask": "ehap_tf.pruning",
     "recalibrate": "ehap_tf.pruning",
+    "compensate": "ehap_tf.pruning",
     "count_parameters": "ehap_tf.pruning",
     "count_macs": "ehap_tf.pruning",
     "register_channel_rule": "ehap_tf.channels",

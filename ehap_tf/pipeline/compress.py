@@ -15,7 +15,14 @@ import tf_keras
 from ehap_tf.data import as_dataset
 from ehap_tf.models import require_finite_weights, require_functional
 from ehap_tf.models.keras3 import either_keras, to_keras3
-from ehap_tf.pruning import PruningPlan, count_macs, count_parameters, plan_pruning, prune
+from ehap_tf.pruning import (
+    PruningPlan,
+    compensate,
+    count_macs,
+    count_parameters,
+    plan_pruning,
+    prune,
+)
 from ehap_tf.pruning import recalibrate as recalibrate_model
 from ehap_tf.quantization import TFLiteFile, evaluate_tflite, export_tflite, quantize
 from ehap_tf.sensitivity import FilterScores, rank_filters
@@ -127,7 +134,8 @@ def compress(
             prune_ratio_limit=prune_ratio_limit, residual=residual, implant_ratio=implant_ratio,
             round_to=round_to, keep_layers=keep_layers,
         )  # fmt: skip
-        slim = recalibrate_model(prune(model, plan), train_data)
+        slim = compensate(prune(model, plan), model, plan, train_data)
+        slim = recalibrate_model(slim, train_data)
     report: dict[str, Any] = _costs(model, slim) | {
         "criterion": scores.criterion,
         "estimator": scores.estimator,

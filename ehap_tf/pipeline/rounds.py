@@ -20,6 +20,7 @@ from ehap_tf.pipeline.ranking import rank_network, ranking_settings
 from ehap_tf.pipeline.training import TrainingRecipe
 from ehap_tf.pruning import (
     PruningPlan,
+    compensate,
     plan_further,
     plan_on_slim,
     plan_pruning,
@@ -38,12 +39,16 @@ class Round:
         model: the network, trained on unless this is the last step.
         plan: what is left of the network that everything started from.
         history: one dict of figures a step.
+        before: at the last step the network before its removal.
+        removal: at the last step the plan of `before` that made `model`.
     """
 
     number: int
     model: tf_keras.Model
     plan: PruningPlan
     history: tuple[dict[str, Any], ...] = ()
+    before: tf_keras.Model | None = None
+    removal: PruningPlan | None = None
 
 
 def prune_in_steps(
@@ -70,7 +75,8 @@ def prune_in_steps(
         plan = plan_further(
             model, state.plan, scores, **_amount(config, number), **plan_options(config)
         )
-        slim = prune(state.model, plan_on_slim(state.model, state.plan, plan))
+        removal = plan_on_slim(state.model, state.plan, plan)
+        slim = prune(state.model, removal)
         figures: dict[str, Any] = {
             "step": number,
             "filters": sum(map(len, plan.kept.values())),
@@ -82,8 +88,8 @@ def prune_in_steps(
             f"prune: step {number} of {config.prune_steps}, {share:.1%} of the parameters left"
         )
         if number == config.prune_steps:
-            return Round(number, slim, plan, (*state.history, figures))
-        slim = recalibrated(job, slim)
+            return Round(number, slim, plan, (*state.history, figures), state.model, removal)
+        slim = recalibrated(job, slim, state.model, removal)
         figures["validation_accuracy"] = accuracy(slim, job.dataset.validation, job.dataset)
         slim = _train(job, slim, number, folder, figures)
         state = Round(number, slim, plan, (*state.history, figures))
@@ -91,13 +97,19 @@ def prune_in_steps(
     return state
 
 
-def recalibrated(job: Job, model: tf_keras.Model) -> tf_keras.Model:
-    """The model with BatchNorm re-estimated as --recalibrate_batches says."""
+def recalibrated(
+    job: Job, slim: tf_keras.Model, model: tf_keras.Model, plan: PruningPlan
+) -> tf_keras.Model:
+    """`prune(model, plan)` adapted to what it lost: biases, and BatchNorm's statistics.
+
+    On --recalibrate_batches batches; with none it stays as it is.
+    """
     count = job.config.recalibrate_batches
     if not count:
-        return model
-    batches = training_batches(job.dataset, job.config.batch_size, job.config.seed, epochs=1_000)
-    return recalibrate(model, batches.take(count), batches=count)
+        return slim
+    stream = training_batches(job.dataset, job.config.batch_size, job.config.seed, epochs=1_000)
+    batches = stream.take(count)
+    return recalibrate(compensate(slim, model, plan, batches, count), batches, batches=count)
 
 
 def plan_options(config: PipelineConfig) -> dict[str, Any]:

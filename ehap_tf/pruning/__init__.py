@@ -1,6 +1,7 @@
 """What to remove, and the model without it."""
 
 from ehap_tf.pruning.callback import PruningCallback
+from ehap_tf.pruning.compensation import compensate
 from ehap_tf.pruning.cost import count_macs, count_parameters
 from ehap_tf.pruning.masking import ChannelMask, mask
 from ehap_tf.pruning.plan import PruningPlan
@@ -15,6 +16,7 @@ __all__ = [
     "PruningCallback",
     "PruningPlan",
     "PruningState",
+    "compensate",
     "count_macs",
     "count_parameters",
     "mask",

@@ -19,6 +19,9 @@ from ehap_tf.sensitivity.emulated_float16 import emulated_call, is_emulated
 After = Callable[[str, Any], Any]
 """Called with a layer's name ("outer/inner" when nested) and its outputs; returns new outputs."""
 
+Before = Callable[[str, Any], Any]
+"""Called with a layer's name and its first argument, before the layer is; returns a new one."""
+
 _BATCH_NORMS = (
     tf_keras.layers.BatchNormalization,
     type(tf_keras.layers.BatchNormalization(synchronized=True)),
@@ -32,6 +35,7 @@ def run_graph(
     after: After | None = None,
     skipped: Collection[int] = (),
     prefix: str = "",
+    before: Before | None = None,
 ) -> Any:
     """Computes a functional model in inference mode, node by node; nested models are opened.
 
@@ -41,6 +45,7 @@ def run_graph(
         after: changes the outputs of layers.
         skipped: `id()` of layers that hand on their input as it is.
         prefix: goes before the layers' names.
+        before: changes the first argument of layers.
 
     Returns:
         What `model(inputs, training=False)` returns.
@@ -58,8 +63,10 @@ def run_graph(
                 continue
             layer, name = node.layer, prefix + node.layer.name
             args, kwargs = node.map_arguments(values)
+            if before is not None and args and not isinstance(layer, tf_keras.Model):
+                args = (before(name, args[0]), *args[1:])
             if isinstance(layer, tf_keras.Model):
-                outputs = run_graph(layer, args[0], after, skipped, name + "/")
+                outputs = run_graph(layer, args[0], after, skipped, name + "/", before)
             elif id(node) in absorbed or id(layer) in skipped:
                 outputs = args[0]
             elif id(node) in folded:

@@ -46,12 +46,14 @@ def run(job: Job, fingerprint: str) -> Figures:
     if config.prune_steps > 1:
         last = prune_in_steps(job, fingerprint, model, scores)
         plan, slim = last.plan, last.model
+        before, removal = last.before, last.removal
         figures["prune_steps"] = list(last.history)
     else:
         plan = plan_pruning(
             model, scores, **config.amount, residual=config.residual, **plan_options(config)
         )
         slim = prune(model, plan)
+        before, removal = model, plan
     files.write_text(job.run.plan, plan.to_json())
     figures |= {
         "params_before": plan.params_before,
@@ -59,9 +61,11 @@ def run(job: Job, fingerprint: str) -> Figures:
         "macs_before": plan.macs_before,
         "macs_after": plan.macs_after,
     }
-    if config.recalibrate_batches:
+    if config.recalibrate_batches and before is not None and removal is not None:
         figures["accuracy_before_recalibration"] = accuracy(slim, job.dataset.test, job.dataset)
-        slim = recalibrated(job, slim)
+        slim = recalibrated(job, slim, before, removal)
+        # A layer that had no bias may have one now.
+        figures["params_after"] = int(slim.count_params())
     save_model(slim, job.run.slim)
     figures["pruned_accuracy"] = accuracy(slim, job.dataset.test, job.dataset)
     return figures

@@ -1,0 +1,97 @@
+"""What removed channels contributed on average goes into the biases that come next."""
+
+from __future__ import annotations
+
+import numpy as np
+import tf_keras
+
+import ehap_tf as ehap
+from tests.pruning.nets import random_scores, relative_error, shake
+
+layers = tf_keras.layers
+
+
+def plain_net(biases: bool) -> tf_keras.Model:
+    """Without BatchNorm; filters 1 and 4 of "first" and 2 of "second" are constant."""
+    x = inputs = layers.Input((10, 10, 3))
+    x = layers.Conv2D(6, 3, name="first", activation="relu")(x)
+    x = layers.MaxPooling2D()(x)
+    x = layers.Conv2D(5, 3, use_bias=biases, name="second")(x)
+    x = layers.Activation("sigmoid")(x)
+    x = layers.Dense(4, use_bias=biases, name="logits")(layers.Flatten()(x))
+    model = shake(tf_keras.Model(inputs, x))
+    make_constant(model.get_layer("first"), [1, 4], 0.7)
+    if biases:
+        make_constant(model.get_layer("second"), [2], -0.4)
+    return model
+
+
+def make_constant(layer: tf_keras.layers.Layer, filters: list[int], value: float) -> None:
+    kernel, bias = layer.get_weights()
+    kernel[..., filters], bias[filters] = 0, value
+    layer.set_weights([kernel, bias])
+
+
+def data(examples: int = 24) -> tuple[np.ndarray, np.ndarray]:
+    x = np.random.default_rng(0).normal(size=(examples, 10, 10, 3)).astype(np.float32)
+    return x, np.zeros(examples, np.int64)
+
+
+def without(model: tf_keras.Model, **removed: list[int]) -> ehap.PruningPlan:
+    scores = {layer: np.ones_like(values) for layer, values in random_scores(model).items()}
+    for layer, filters in removed.items():
+        scores[layer][filters] = 0
+    number = sum(map(len, removed.values()))
+    total = sum(map(len, scores.values()))
+    return ehap.plan_pruning(model, scores, prune_ratio=(number - 0.5) / total)
+
+
+def test_constant_channels_go_without_a_trace() -> None:
+    for biases in (True, False):
+        model = plain_net(biases)
+        removed = {"first": [1, 4]} | ({"second": [2]} if biases else {})
+        plan = without(model, **removed)
+        x, y = data()
+        slim = ehap.prune(model, plan)
+        made_up = ehap.compensate(slim, model, plan, (x, y), batches=1)
+        expected = model.predict(x, verbose=0)
+        assert relative_error(made_up.predict(x, verbose=0), expected) < 1e-5
+        assert relative_error(slim.predict(x, verbose=0), expected) > 1e-2
+        # The arguments stay as they were, and other weights too.
+        assert slim.get_layer("second").use_bias is biases
+        np.testing.assert_array_equal(
+            made_up.get_layer("second").kernel, slim.get_layer("second").kernel
+        )
+        assert made_up.count_params() == slim.count_params() + (0 if biases else 5)
+
+
+def test_the_mean_of_a_layers_output_is_nearly_kept() -> None:
+    model = plain_net(True)
+    plan = without(model, first=[0, 2, 3])
+    x, y = data()
+    slim = ehap.prune(model, plan)
+    means = []
+    for one in (model, slim, ehap.compensate(slim, model, plan, (x, y))):
+        part = tf_keras.Model(one.inputs, one.get_layer("second").output)
+        means.append(part.predict(x, verbose=0).mean((0, 1, 2)))
+    # Not to rounding: each tap of a kernel sees all positions but a border, another one each.
+    assert np.abs(means[2] - means[0]).max() < 0.2 * np.abs(means[1] - means[0]).max()
+
+
+def test_a_batch_norm_is_left_to_recalibration_unless_it_is_frozen() -> None:
+    x = inputs = layers.Input((10, 10, 3))
+    x = layers.Conv2D(6, 3, name="first", activation="relu")(x)
+    x = layers.ReLU()(layers.BatchNormalization(name="bn")(layers.Conv2D(5, 3, name="second")(x)))
+    x = layers.Dense(4, name="logits")(layers.GlobalAveragePooling2D()(x))
+    model = shake(tf_keras.Model(inputs, x))
+    make_constant(model.get_layer("first"), [1], 0.7)
+    plan = without(model, first=[1])
+    for frozen in (False, True):
+        model.get_layer("bn").trainable = not frozen
+        slim = ehap.prune(model, plan)
+        made_up = ehap.compensate(slim, model, plan, data())
+        same = np.array_equal(made_up.get_layer("second").bias, slim.get_layer("second").bias)
+        assert same is not frozen
+    images = data()[0]
+    error = relative_error(made_up.predict(images, verbose=0), model.predict(images, verbose=0))
+    assert error < 1e-5
