@@ -98,6 +98,12 @@ def run_content(
         settings=settings,
         environment=config.get("environment") or environment(),
         notes=_notes(records),
+        details={
+            name: value
+            for record in records.values()
+            for name, value in record.figures.items()
+            if name not in REPORT_KEYS
+        },
     )
 
 

@@ -49,6 +49,7 @@ class ReportContent:
         settings: every setting of the run.
         environment: versions and hardware, by name.
         notes: by stage, sentences that a reader should know.
+        details: further figures that stages measured, by name; report.json does not have them.
     """
 
     title: str
@@ -62,3 +63,4 @@ class ReportContent:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
     notes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    details: Mapping[str, Any] = dataclasses.field(default_factory=dict)

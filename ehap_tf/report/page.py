@@ -10,7 +10,8 @@ import jinja2
 from ehap_tf.report import plots
 from ehap_tf.report.compare import comparison
 from ehap_tf.report.content import LayerReport, ReportContent
-from ehap_tf.report.summary import HEADINGS, summary_rows
+from ehap_tf.report.quantization import quantization_section
+from ehap_tf.report.summary import HEADINGS, SummaryRow, summary_rows
 
 
 def render_page(runs: Sequence[ReportContent]) -> str:
@@ -42,10 +43,12 @@ def _run(run: ReportContent) -> dict[str, Any]:
     pruned = [layer for layer in run.layers if layer.kept is not None]
     float_operators = figures.get("tflite_float_ops")
     seconds = figures.get("stage_seconds", {})
+    rows = summary_rows(run)
     return {
         "title": run.title,
         "highlights": _highlights(run),
-        "rows": [row.cells() for row in summary_rows(run)],
+        "rows": [row.cells() for row in rows],
+        "latencies": _latencies(rows),
         "notes": [f"{stage}: {note}" for stage, note in run.notes.items()],
         "bars": [_bar(layer) for layer in pruned],
         "any_implanted": any(layer.implanted for layer in pruned),
@@ -57,8 +60,10 @@ def _run(run: ReportContent) -> dict[str, Any]:
         "operators_note": ""
         if float_operators is None
         else f"{float_operators} of them compute in floating point.",
+        "quantization": quantization_section(run),
         "stage_seconds": [(stage, f"{spent:,.1f}") for stage, spent in seconds.items()],
         "command": run.command,
+        "seeds": _seeds(run),
         "environment": list(run.environment.items()),
         "settings": [(name, _text(value)) for name, value in run.settings.items()],
     }
@@ -82,6 +87,33 @@ def _highlights(run: ReportContent) -> list[tuple[str, str]]:
     if "tflite_latency_ms" in figures:
         highlights.append(("latency", f"{figures['tflite_latency_ms']:.3f} ms"))
     return highlights
+
+
+def _latencies(rows: Sequence[SummaryRow]) -> list[dict[str, str]]:
+    """Bars of the networks whose latency was measured; the same network only once."""
+    measured = [row for row in rows if row.latency_ms and row.name != "pruned"]
+    longest = max((row.latency_ms or 0.0 for row in measured), default=0.0)
+    if len(measured) < 2:
+        return []
+    return [
+        {
+            "name": row.name if row.name.startswith("INT8") else f"{row.name}, float32",
+            "text": f"{row.latency_ms:.3f} ms",
+            "width": f"{100 * (row.latency_ms or 0.0) / longest:.2f}",
+        }
+        for row in measured
+    ]
+
+
+def _seeds(run: ReportContent) -> list[tuple[str, str]]:
+    """What was drawn at random, and from which seed."""
+    figures = run.figures
+    if "seed" not in figures:
+        return []
+    seeds = [("seed of weights, order, augmentation, probes", str(figures["seed"]))]
+    if figures.get("probes"):
+        seeds.append(("random probes of the ranking", str(figures["probes"])))
+    return seeds
 
 
 def _bar(layer: LayerReport) -> dict[str, Any]:

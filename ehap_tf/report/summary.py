@@ -48,8 +48,8 @@ HEADINGS = ("network", "test accuracy", "parameters", "MACs", "file bytes", "lat
 
 _STATES = (
     ("baseline", "baseline_accuracy", "before", "baseline.keras", "baseline_latency_ms"),
-    ("pruned", "pruned_accuracy", "after", "slim.keras", ""),
-    ("fine-tuned", "finetuned_accuracy", "after", "finetuned.keras", ""),
+    ("pruned", "pruned_accuracy", "after", "slim.keras", "slim_latency_ms"),
+    ("fine-tuned", "finetuned_accuracy", "after", "finetuned.keras", "slim_latency_ms"),
     ("QAT", "qat_accuracy", "after", "qat.h5", ""),
     ("INT8 TFLite", "tflite_accuracy", "after", "model_int8.tflite", "tflite_latency_ms"),
 )
@@ -57,7 +57,7 @@ _STATES = (
 
 def summary_rows(content: ReportContent) -> list[SummaryRow]:
     """One row for each state of the network that was measured, in the order of the stages."""
-    figures = content.figures
+    figures = {**content.details, **content.figures}
     return [
         SummaryRow(
             name,

@@ -27,6 +27,22 @@ FIGURES = {
 }
 
 
+QUANTIZATION = {
+    "examples": 128,
+    "qat_agreement": 0.992,
+    "float_agreement": 0.945,
+    "largest_difference": 2.0,
+    "layers": [
+        {"name": "image", "weights_db": None, "output_db": 46.5, "low": -2.4, "high": 2.7,
+         "worst_channels": [[1, 45.0]]},
+        {"name": "conv<1>", "weights_db": 41.25, "output_db": None, "low": None, "high": None,
+         "worst_channels": []},
+        {"name": "relu", "weights_db": None, "output_db": 31.5, "low": 0.0, "high": 14.5,
+         "worst_channels": [[11, 29.4], [6, 33.0]]},
+    ],
+}  # fmt: skip
+
+
 def content(**changes):
     random = np.random.default_rng(0)
     scores = random.exponential(size=8)
@@ -50,6 +66,7 @@ def content(**changes):
         "command": "python -m ehap_tf.main --model=resnet8",
         "settings": {"seed": 0, "stages": ["train", "rank"], "tolerance": None},
         "environment": {"tensorflow": "2.21.0"},
+        "details": {"slim_latency_ms": 0.375, "quantization": QUANTIZATION},
     }
     return ReportContent(**{**fields, **changes})
 
@@ -83,11 +100,32 @@ def test_page_has_every_section_and_the_figures():
     check_well_formed(page)
     sections = re.findall(r'<section class="(\w+)"', page)
     assert sections == [
-        "summary", "layers", "sensitivity", "curves", "operators", "time", "provenance",
+        "summary", "latency", "layers", "sensitivity", "curves", "quantization", "operators",
+        "time", "provenance",
     ]  # fmt: skip
     for text in ("96.80 %", "25.0 %", "0.125 ms", "CONV_2D", "5 of 8 + 1 as 1x1", "2.21.0"):
         assert text in page
     assert "python -m ehap_tf.main --model=resnet8" in page
+
+
+def test_latency_through_the_stages():
+    page = render_page([content()])
+    bars = re.findall(r'title="([\d.]+ ms)"><span class="kept" style="width:([\d.]+)%', page)
+    assert bars == [("0.500 ms", "100.00"), ("0.375 ms", "75.00"), ("0.125 ms", "25.00")]
+    assert 'class="latency"' not in render_page([content(figures={"baseline_accuracy": 0.9})])
+
+
+def test_quantization_error_by_layer():
+    page = render_page([content()])
+    rows = re.findall(r"<tr><td>(.*?)</td><td>(.*?)</td>\s*<td>(.*?)</td>", page)
+    assert ("conv&lt;1&gt;", "41.2", "-") in rows and ("relu", "-", "31.5") in rows
+    assert "99.2 %" in page and "94.5 %" in page and "11 (29), 6 (33)" in page
+    assert 'class="quantization"' not in render_page([content(details={})])
+
+
+def test_seeds_are_shown():
+    page = render_page([content(figures={**FIGURES, "seed": 17, "probes": 300})])
+    assert "<dd>17</dd>" in page and "<dd>300</dd>" in page
 
 
 def test_page_loads_nothing():
@@ -111,7 +149,15 @@ def test_plots_take_the_colour_of_the_page():
 
 def test_page_of_a_run_that_only_trained():
     page = render_page(
-        [content(figures={"baseline_accuracy": 0.9}, layers=(), histories={}, operators={})]
+        [
+            content(
+                figures={"baseline_accuracy": 0.9},
+                layers=(),
+                histories={},
+                operators={},
+                details={},
+            )
+        ]
     )
     check_well_formed(page)
     assert "90.00 %" in page

@@ -6,7 +6,7 @@ import pathlib
 import tempfile
 from typing import Any
 
-from ehap_tf.data import normalize
+from ehap_tf.data import evaluation_batches, normalize
 from ehap_tf.models import load_model
 from ehap_tf.pipeline.config import PipelineConfig
 from ehap_tf.pipeline.job import Figures, Job, Stage, select
@@ -16,7 +16,11 @@ from ehap_tf.quantization import (
     export_tflite,
     load_qat,
     measure_latency_ms,
+    quantization_report,
 )
+
+COMPARED_BATCHES, COMPARED_BATCH_SIZE = 4, 32
+"""Validation images on which the error of each layer is measured."""
 
 
 def settings(config: PipelineConfig) -> dict[str, Any]:
@@ -28,30 +32,41 @@ def run(job: Job, fingerprint: str) -> Figures:
     """Writes `model_int8.tflite`."""
     del fingerprint
     job.console.say("export: converting to full-integer TFLite")
-    exported = export_tflite(load_qat(job.run.qat), job.run.tflite)
+    qat, slim = load_qat(job.run.qat), load_model(job.run.finetuned)
+    exported = export_tflite(qat, job.run.tflite)
     test = job.dataset.test
     with tempfile.TemporaryDirectory() as scratch:
-        path = pathlib.Path(scratch) / "baseline.tflite"
+        path = pathlib.Path(scratch) / "float.tflite"
         export_float_tflite(load_model(job.run.baseline), path)
         baseline_latency, baseline_bytes = measure_latency_ms(path), path.stat().st_size
+        export_float_tflite(slim, path)
+        slim_latency, slim_bytes = measure_latency_ms(path), path.stat().st_size
     job.console.say(f"export: measuring accuracy on {len(test)} test images")
-    return {
+    figures: Figures = {
         "tflite_bytes": exported.bytes,
         "tflite_float_ops": exported.float_ops,
         "tflite_operators": dict(exported.operators),
         "baseline_tflite_bytes": baseline_bytes,
+        "slim_tflite_bytes": slim_bytes,
         "tflite_latency_ms": measure_latency_ms(job.run.tflite),
         "baseline_latency_ms": baseline_latency,
+        "slim_latency_ms": slim_latency,
         "tflite_accuracy": evaluate_tflite(
             job.run.tflite, (normalize(test.images, job.dataset), test.labels)
         ),
     }
+    job.console.say("export: measuring the quantization error of each layer", level=2)
+    batches = evaluation_batches(job.dataset.validation, job.dataset, COMPARED_BATCH_SIZE)
+    figures["quantization"] = quantization_report(
+        slim, qat, job.run.tflite, batches, batches=COMPARED_BATCHES
+    ).to_json()
+    return figures
 
 
 STAGE = Stage(
     name="export",
     settings=settings,
-    inputs=lambda run: (run.qat, run.baseline),
+    inputs=lambda run: (run.qat, run.finetuned, run.baseline),
     outputs=lambda run: (run.tflite,),
     run=run,
 )
