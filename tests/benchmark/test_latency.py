@@ -20,7 +20,7 @@ def residual_net() -> tf_keras.Model:
 
 @pytest.mark.slow
 def test_every_file_is_timed_and_compared():
-    rows = latency_table(residual_net(), residuals=("tied",), threads=(1,), runs=5)
+    rows = latency_table(residual_net(), residuals=("tied",), threads=(1,), runs=5, rounds=2)
     assert [row.name for row in rows] == [
         "float32 dense",
         "int8 dense",
