@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ehap_tf.pruning import plan_pruning, prune
 from ehap_tf.quantization import TFLiteModel, export_tflite, quantize
-from tests.quantization.nets import NETS, build, images
+from tests.pruning.nets import random_scores, small_residual_net
+from tests.quantization.nets import NETS, build, images, randomize
 
 QUICK = ("dense_norm", "squeeze_excite", "transposed")
 
@@ -27,3 +29,24 @@ def test_layer_is_integer_in_the_file(name, tmp_path):
     # is off by tens of steps.
     assert steps.max() <= 6.001
     assert steps.mean() <= 0.75
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("residual", ["union", "tied"])
+def test_implants_are_integer_in_the_file(residual, tmp_path):
+    model = randomize(small_residual_net())
+    plan = plan_pruning(
+        model,
+        random_scores(model, 2),
+        prune_ratio=0.6,
+        implant_ratio=0.5,
+        implant_init="center",
+        residual=residual,
+    )
+    assert any(len(filters) for filters in plan.implanted.values())
+    qat = quantize(prune(model, plan), representative_data=(images(),))
+    file = export_tflite(qat, tmp_path / "net.tflite")
+    assert file.float_operators == ()
+    assert "GATHER" not in file.operators
+    difference = TFLiteModel(file.path)(images()) - qat.predict(images(), verbose=0)
+    assert np.abs(difference).max() <= 1.001 * file.output.scale
