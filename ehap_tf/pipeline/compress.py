@@ -127,6 +127,7 @@ def compress(
         scores = rank_filters(
             model, sample, loss, criterion=criterion, estimator=estimator, precision=precision,
             probes=probes, batch_size=min(batch_size, len(sample[0])), seed=seed,
+            residual=residual,
         )  # fmt: skip
     with _timed(seconds, "prune"):
         plan = plan_pruning(

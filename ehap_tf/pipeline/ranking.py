@@ -18,7 +18,7 @@ MICRO_BATCH = 128
 
 def ranking_settings(config: PipelineConfig) -> dict[str, Any]:
     """The criterion and what it looks at."""
-    return select(
+    values = select(
         config,
         "dataset",
         "criterion",
@@ -29,6 +29,8 @@ def ranking_settings(config: PipelineConfig) -> dict[str, Any]:
         "hessian_batch_size",
         "seed",
     )
+    # Without it, scores are the same as ever.
+    return values | select(config, "residual") if config.residual == "tied" else values
 
 
 def rank_network(job: Job, model: tf_keras.Model, title: str = "rank") -> FilterScores:
@@ -50,6 +52,7 @@ def rank_network(job: Job, model: tf_keras.Model, title: str = "rank") -> Filter
             seed=config.seed,
             strategy=job.strategy,
             progress=progress,
+            residual=config.residual,
         )
     for note in scores.provenance.notes:
         job.console.say(f"{title}: {note}")

@@ -373,7 +373,11 @@ class PruningCallback(tf_keras.callbacks.Callback):
         assert self._hook is not None
         if self._terms is None:
             ranked = rank_filters(
-                self.model, self._data, self._loss, self._criterion, **self._rank_options
+                self.model,
+                self._data,
+                self._loss,
+                self._criterion,
+                **{"residual": self._residual, **self._rank_options},
             )
             return {layer: values for layer, values in ranked.items() if layer in self._scored}
         squares, minibatches = self._hook.sums()

@@ -40,7 +40,8 @@ def plan_pruning(
 
     Args:
         model: a Functional or Sequential model.
-        scores: layer path -> one score a filter; higher is worth more.
+        scores: layer path -> one score a filter; higher is worth more. For tied pruning, rank with
+            `residual="tied"` where the criterion has a gate.
         prune_ratio: share of all filters below the threshold, in [0, 1).
         target_params: fraction of the parameters to keep, in (0, 1].
         target_macs: fraction of the multiply-accumulates to keep, in (0, 1].
@@ -76,6 +77,12 @@ def plan_pruning(
         _check_choice("cost_aware", cost_aware, COST_KINDS)
     if not (isinstance(round_to, int) and round_to >= 1):
         raise ValueError(f"round_to must be a whole number of at least 1. Received: {round_to}")
+    scored_for = getattr(getattr(scores, "provenance", None), "residual", "union")
+    if scored_for == "tied" and residual != "tied":
+        raise ValueError(
+            "residual must be 'tied' for scores that were ranked with residual='tied': they are "
+            f"shares of what goes together. Received: {residual!r}; rank again, or plan 'tied'"
+        )
     graph = trace_channels(model, residual)
     units = Units(
         graph,

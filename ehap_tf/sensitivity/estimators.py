@@ -99,7 +99,9 @@ def prepare(request: Request) -> Network:
     """A private copy of the request's model under its precision, on every replica."""
     _say_what_float16_is_here(request.precision)
     with request.replicas.scope():
-        return prepare_network(request.model, request.loss, request.precision, request.batch)
+        return prepare_network(
+            request.model, request.loss, request.precision, request.batch, request.residual
+        )
 
 
 def make_runner(

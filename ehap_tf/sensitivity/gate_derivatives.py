@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from ehap_tf.sensitivity.gates import find_gates
 from ehap_tf.sensitivity.gauss_newton import Vectors
+from ehap_tf.sensitivity.group_gates import find_groups, grouped_forward
 from ehap_tf.sensitivity.hutchinson import Step
 from ehap_tf.sensitivity.network import Network
 from ehap_tf.sensitivity.output_curvature import factor_times
@@ -30,9 +31,13 @@ REMOVAL_ROWS = 256
 def gated_forward(network: Network) -> GatedForward:
     """The network with a gate on every filter, where its removal acts.
 
+    In tied mode a gate is one of a group (see `ehap_tf.sensitivity.group_gates`).
+
     Raises:
         ValueError: a layer's channels cannot be followed.
     """
+    if network.residual == "tied":
+        return grouped_forward(network)
     gates = find_gates(network.model)
     columns: dict[str, slice] = {}
     start = 0
@@ -59,9 +64,15 @@ def gated_forward(network: Network) -> GatedForward:
     return forward
 
 
-def _ones(network: Network, weights: tf.Tensor) -> tf.Tensor:
-    filters = sum(layer.filters for layer in network.layers)
-    return tf.ones([tf.shape(weights)[0], filters], network.dtype)
+def gate_count(network: Network) -> int:
+    """How many gates the network has: one a filter, in tied mode one a group of filters."""
+    if network.residual == "tied":
+        return find_groups(network).count
+    return sum(layer.filters for layer in network.layers)
+
+
+def _ones(count: int, weights: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    return tf.ones([tf.shape(weights)[0], count], dtype)
 
 
 def gate_gradient_step(network: Network) -> Step:
@@ -70,13 +81,13 @@ def gate_gradient_step(network: Network) -> Step:
     Returns:
         A step as `hutchinson_step` gives, with one row whatever the probes are.
     """
-    forward = gated_forward(network)
+    forward, count_of_gates = gated_forward(network), gate_count(network)
 
     def step(
         inputs: Any, labels: Any, weights: tf.Tensor, first: tf.Tensor, probes: Any, scales: Any
     ) -> tuple[tf.Tensor, tf.Tensor]:
         del first, probes
-        alpha = _ones(network, weights)
+        alpha = _ones(count_of_gates, weights, network.dtype)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(alpha)
             loss = tf.reduce_sum(network.loss_values(labels, forward(inputs, alpha), weights))
@@ -94,12 +105,12 @@ def gate_curvature_step(network: Network, vectors: Vectors) -> Step:
     Returns:
         A step as `gauss_newton_step` gives, with values of shape (probes, filters).
     """
-    forward = gated_forward(network)
+    forward, count_of_gates = gated_forward(network), gate_count(network)
 
     def step(
         inputs: Any, labels: Any, weights: tf.Tensor, first: tf.Tensor, probes: Any, scales: Any
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        alpha = _ones(network, weights)
+        alpha = _ones(count_of_gates, weights, network.dtype)
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
             tape.watch(alpha)
             outputs = forward(inputs, alpha)
@@ -133,8 +144,7 @@ def removal_loss_step(network: Network) -> Step:
     Returns:
         A step with values of shape (probes, 1).
     """
-    forward = gated_forward(network)
-    filters = sum(layer.filters for layer in network.layers)
+    forward, filters = gated_forward(network), gate_count(network)
 
     def step(
         inputs: Any, labels: Any, weights: tf.Tensor, first: tf.Tensor, probes: Any, scales: Any

@@ -16,7 +16,7 @@ from ehap_tf.sensitivity import losses
 from ehap_tf.sensitivity.batches import HessianBatch, MicroBatch
 from ehap_tf.sensitivity.emulated_float16 import round_kernels
 from ehap_tf.sensitivity.filters import PrunableLayer, find_prunable
-from ehap_tf.sensitivity.forward import After, run_graph
+from ehap_tf.sensitivity.forward import After, Before, run_graph
 
 _FINAL_ACTIVATIONS = {losses.SOFTMAX: "softmax", losses.SIGMOID: "sigmoid"}
 
@@ -32,6 +32,7 @@ class Network:
         layers: the layers whose filters are scored, of the copy.
         examples: in the whole Hessian batch: the divisor of the loss.
         skipped: `id()` of a final softmax layer that is left out.
+        residual: "union" gates every filter by itself, "tied" those that a sum lines up together.
     """
 
     model: tf_keras.Model
@@ -39,6 +40,7 @@ class Network:
     layers: list[PrunableLayer]
     examples: int
     skipped: frozenset[int] = frozenset()
+    residual: str = "union"
 
     @property
     def kernels(self) -> list[tf.Variable]:
@@ -50,14 +52,17 @@ class Network:
         """Of the weights, and of every result: float32, or float64 for a float64 model."""
         return tf.as_dtype(self.layers[0].layer.variable_dtype)
 
-    def forward(self, inputs: Any, after: After | None = None) -> tf.Tensor:
+    def forward(
+        self, inputs: Any, after: After | None = None, before: Before | None = None
+    ) -> tf.Tensor:
         """The outputs (logits where the loss takes logits) in inference mode, not in 16 bits.
 
         Args:
             inputs: what the model takes.
             after: changes the outputs of layers.
+            before: changes the inputs of layers.
         """
-        outputs = tf.nest.flatten(run_graph(self.model, inputs, after, self.skipped))
+        outputs = tf.nest.flatten(run_graph(self.model, inputs, after, self.skipped, before=before))
         return tf.cast(outputs[0], self.dtype)
 
     def loss_values(self, labels: Any, outputs: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
@@ -84,7 +89,7 @@ class Network:
 
 
 def prepare_network(
-    model: tf_keras.Model, loss: Any, precision: str, data: HessianBatch
+    model: tf_keras.Model, loss: Any, precision: str, data: HessianBatch, residual: str = "union"
 ) -> Network:
     """Copies `model` under a precision and joins it with the loss.
 
@@ -98,7 +103,7 @@ def prepare_network(
         raise ValueError(f"model must have one output. Received: {len(model.outputs)} outputs")
     clone = clone_with_policy(model, policy_of(precision))
     round_kernels(clone)
-    network = Network(clone, resolved, find_prunable(clone), data.examples)
+    network = Network(clone, resolved, find_prunable(clone), data.examples, residual=residual)
     if resolved.kind in _FINAL_ACTIVATIONS:
         network = _use_logits(network)
     _check_class_indices(network, data)

@@ -34,6 +34,7 @@ def oracle_importance(
     checkpoint: str | os.PathLike[str] | None = None,
     strategy: tf.distribute.Strategy | None = None,
     progress: ProgressCallback = no_progress,
+    residual: str = "union",
 ) -> FilterScores:
     """Removes every filter in turn, where its removal acts, and measures the loss.
 
@@ -49,6 +50,7 @@ def oracle_importance(
             data goes on from it. It is removed when all is done.
         strategy: spreads the filters over its replicas.
         progress: called as `progress(losses measured, losses to measure, {})`.
+        residual: as for `rank_filters`; "tied" removes in turn what goes together.
 
     Returns:
         Scores are |change of the loss|; `signed` has the change: positive where the filter helps.
@@ -60,7 +62,7 @@ def oracle_importance(
     options: dict[str, Any] = {}
     if checkpoint is not None:
         path = pathlib.Path(checkpoint)
-        print_of = _fingerprint(model, data, batch_size)
+        print_of = _fingerprint(model, data, batch_size, residual)
         if path.exists():
             options["known"] = _load(path, print_of)
         options["keep"] = _Keeper(path, print_of)
@@ -78,6 +80,7 @@ def oracle_importance(
         strategy,
         progress,
         options,
+        residual,
     )
     if checkpoint is not None:
         pathlib.Path(checkpoint).unlink(missing_ok=True)
@@ -113,8 +116,8 @@ def _load(path: pathlib.Path, fingerprint: int) -> Floats:
     return losses
 
 
-def _fingerprint(model: tf_keras.Model, data: Any, batch_size: int | None) -> int:
-    value = 0
+def _fingerprint(model: tf_keras.Model, data: Any, batch_size: int | None, residual: str) -> int:
+    value = zlib.crc32(residual.encode()) if residual != "union" else 0
     for layer in find_prunable(model):
         value = zlib.crc32(np.ascontiguousarray(layer.layer.kernel).tobytes(), value)
         value = zlib.crc32(layer.name.encode(), value)

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
+from ehap_tf.channels import RESIDUAL_MODES
 from ehap_tf.models import require_finite_weights, require_functional
 from ehap_tf.models.keras3 import either_keras
 from ehap_tf.models.precision import resolve_precision
@@ -38,6 +39,7 @@ def rank_filters(
     seed: int = 0,
     strategy: tf.distribute.Strategy | None = None,
     progress: ProgressCallback = no_progress,
+    residual: str = "union",
 ) -> FilterScores:
     """Scores every filter of every Conv2D and Dense layer of a trained model.
 
@@ -61,6 +63,11 @@ def rank_filters(
         seed: of the random vectors.
         strategy: spreads the work over its replicas; scores stay the same to rounding.
         progress: called as `progress(probes done, probes, figures)`.
+        residual: "tied" where filters that a sum lines up are to be removed together, as in
+            `plan_pruning`: criteria on gates ("obd", "quadratic", "taylor_fo", "taylor_so",
+            "oracle") then score the removal of the whole group at once, with the cross terms
+            between its filters, and each filter has its share. Other criteria are the same in both
+            modes; the plan adds their scores up.
 
     Returns:
         The scores by layer name, with their errors and provenance.
@@ -85,6 +92,7 @@ def rank_filters(
         strategy,
         progress,
         {},
+        residual,
     )
 
 
@@ -102,11 +110,13 @@ def rank_with_options(
     strategy: tf.distribute.Strategy | None,
     progress: ProgressCallback,
     options: Mapping[str, Any],
+    residual: str = "union",
 ) -> FilterScores:
     """`rank_filters` with further arguments for the criterion."""
     start, memory = time.perf_counter(), PeakMemory()
     chosen = find_criterion(criterion)
     _check_choice("estimator", estimator, ESTIMATOR_NAMES)
+    _check_choice("residual", residual, RESIDUAL_MODES)
     _check_numbers(probes, tolerance, seed)
     request = Request(
         model,
@@ -118,6 +128,7 @@ def rank_with_options(
         seed=int(seed),
         replicas=Replicas(strategy),
         progress=progress,
+        residual=residual,
         options=options,
     )
     require_functional(model)
@@ -139,6 +150,7 @@ def rank_with_options(
         examples=request.data.examples if request.data else 0,
         quantity=result.quantity,
         notes=result.notes,
+        residual=residual if result.grouped else "union",
     )
     pieces = {
         kind: split_filters(values, layers)

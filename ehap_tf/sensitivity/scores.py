@@ -32,6 +32,8 @@ class Provenance:
         examples: in the Hessian batch; 0 where no data is looked at.
         quantity: what was estimated, e.g. "Hessian trace" or "Gauss-Newton trace".
         notes: what a reader should know: why, what was skipped, what was repeated.
+        residual: "tied" where the scores of filters that a sum lines up add up to the effect of
+            removing them at once; such scores plan tied pruning only.
     """
 
     criterion: str
@@ -44,6 +46,7 @@ class Provenance:
     examples: int = 0
     quantity: str = ""
     notes: tuple[str, ...] = ()
+    residual: str = "union"
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Provenance:

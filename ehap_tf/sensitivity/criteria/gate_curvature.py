@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 
 from ehap_tf.sensitivity import sampling
 from ehap_tf.sensitivity.criteria.registry import Request, Result, register_criterion
 from ehap_tf.sensitivity.estimators import exact_sum, make_runner, prepare
-from ehap_tf.sensitivity.gate_derivatives import gate_curvature_step, gate_gradient_step
+from ehap_tf.sensitivity.gate_derivatives import (
+    gate_count,
+    gate_curvature_step,
+    gate_gradient_step,
+)
 from ehap_tf.sensitivity.gauss_newton import basis_vectors, sign_vectors
+from ehap_tf.sensitivity.group_gates import find_groups
 from ehap_tf.sensitivity.linearity import smooth_parts
 from ehap_tf.sensitivity.network import Network
 from ehap_tf.sensitivity.output_curvature import require_known_curvature
@@ -46,9 +52,13 @@ def quadratic(request: Request) -> Result:
 
 
 def estimate_curvature(request: Request, network: Network) -> Estimate:
-    """Estimates h by the Gauss-Newton sketch on gates, or adds it up output by output."""
+    """Estimates h by the Gauss-Newton sketch on gates, or adds it up output by output.
+
+    Returns:
+        One number a gate: a filter, or in tied mode a group of filters.
+    """
     require_known_curvature(network)
-    size = sum(layer.filters for layer in network.layers)
+    size = gate_count(network)
     if request.estimator == "exact":
         outputs = math.prod(network.model.outputs[0].shape[1:])
         runner = make_runner(
@@ -90,15 +100,35 @@ def _result(
     signed: np.ndarray | None,
 ) -> Result:
     sampled = curvature.probes > 0
-    return Result(
-        scores=scores,
-        signed=signed,
-        trace=curvature.mean,
-        standard_error=curvature.standard_error / 2 if sampled else None,
-        trace_standard_error=curvature.standard_error if sampled else None,
-        estimator="gauss_newton" if sampled else "exact",
-        precision=request.precision,
-        probes=curvature.probes,
-        quantity="curvature of the loss on gates",
-        notes=curvature_notes(request, network),
+    return by_filter(
+        network,
+        Result(
+            scores=scores,
+            signed=signed,
+            trace=curvature.mean,
+            standard_error=curvature.standard_error / 2 if sampled else None,
+            trace_standard_error=curvature.standard_error if sampled else None,
+            estimator="gauss_newton" if sampled else "exact",
+            precision=request.precision,
+            probes=curvature.probes,
+            quantity="curvature of the loss on gates",
+            notes=curvature_notes(request, network),
+        ),
     )
+
+
+def by_filter(network: Network, result: Result) -> Result:
+    """One number a filter of what has one a gate: in tied mode its share of the group's."""
+    if network.residual != "tied":
+        return result
+    groups = find_groups(network)
+    vectors: dict[str, Any] = {
+        name: groups.shares(values)
+        for name in ("scores", "trace", "standard_error", "trace_standard_error", "signed")
+        if (values := getattr(result, name)) is not None
+    }
+    note = (
+        f"{len(groups.of_filter)} filters scored in {groups.count} groups that go together, a "
+        "filter by its share"
+    )
+    return dataclasses.replace(result, **vectors, notes=(*result.notes, note), grouped=True)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from ehap_tf.sensitivity.criteria.gate_curvature import by_filter
 from ehap_tf.sensitivity.criteria.registry import Request, Result, register_criterion
 from ehap_tf.sensitivity.estimators import make_runner, prepare
-from ehap_tf.sensitivity.gate_derivatives import removal_loss_step
+from ehap_tf.sensitivity.gate_derivatives import gate_count, removal_loss_step
 from ehap_tf.sensitivity.statistics import Floats
 
 TOGETHER = 16
@@ -21,7 +22,7 @@ def oracle(request: Request) -> Result:
     and `keep`, which is called with it as it fills.
     """
     network = prepare(request)
-    filters = sum(layer.filters for layer in network.layers)
+    filters = gate_count(network)
     runner = make_runner(request, network, removal_loss_step(network))
     # The last entry is the loss of the whole network: no filter has that number.
     losses: Floats = np.array(request.options.get("known", np.full(filters + 1, np.nan)))
@@ -33,9 +34,10 @@ def oracle(request: Request) -> Result:
         keep(losses)
         request.progress(filters + 1 - len(waiting) + start + len(numbers), filters + 1, {})
     change = losses[:-1] - losses[-1]
-    return Result(
+    result = Result(
         scores=np.abs(change),
         signed=change,
         precision=request.precision,
         quantity="change of the loss when the filter is removed",
     )
+    return by_filter(network, result)

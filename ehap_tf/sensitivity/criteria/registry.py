@@ -31,6 +31,7 @@ class Request:
         seed: of everything random.
         replicas: where to run.
         progress: to be called as work proceeds.
+        residual: "tied" asks for the effect of removing at once what a sum lines up.
         options: further arguments of the criterion.
     """
 
@@ -44,6 +45,7 @@ class Request:
     seed: int = 0
     replicas: Replicas = dataclasses.field(default_factory=Replicas)
     progress: ProgressCallback = no_progress
+    residual: str = "union"
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -74,6 +76,7 @@ class Result:
         probes: random vectors used.
         quantity: what was estimated.
         notes: what a reader should know.
+        grouped: the scores of filters that go together add up to that of their removal at once.
     """
 
     scores: Floats
@@ -86,6 +89,7 @@ class Result:
     probes: int = 0
     quantity: str = ""
     notes: tuple[str, ...] = ()
+    grouped: bool = False
 
 
 CriterionFunction = Callable[[Request], "Result | Mapping[str, np.ndarray]"]

@@ -11,7 +11,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ehap_tf.sensitivity.criteria.gate_curvature import curvature_notes, estimate_curvature
+from ehap_tf.sensitivity.criteria.gate_curvature import (
+    by_filter,
+    curvature_notes,
+    estimate_curvature,
+)
 from ehap_tf.sensitivity.criteria.hessian_trace import relative_factors
 from ehap_tf.sensitivity.criteria.registry import Request, Result, register_criterion
 from ehap_tf.sensitivity.estimators import make_runner, prepare, sampled_trace
@@ -29,7 +33,7 @@ MINIBATCH = 32
 def first_order(request: Request) -> Result:
     """g_c^2 on gates, where removal acts."""
     network = prepare(request)
-    return _first_order(request, network, gate_gradient_step(network), "gates")
+    return by_filter(network, _first_order(request, network, gate_gradient_step(network), "gates"))
 
 
 @register_criterion("taylor_fo_weight")
@@ -48,7 +52,7 @@ def second_order(request: Request) -> Result:
         -gradient + curvature.mean / 2
         for gradient in _gradients(request, network, gate_gradient_step(network))
     ]
-    return Result(
+    result = Result(
         scores=np.square(changes).mean(axis=0),
         signed=np.mean(changes, axis=0),
         trace=curvature.mean,
@@ -58,6 +62,7 @@ def second_order(request: Request) -> Result:
         quantity="second-order Taylor importance on gates",
         notes=curvature_notes(request, network),
     )
+    return by_filter(network, result)
 
 
 @register_criterion("taylor_so_weight")
