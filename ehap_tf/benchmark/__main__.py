@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 COMMANDS: dict[str, str] = {
     "removal": "accuracy when many filters go together, by criterion, without fine-tuning",
+    "study": "accuracy of pruned and fine-tuned networks, by criterion and seed; resumable",
     "trace": "seconds a probe and peak memory, by estimator and precision",
     "fidelity": "rank correlation with the exact scores, against probes and seconds",
     "correlation": "correlation of every criterion with the oracle: zero one filter, measure",

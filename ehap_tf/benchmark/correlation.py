@@ -20,7 +20,7 @@ from scipy import stats
 
 from ehap_tf.benchmark import output
 from ehap_tf.benchmark.contenders import Clock, add_contender_arguments, rank, removable
-from ehap_tf.benchmark.records import Records, beside, digest
+from ehap_tf.benchmark.records import Records, add_records_argument, beside, digest
 from ehap_tf.benchmark.subject import (
     add_subject_arguments,
     load_subject,
@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_subject_arguments(parser, examples=256)
     add_contender_arguments(parser)
     output.add_output_arguments(parser)
+    add_records_argument(parser)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -60,7 +61,7 @@ def run(options: argparse.Namespace) -> None:
         "probes": options.probes,
         "seed": options.seed,
     }
-    records = Records(beside(options.output), settings)
+    records = Records(beside(options.output, options.records), settings)
     clock = Clock(len(options.criteria) + 1)
     oracle = records.scores(
         "oracle",

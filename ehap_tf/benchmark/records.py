@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import pathlib
@@ -85,8 +86,19 @@ class Records:
         return self.directory / (re.sub(r"[^\w.+-]+", "_", name) + suffix)
 
 
-def beside(output: str | None) -> pathlib.Path | None:
-    """The folder of records that belongs to an --output file: FILE.json -> FILE_records."""
+def add_records_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds --records."""
+    parser.add_argument(
+        "--records",
+        default=None,
+        help="folder of what is measured already; default FILE_records beside --output=FILE.json",
+    )
+
+
+def beside(output: str | None, records: str | None = None) -> pathlib.Path | None:
+    """The folder of records: the one that is named, or the one that belongs to an --output file."""
+    if records is not None:
+        return pathlib.Path(records)
     if output is None:
         return None
     path = pathlib.Path(output)

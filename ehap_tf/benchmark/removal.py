@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from ehap_tf.benchmark import output
 from ehap_tf.benchmark.contenders import Clock, add_contender_arguments, rank
 from ehap_tf.benchmark.gated_model import GatedModel
-from ehap_tf.benchmark.records import Records, Row, beside, digest
+from ehap_tf.benchmark.records import Records, Row, add_records_argument, beside, digest
 from ehap_tf.benchmark.subject import add_subject_arguments, load_images, trained_source
 from ehap_tf.data import evaluation_batches, sample_arrays, training_batches
 from ehap_tf.pruning import PruningPlan, plan_pruning
@@ -75,6 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--recalibrate_batches", type=int, default=32, help="of 128 training images; default 32"
     )
     output.add_output_arguments(parser)
+    add_records_argument(parser)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -117,8 +118,8 @@ class Subject:
             "validation_images": self.images,
         }
         names = ("dataset", "examples", "probes", "seed", "recalibrate_batches", "residual")
-        settings |= {name: getattr(options, name) for name in (*names, "cost_aware", "by", "step")}
-        self._records = Records(beside(options.output), settings)
+        settings |= {name: getattr(options, name) for name in names}
+        self._records = Records(beside(options.output, options.records), settings)
 
     @property
     def gated(self) -> GatedModel:
@@ -131,13 +132,18 @@ class Subject:
         """The accuracy of the whole network."""
         scores = rank_nothing(self._model)
         plan = plan_pruning(self._model, scores, 0.0, residual=self._options.residual)
-        return self._measured("whole", "", 0.0, plan, 0.0)
+        return self._measured("whole", "", 0.0, plan, 0.0, "")
 
     def path(self, mode: str, criterion: str) -> Iterator[Row]:
         """The rows of one criterion, for growing amounts."""
         options = self._options
         scores = self._rank(criterion)
         seconds = scores.seconds
+        label = f"{mode}_{options.by}"
+        if options.cost_aware:
+            label += f"_per_{options.cost_aware}"
+        if mode != "one_shot":
+            label += f"_step_{options.step:g}"
         stops = sorted(set(options.amounts))
         if mode != "one_shot":
             whole_steps = np.arange(options.step, stops[-1], options.step).round(6).tolist()
@@ -146,13 +152,13 @@ class Subject:
         ranked_at = 0.0
         for stop in stops:
             if removed is not None and mode != "one_shot":
-                name = f"{criterion}_{mode}_from_{ranked_at:g}_seed{options.seed}"
+                name = f"{criterion}_{label}_from_{ranked_at:g}_seed{options.seed}"
                 scores = self._rank_anew(criterion, name, removed, mode)
                 seconds += scores.seconds
             plan = self._plan(scores, stop)
             removed, ranked_at = plan, stop
             if stop in options.amounts:
-                yield self._measured(criterion, mode, stop, plan, seconds)
+                yield self._measured(criterion, mode, stop, plan, seconds, label)
 
     def _rank(self, criterion: str) -> FilterScores:
         seed = self._options.seed
@@ -191,7 +197,13 @@ class Subject:
         self.gated.recalibrate([images for images, _ in self._calibration])
 
     def _measured(
-        self, criterion: str, mode: str, amount: float, plan: PruningPlan, seconds: float
+        self,
+        criterion: str,
+        mode: str,
+        amount: float,
+        plan: PruningPlan,
+        seconds: float,
+        label: str,
     ) -> Row:
         def measure() -> Row:
             flags = plan.flags()
@@ -211,7 +223,7 @@ class Subject:
                 "rank_seconds": seconds,
             }
 
-        return self._records.row(f"{criterion}_{mode}_{amount:g}", measure)
+        return self._records.row(f"{criterion}_{label}_{amount:g}", measure)
 
 
 def rank_nothing(model: tf_keras.Model) -> dict[str, np.ndarray]:

@@ -1,0 +1,262 @@
+"""The study: every criterion, some amounts, some seeds; pruned, recalibrated and fine-tuned.
+
+One cell is one network: filters go by one criterion until a share of the multiply-accumulates is
+left, BatchNorm's statistics are re-estimated, and the network is fine-tuned for as long as all
+others. Iterative cells remove in parts, rank anew before each, and divide the same fine-tuning
+among the parts. Accuracies are those on validation images, which criteria may be chosen by; the
+test images are looked at once a cell, at the end.
+
+Each cell is a file in --directory, written when the cell is done, and fine-tuning goes on after its
+last whole epoch: the same command after a kill does the rest. With --table_only it measures
+nothing and writes the table of what there is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import gc
+import pathlib
+import shutil
+import time
+
+import numpy as np
+import tf_keras
+
+from ehap_tf.benchmark import study_table
+from ehap_tf.benchmark.contenders import Clock, add_contender_arguments, rank
+from ehap_tf.benchmark.output import hardware
+from ehap_tf.benchmark.records import Records, Row, digest
+from ehap_tf.benchmark.study_table import ITERATIVE, ONE_SHOT, Cell
+from ehap_tf.benchmark.subject import add_subject_arguments, load_images, trained_source
+from ehap_tf.data import ImageDataset, Split, sample_arrays, training_batches
+from ehap_tf.models import clone_with_policy
+from ehap_tf.models.precision import policy_of, resolve_precision
+from ehap_tf.pipeline.evaluation import accuracy
+from ehap_tf.pipeline.training import TrainingRecipe, fit
+from ehap_tf.pruning import count_macs, count_parameters, plan_pruning, prune, recalibrate
+
+SETTINGS = (
+    "dataset",
+    "examples",
+    "probes",
+    "residual",
+    "round_to",
+    "cost_aware",
+    "recalibrate_batches",
+    "finetune_epochs",
+    "finetune_steps",
+    "learning_rate",
+    "weight_decay",
+    "finetune_batch",
+    "train_precision",
+    "parts",
+    "validation_images",
+    "test_images",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of this benchmark."""
+    add_subject_arguments(parser, examples=512)
+    add_contender_arguments(parser)
+    add = parser.add_argument
+    add("--directory", default="study", help="of the records, table and plot; default study")
+    add("--table_only", action="store_true", help="measure nothing, write the table")
+    add(
+        "--removed",
+        nargs="+",
+        type=float,
+        default=[0.25, 0.5, 0.75],
+        help="shares of the multiply-accumulates that go; default 0.25 0.5 0.75",
+    )
+    add("--seeds", nargs="+", type=int, default=[0, 1], help="default 0 1")
+    add(
+        "--best",
+        type=int,
+        default=3,
+        help="how many criteria, the best after fine-tuning, are run iteratively too; default 3",
+    )
+    add("--parts", type=int, default=3, help="of an iterative removal; default 3")
+    add("--finetune_epochs", type=int, default=2, help="of fine-tuning; default 2")
+    add(
+        "--finetune_steps",
+        type=int,
+        default=0,
+        help="of fine-tuning in all, on a random part of the training images; default 0: every "
+        "epoch sees all of them",
+    )
+    add("--finetune_batch", type=int, default=128, help="images a step; default 128")
+    add("--learning_rate", type=float, default=0.05, help="highest of fine-tuning; default 0.05")
+    add("--weight_decay", type=float, default=0.0005, help="default 0.0005")
+    add("--train_precision", default="auto", help="fp32, bf16, fp16 or auto; default auto")
+    add("--residual", default="union", help="union or tied; default union")
+    add("--round_to", type=int, default=4, help="widths in multiples of this; default 4")
+    add(
+        "--cost_aware",
+        choices=["macs", "params"],
+        default=None,
+        help="scores count per cost that a filter causes; default: they count as they are",
+    )
+    add("--recalibrate_batches", type=int, default=32, help="default 32")
+    add("--validation_images", type=int, default=0, help="default 0, for all of them")
+    add("--test_images", type=int, default=0, help="default 0, for all of them")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measures the cells that are missing, then writes table, plot and JSON."""
+    directory = pathlib.Path(options.directory)
+    settings = {"model": digest(trained_source(options.model, options.dataset))}
+    settings |= {name: getattr(options, name) for name in SETTINGS}
+    records = Records(directory, settings)
+    if not options.table_only:
+        study = Study(options, records)
+        study.measure(one_shot_cells(options))
+        rows = study_table.collect(records, one_shot_cells(options))
+        best = study_table.best_criteria(rows, options.best)
+        study.measure(iterative_cells(options, best))
+    cells = one_shot_cells(options) + iterative_cells(options, options.criteria)
+    rows = study_table.collect(records, cells)
+    if not rows:
+        raise ValueError(f"no cell of the study is done. Received: --directory={directory}")
+    study_table.write(directory, rows, settings, hardware())
+
+
+def one_shot_cells(options: argparse.Namespace) -> list[Cell]:
+    """Whole rounds first: a study that is cut short compares all criteria on fewer seeds."""
+    return [
+        Cell(criterion, ONE_SHOT, removed, seed)
+        for seed in options.seeds
+        for removed in options.removed
+        for criterion in options.criteria
+    ]
+
+
+def iterative_cells(options: argparse.Namespace, criteria: list[str]) -> list[Cell]:
+    """The same for the criteria that are run iteratively."""
+    return [
+        dataclasses.replace(cell, mode=ITERATIVE)
+        for cell in one_shot_cells(options)
+        if cell.criterion in criteria
+    ]
+
+
+class Study:
+    """The network, its data, and the cells that are done."""
+
+    def __init__(self, options: argparse.Namespace, records: Records) -> None:
+        self._options, self._records = options, records
+        self._model, dataset, self._loss = load_images(
+            options.model, options.dataset, options.data_dir, options.seed
+        )
+        self._dataset = dataclasses.replace(
+            dataset,
+            validation=_first(dataset.validation, options.validation_images),
+            test=_first(dataset.test, options.test_images),
+        )
+        self._precision = resolve_precision(options.train_precision)
+
+    def measure(self, cells: list[Cell]) -> None:
+        """Measures the cells that are not there, and the whole network."""
+        self._records.row(study_table.WHOLE, self._whole)
+        clock = Clock(len(cells))
+        for cell in cells:
+            done = self._records.has(cell.name)
+            row = self._records.row(cell.name, functools.partial(self._measured, cell))
+            gc.collect()  # each cell leaves compiled graphs behind
+            figures = " -> ".join(f"{row[key]:.4f}" for key in study_table.ACCURACIES)
+            clock.tick(f"{cell.name}: {figures}{' (was there)' if done else ''}")
+
+    def _whole(self) -> Row:
+        return {
+            "validation": self._accuracy(self._model),
+            "test": accuracy(self._model, self._dataset.test, self._dataset),
+            "macs": count_macs(self._model),
+            "params": count_parameters(self._model),
+        }
+
+    def _measured(self, cell: Cell) -> Row:
+        began = time.monotonic()
+        parts = 1 if cell.mode == ONE_SHOT else self._options.parts
+        model, rank_seconds, row = self._model, 0.0, dataclasses.asdict(cell)
+        whole = count_macs(self._model)
+        for part in range(1, parts + 1):
+            name = f"{cell.criterion}_seed{cell.seed}"
+            if part > 1:
+                name = f"{cell.name}_part{part}"
+            sample = sample_arrays(self._dataset, self._options.examples, cell.seed)
+            scores = rank(
+                self._records, model, sample, self._loss, cell.criterion, self._options, cell.seed,
+                name,
+            )  # fmt: skip
+            rank_seconds += scores.seconds
+            left = 1 - cell.removed * part / parts
+            plan = plan_pruning(
+                model,
+                scores,
+                target_macs=min(1.0, left * whole / count_macs(model)),
+                residual=self._options.residual,
+                round_to=self._options.round_to,
+                cost_aware=self._options.cost_aware,
+            )
+            slim = prune(model, plan)
+            pruned = self._accuracy(slim)
+            slim = recalibrate(
+                slim,
+                training_batches(self._dataset, self._options.finetune_batch, 0, epochs=1_000),
+                batches=self._options.recalibrate_batches,
+            )
+            recalibrated = self._accuracy(slim)
+            finetune_began = time.monotonic()
+            model = self._finetuned(slim, cell, part, parts)
+            row |= {"finetune_seconds": time.monotonic() - finetune_began}
+        row |= {
+            "macs_left": count_macs(model) / whole,
+            "params_left": count_parameters(model) / count_parameters(self._model),
+            "pruned": pruned,
+            "recalibrated": recalibrated,
+            "finetuned": self._accuracy(model),
+            "test": accuracy(model, self._dataset.test, self._dataset),
+            "rank_seconds": rank_seconds,
+            "seconds": time.monotonic() - began,
+        }
+        shutil.rmtree(self._checkpoints(cell), ignore_errors=True)
+        return row
+
+    def _finetuned(self, slim: tf_keras.Model, cell: Cell, part: int, parts: int) -> tf_keras.Model:
+        options = self._options
+        if options.finetune_epochs == 0:
+            return slim
+        dataset = self._portion(cell.seed + 1_000 * part, parts)
+        recipe = TrainingRecipe(
+            epochs=options.finetune_epochs,
+            learning_rate=options.learning_rate,
+            weight_decay=options.weight_decay,
+            batch_size=options.finetune_batch,
+        )
+        trained = clone_with_policy(slim, policy_of(self._precision))
+        folder = self._checkpoints(cell) / f"part{part}"
+        fit(trained, dataset, recipe, directory=folder, seed=cell.seed)
+        return clone_with_policy(trained, "float32")
+
+    def _portion(self, seed: int, parts: int) -> ImageDataset:
+        """The training images that one fine-tuning sees in each of its epochs."""
+        options = self._options
+        images = len(self._dataset.train)
+        if options.finetune_steps:
+            images = options.finetune_steps * options.finetune_batch // options.finetune_epochs
+        count = min(len(self._dataset.train), max(options.finetune_batch, images // parts))
+        order = np.random.default_rng(seed).permutation(len(self._dataset.train))
+        train = self._dataset.train.take(np.sort(order[:count]))
+        return dataclasses.replace(self._dataset, train=train)
+
+    def _accuracy(self, model: tf_keras.Model) -> float:
+        return accuracy(model, self._dataset.validation, self._dataset)
+
+    def _checkpoints(self, cell: Cell) -> pathlib.Path:
+        return self._records.path(f"{cell.name}_checkpoints", "")
+
+
+def _first(split: Split, count: int) -> Split:
+    return split.take(np.arange(min(count, len(split)))) if count else split
