@@ -4,6 +4,7 @@ from ehap_tf.sensitivity.criteria import (
     batch_norm_scale,
     gate_curvature,
     hessian_trace,
+    joint_removal,
     magnitude,
     oracle,
     random_scores,
@@ -21,6 +22,7 @@ from ehap_tf.sensitivity.criteria.registry import (
 _MODULES = (
     hessian_trace,
     gate_curvature,
+    joint_removal,
     taylor,
     magnitude,
     batch_norm_scale,

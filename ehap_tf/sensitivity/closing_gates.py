@@ -1,0 +1,138 @@
+"""Gates that close a channel to a constant, where the next layer reads it; the sketch on them.
+
+`gate_derivatives` closes a channel to zero right where its removal acts. Here the gate stands at
+the end of the chain of layers that is the filter's alone (behind the activation and the pooling),
+and the channel falls back to any constant: zero, or its mean over the data.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from ehap_tf.sensitivity.gate_derivatives import GatedForward
+from ehap_tf.sensitivity.gates import find_gates
+from ehap_tf.sensitivity.gauss_newton import Vectors
+from ehap_tf.sensitivity.hutchinson import Step
+from ehap_tf.sensitivity.network import Network
+from ehap_tf.sensitivity.output_curvature import factor_times
+from ehap_tf.sensitivity.statistics import Floats
+
+
+def closing_forward(network: Network, constants: Floats) -> GatedForward:
+    """The network with a gate on every filter.
+
+    Args:
+        network: what to put gates into.
+        constants: for each filter of all layers what its channel is when the gate is closed.
+
+    Raises:
+        ValueError: a layer's channels cannot be followed.
+    """
+    columns = _columns(network)
+
+    def forward(inputs: Any, alpha: tf.Tensor) -> tf.Tensor:
+        def gate(name: str, outputs: Any) -> Any:
+            if name not in columns:
+                return outputs
+            factors = tf.cast(alpha[:, columns[name]], outputs.dtype)
+            ones = [1] * (outputs.shape.rank - 2)
+            shape = tf.concat([tf.shape(factors)[:1], ones, tf.shape(factors)[1:]], 0)
+            constant = tf.constant(constants[columns[name]], outputs.dtype)
+            return constant + (outputs - constant) * tf.reshape(factors, shape)
+
+        return network.forward(inputs, gate)
+
+    return forward
+
+
+def channel_means_step(network: Network) -> Step:
+    """Builds the function that sums each channel's mean over positions, times example weights.
+
+    Returns:
+        A step as `hutchinson_step` gives, with one row whatever the probes are.
+    """
+    columns = _columns(network)
+
+    def step(
+        inputs: Any, labels: Any, weights: tf.Tensor, first: tf.Tensor, probes: Any, scales: Any
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        del labels, first, probes, scales
+        seen: dict[str, list[tf.Tensor]] = {name: [] for name in columns}
+
+        def look(name: str, outputs: Any) -> Any:
+            if name in columns:
+                values = tf.cast(outputs, network.dtype)
+                means = tf.reduce_mean(values, axis=list(range(1, values.shape.rank - 1)))
+                seen[name].append(tf.linalg.matvec(means, weights, transpose_a=True))
+            return outputs
+
+        network.forward(inputs, look)
+        # A layer that is called several times has several means for one gate.
+        sums = tf.concat([tf.add_n(seen[name]) / len(seen[name]) for name in columns], 0)
+        return sums[tf.newaxis], tf.reduce_all(tf.math.is_finite(sums))
+
+    return step
+
+
+def gate_rows_step(network: Network, vectors: Vectors, constants: Floats) -> Step:
+    """Builds the function that gives the sketch u on the gates, before it is squared.
+
+    The Gauss-Newton matrix on the gates is the mean over probes of the sum over examples of u u^T.
+
+    Args:
+        network: what to differentiate.
+        vectors: what the factor of the loss's curvature is multiplied with.
+        constants: as for `closing_forward`.
+
+    Returns:
+        A step as `gauss_newton_step` gives, with values of shape (probes, examples * filters): u,
+        example after example.
+    """
+    forward = closing_forward(network, constants)
+
+    def step(
+        inputs: Any, labels: Any, weights: tf.Tensor, first: tf.Tensor, probes: Any, scales: Any
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        alpha = tf.ones([tf.shape(weights)[0], len(constants)], network.dtype)
+        with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+            tape.watch(alpha)
+            outputs = forward(inputs, alpha)
+
+        def one_probe(index: tf.Tensor, values: tf.TensorArray) -> Any:
+            v = vectors(probes[index], first, tf.shape(outputs), outputs.dtype)
+            cotangent = factor_times(network, labels, outputs, weights, v) * scales[1]
+            u = tape.gradient(
+                outputs, alpha, output_gradients=cotangent, unconnected_gradients="zero"
+            )
+            return index + 1, values.write(index, tf.reshape(u / scales[1], [-1]))
+
+        count = tf.shape(probes)[0]
+        _, values = tf.while_loop(
+            lambda index, _: index < count,
+            one_probe,
+            (tf.constant(0), tf.TensorArray(network.dtype, count)),
+            parallel_iterations=1,
+        )
+        return values.stack(), tf.reduce_all(tf.math.is_finite(outputs))
+
+    return step
+
+
+def _columns(network: Network) -> dict[str, slice]:
+    """Name of the layer behind which a gate stands -> its part of all filters, in their order."""
+    gates = find_gates(network.model)
+    columns: dict[str, slice] = {}
+    start = 0
+    for layer in network.layers:
+        if layer.name not in gates:
+            raise ValueError(
+                f"layer {layer.name!r} ({type(layer.layer).__name__}) has no gate: its channels "
+                "cannot be followed; use a criterion on weights, such as 'hessian_trace'"
+            )
+        gate = gates[layer.name]
+        place = gate.passed[-1] if gate.passed else gate.after
+        columns[place] = slice(start, start + layer.filters)
+        start += layer.filters
+    return columns

@@ -1,0 +1,149 @@
+"""What a filter is worth when others of its layer go before it: curvature between gates as well.
+
+`obd` adds up h_c / 2 over the removed filters, as if each went alone. Filters of one layer do the
+same work in part: their removals add up to more, or to less. The Gauss-Newton sketch that gives
+the diagonal h_c = H_cc gives H_cd too, at the same cost, for the same rows u: H is the mean of
+u u^T. A set R of filters changes the loss by about sum of H_cd / 2 over c, d in R, and the cheapest
+next filter is the one of least H_cc / 2 + sum of H_cd over d in R. Filters are taken one by one,
+layer by layer (between layers no terms are kept: the matrix stays small, and in the measurements of
+docs/results.md they did not help), and a filter's score is what it costs at its turn.
+
+The centered form closes a gate to the channel's mean over the data instead of to zero. That is what
+a network sees whose BatchNorm statistics are estimated again after surgery, or whose biases take
+over the mean of what was removed: the constant part of a channel costs nothing.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ehap_tf.sensitivity import sampling
+from ehap_tf.sensitivity.batches import MicroBatch
+from ehap_tf.sensitivity.closing_gates import channel_means_step, gate_rows_step
+from ehap_tf.sensitivity.criteria.gate_curvature import curvature_notes
+from ehap_tf.sensitivity.criteria.registry import Request, Result, register_criterion
+from ehap_tf.sensitivity.estimators import exact_sum, make_runner, prepare
+from ehap_tf.sensitivity.gauss_newton import Vectors, basis_vectors, sign_vectors
+from ehap_tf.sensitivity.network import Network
+from ehap_tf.sensitivity.output_curvature import require_known_curvature
+from ehap_tf.sensitivity.statistics import Floats
+
+
+@register_criterion("obd_joint")
+def joint(request: Request) -> Result:
+    """The predicted loss change of a filter's removal after the cheaper ones of its layer.
+
+    For networks that are used as surgery leaves them, without recalibration.
+    """
+    return _joint(request, centered=False)
+
+
+@register_criterion("obd_joint_centered")
+def joint_centered(request: Request) -> Result:
+    """The same when the mean of what is removed is made up for, as recalibration does."""
+    return _joint(request, centered=True)
+
+
+def joint_removal_losses(curvature: Floats) -> Floats:
+    """What each gate costs when gates close one after the other, the cheapest next one first.
+
+    Args:
+        curvature: symmetric, shape (filters, filters), positive semidefinite.
+
+    Returns:
+        Shape (filters,), increasing in the order of removal: a filter that gets cheaper because
+        others went counts as much as the last of those, and a little more.
+    """
+    costs = np.diag(curvature) / 2
+    losses, level = np.zeros(len(costs)), 0.0
+    waiting = np.ones(len(costs), np.bool_)
+    for _ in range(len(costs)):
+        next_one = int(np.argmin(np.where(waiting, costs, np.inf)))
+        level = max(float(np.nextafter(level, np.inf)), float(costs[next_one]))
+        losses[next_one] = level
+        waiting[next_one] = False
+        costs = costs + curvature[next_one]
+    return losses
+
+
+def _joint(request: Request, centered: bool) -> Result:
+    network = prepare(request)
+    require_known_curvature(network)
+    size = sum(layer.filters for layer in network.layers)
+    constants = channel_means(request, network) if centered else np.zeros(size)
+    exact = request.estimator == "exact"
+    trace_error, probes = None, 0
+    if exact:
+        outputs = math.prod(network.model.outputs[0].shape[1:])
+        curvature = _LayerCurvature(request, network, basis_vectors, constants)
+        trace = exact_sum(curvature.sample, outputs, size, request.progress)
+    else:
+        curvature = _LayerCurvature(request, network, sign_vectors(request.seed), constants)
+        estimate = sampling.estimate(
+            curvature.sample,
+            size,
+            request.probes,
+            request.tolerance,
+            np.ones(size),
+            request.progress,
+        )
+        trace, probes = estimate.mean, estimate.probes
+        trace_error = estimate.standard_error
+    matrices = [total / max(probes, 1) for total in curvature.sums]
+    return Result(
+        scores=np.concatenate([joint_removal_losses(matrix) for matrix in matrices]),
+        trace=trace,
+        trace_standard_error=trace_error,
+        estimator="exact" if exact else "gauss_newton",
+        precision=request.precision,
+        probes=probes,
+        quantity=f"curvature of the loss between {'centered ' if centered else ''}gates of a layer",
+        notes=curvature_notes(request, network),
+    )
+
+
+def channel_means(request: Request, network: Network) -> Floats:
+    """The mean of every filter's channel over examples and positions, where the next layer reads.
+
+    Returns:
+        Shape (filters of all layers,).
+    """
+    runner = make_runner(request, network, channel_means_step(network))
+    total = runner.sum(np.zeros(1, np.int32), request.batch)[0]
+    weight = sum(float(batch.weights.sum()) for batch in request.batch)
+    return total / max(weight, 1e-12)
+
+
+class _LayerCurvature:
+    """Adds up u u^T, layer by layer, while the probes are drawn.
+
+    Attributes:
+        sums: one matrix a layer: the sum over probes and examples.
+    """
+
+    def __init__(
+        self, request: Request, network: Network, vectors: Vectors, constants: Floats
+    ) -> None:
+        self._batch = request.batch
+        self._runner = make_runner(request, network, gate_rows_step(network, vectors, constants))
+        ends = np.cumsum([layer.filters for layer in network.layers]).tolist()
+        self._parts = [slice(a, b) for a, b in zip([0, *ends[:-1]], ends, strict=True)]
+        self.sums: list[Floats] = [np.zeros((p.stop - p.start,) * 2) for p in self._parts]
+
+    def sample(self, probes: np.ndarray) -> Floats:
+        """The diagonal of each probe, shape (probes, filters)."""
+        squares = np.zeros((len(probes), self._parts[-1].stop))
+        for batch in self._batch:
+            rows = self._rows(probes, batch)
+            squares += np.square(rows).sum(axis=1)
+            for part, total in zip(self._parts, self.sums, strict=True):
+                mine = rows[..., part].reshape(-1, part.stop - part.start)
+                total += mine.T @ mine
+        return squares
+
+    def _rows(self, probes: np.ndarray, batch: MicroBatch) -> Floats:
+        """The sketch of a micro-batch, shape (probes, examples, filters)."""
+        rows = self._runner.sum(probes, [batch])
+        return rows.reshape(len(probes), len(batch), -1)
