@@ -78,6 +78,13 @@ class GraphBuilder:
             return self.multiply(x, gate, name)
         if kind == "hard_sigmoid":
             return self.relu(self.affine(x, 0.2, 0.5, f"{name}_affine"), name, 1.0)
+        # Keras 3's definitions, as its models bring them into tf_keras.
+        if kind == "hard_sigmoid_relu6":
+            return self.relu(self.affine(x, 1.0 / 6.0, 0.5, f"{name}_affine"), name, 1.0)
+        if kind in ("hard_silu", "hard_swish"):
+            return self.call(EhapHardSwish, name, x)
+        if kind == "leaky_relu":
+            return self.call(layers.LeakyReLU, name, x, 0.2)
         return self.call(layers.Activation, name, x, function)
 
     def relu(self, x: Any, name: str, limit: float = np.inf) -> Any:

@@ -10,6 +10,7 @@ import tensorflow as tf
 import tf_keras
 
 from ehap_tf.channels import ScatterChannels
+from ehap_tf.models.keras3.activations import OF_KERAS3
 
 layers = tf_keras.layers
 
@@ -125,6 +126,13 @@ def operators(x: Any) -> Any:
     return layers.Dense(4)(tf.reduce_mean(y, axis=[1, 2]))
 
 
+def keras3_activations(x: Any) -> Any:
+    """Functions of Keras 3 that tf_keras lacks or defines differently."""
+    for name in ("hard_silu", "hard_sigmoid", "leaky_relu", "relu6"):
+        x = layers.Activation(OF_KERAS3[name])(conv(x))
+    return head(x)
+
+
 NETS: dict[str, Callable[[Any], Any]] = {
     "average": lambda x: head(layers.Average()([conv(x), conv(x)])),
     "dense_norm": dense_norm,
@@ -137,6 +145,7 @@ NETS: dict[str, Callable[[Any], Any]] = {
     "hard_sigmoid": after(layers.Activation("hard_sigmoid")),
     "hard_swish_operators": hard_swish_operators,
     "inception": inception,
+    "keras3_activations": keras3_activations,
     "layer_norm": after(layers.LayerNormalization()),
     "leaky": after(layers.LeakyReLU(0.1)),
     "min_max": lambda x: head(
