@@ -6,6 +6,7 @@ import json
 import pathlib
 from typing import Any
 
+import numpy as np
 import pytest
 import tf_keras
 
@@ -71,7 +72,9 @@ def test_the_study_goes_on_where_it_was_killed(
         if len(trained) == 1:
             raise KilledError
         trained.append(cell.name)
-        return finetuned(self, slim, cell, *rest)
+        model = finetuned(self, slim, cell, *rest)
+        assert not np.array_equal(model.get_weights()[0], slim.get_weights()[0])
+        return model
 
     monkeypatch.setattr(Study, "_finetuned", die_at_the_second)
     with pytest.raises(KilledError):
@@ -91,7 +94,6 @@ def test_the_study_goes_on_where_it_was_killed(
     rows = json.loads((directory / "study.json").read_text())["rows"]
     assert len(rows) == 4 and rows[-1]["mode"] == "iterative"
     assert all(row["macs_left"] <= 0.6 for row in rows[1:])
-    assert rows[1]["finetuned"] != rows[1]["recalibrated"]
     assert not list(directory.glob("*_checkpoints"))
     (directory / f"{trained[0]}.json").write_text("{")  # damaged: set aside, the rest stands
     assert main([*arguments, "--table_only"]) == 0
