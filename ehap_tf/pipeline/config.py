@@ -17,6 +17,8 @@ CRITERIA = (
     "hessian_trace",
     "obd",
     "quadratic",
+    "obd_joint",
+    "obd_joint_centered",
     "taylor_fo",
     "taylor_so",
     "taylor_fo_weight",
