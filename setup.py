@@ -24,6 +24,12 @@ setup(
     ],
     extras_require={
         "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
+        "docs": [
+            "mkdocs-material>=9.5,<10",
+            "mkdocstrings[python]>=1,<2",
+            "pymdown-extensions>=10,<13",
+            "latex2mathml>=3.77,<4",
+        ],
         "test": [
             "pytest>=8,<10",
             "pytest-xdist>=3.6,<4",

@@ -35,7 +35,7 @@ def as_dataset(data: Any, batch_size: int | None = None) -> tf.data.Dataset:
             "data must be a pair (x, y) of arrays or a batched tf.data.Dataset of such pairs. "
             f"Received: {_described(data)}"
         )
-    x, y = data
+    x, y = (_structure(part) for part in data)
     lengths = [_length(array) for array in tf.nest.flatten((x, y))]
     if min(lengths) == 0:
         raise ValueError("data is empty: x and y hold 0 examples")
@@ -88,6 +88,13 @@ def _checked(dataset: tf.data.Dataset, batch_size: int | None) -> tf.data.Datase
     if empty:
         raise ValueError("data is empty: the tf.data.Dataset has no batch")
     return dataset if batch_size is None else dataset.rebatch(batch_size)
+
+
+def _structure(part: Any) -> Any:
+    """Keras takes a list of arrays for several inputs or outputs; tf.data wants a tuple."""
+    if isinstance(part, list) and part and all(isinstance(a, np.ndarray | tf.Tensor) for a in part):
+        return tuple(part)
+    return part
 
 
 def _length(array: Any) -> int:

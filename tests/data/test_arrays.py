@@ -66,3 +66,12 @@ def test_labels_in_range_and_whole_floats_pass():
 def test_labels_with_fractions():
     with pytest.raises(ValueError, match="whole numbers"):
         check_labels(np.array([0.5]), 10)
+
+
+def test_a_list_of_arrays_is_several_inputs_or_outputs():
+    """As in `model.fit`; a tf.data.Dataset would make one tensor of it, or fail."""
+    x, y = [np.zeros((4, 2)), np.zeros((4, 3))], [np.arange(4), np.zeros((4, 1))]
+    inputs, labels = next(iter(as_dataset((x, y), 4)))
+    assert [part.shape for part in inputs] == [(4, 2), (4, 3)]
+    assert [part.shape for part in labels] == [(4,), (4, 1)]
+    assert next(iter(as_dataset((np.zeros((3, 2)), [0, 1, 2]))))[1].shape == (3,)
