@@ -52,7 +52,7 @@ def _run(run: ReportContent) -> dict[str, Any]:
         "notes": [f"{stage}: {note}" for stage, note in run.notes.items()],
         "bars": [_bar(layer) for layer in pruned],
         "any_implanted": any(layer.implanted for layer in pruned),
-        "sensitivity": plots.sensitivity(run.layers, run.threshold) if run.layers else "",
+        "sensitivity": [plots.sensitivity(layer, run.threshold) for layer in run.layers],
         "criterion": figures.get("criterion", ""),
         "threshold": "" if run.threshold is None else f"{run.threshold:.4g}",
         "curves": plots.training_curves(run.histories) if any(run.histories.values()) else "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import math
 from collections.abc import Mapping, Sequence
@@ -45,40 +46,40 @@ def training_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> s
     return _svg(figure, "Training curves")
 
 
-def sensitivity(layers: Sequence[LayerReport], threshold: float | None) -> str:
-    """The sorted scores of each layer with their standard errors and the threshold."""
-    columns = min(4, max(1, len(layers)))
-    rows = math.ceil(len(layers) / columns)
-    figure = Figure(figsize=(3.1 * columns, 2.1 * rows), layout="constrained")
-    for number, layer in enumerate(layers):
-        axes = figure.add_subplot(rows, columns, number + 1)
-        order = np.argsort(layer.scores)[::-1]
-        scores = np.asarray(layer.scores, np.float64)[order]
-        kept = np.ones(len(scores), bool)
-        if layer.kept is not None:
-            kept = np.isin(order, layer.kept)
-        place = np.arange(len(scores))
-        if layer.standard_error is not None:
-            error = np.asarray(layer.standard_error, np.float64)[order]
-            axes.vlines(
-                place, scores - error, scores + error, color="#888888", alpha=0.6, linewidth=0.8
-            )
-        implanted = np.isin(order, layer.implanted)
-        for chosen, color in (
-            (kept, KEPT),
-            (~kept & ~implanted, REMOVED),
-            (implanted, IMPLANTED),
-        ):
-            axes.scatter(place[chosen], scores[chosen], s=6, color=color, linewidths=0)
-        if threshold is not None:
-            axes.axhline(threshold, color=_INK, linewidth=0.7, linestyle="--")
-        if np.any(scores > 0):
-            smallest = float(np.min(scores[scores > 0]))
+def sensitivity(layer: LayerReport, threshold: float | None) -> str:
+    """Sorted scores of one layer's filters, with their standard errors and the threshold."""
+    figure = Figure(figsize=(3.6, 2.3), layout="constrained")
+    axes = figure.add_subplot()
+    order = np.argsort(layer.scores)[::-1]
+    scores = np.asarray(layer.scores, np.float64)[order]
+    kept = np.ones(len(scores), bool)
+    if layer.kept is not None:
+        kept = np.isin(order, layer.kept)
+    place = np.arange(len(scores))
+    if layer.standard_error is not None:
+        error = np.asarray(layer.standard_error, np.float64)[order]
+        axes.vlines(place, scores - error, scores + error, color="#888888", linewidth=1.1)
+    implanted = np.isin(order, layer.implanted)
+    for chosen, color in (
+        (kept, KEPT),
+        (~kept & ~implanted, REMOVED),
+        (implanted, IMPLANTED),
+    ):
+        axes.scatter(place[chosen], scores[chosen], s=9, color=color, linewidths=0)
+    if threshold is not None:
+        axes.axhline(threshold, color=_INK, linewidth=0.7, linestyle="--")
+    if np.any(scores > 0):
+        smallest = float(np.min(scores[scores > 0]))
+        if np.all(scores > 0):
+            axes.set_yscale("log")
+            axes.set_ylim(bottom=smallest / 2)
+        else:
             axes.set_yscale("symlog", linthresh=smallest)
-            _few_decades(axes, scores, smallest)
-        axes.set_title(layer.name, fontsize=8)
-        _ink(axes)
-    return _svg(figure, "Sensitivity of the filters, by layer")
+        _few_decades(axes, scores, smallest)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.set_title(layer.name, fontsize=9)
+    _ink(axes)
+    return _svg(figure, f"Sensitivity of the filters of {layer.name}")
 
 
 def accuracy_against_macs(points: Sequence[tuple[str, float, float, float]]) -> str:
@@ -127,4 +128,5 @@ def _svg(figure: Figure, description: str) -> str:
         figure.savefig(text, format="svg", metadata={"Date": None, "Title": description})
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{description}" ', 1)
+    label = html.escape(description, quote=True)
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
