@@ -13,8 +13,10 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
+from ehap_tf import files
 from ehap_tf.pipeline.job import Job, Stage
 from ehap_tf.pipeline.run_directory import RunDirectory
+from ehap_tf.pipeline.training import CHECKPOINTS
 
 _LOCAL_SETTINGS = ("data_dir", "output_dir", "resume", "stages", "verbosity", "baseline")
 
@@ -23,7 +25,10 @@ def call(job: Job, stage: Stage, fingerprint: str) -> None:
     """Chief: has the other processes do `stage`, too, on the files that it reads."""
     if job.workers.count == 1:
         return
-    paths = stage.inputs(job.run)
+    kept = job.run.checkpoints(stage.name, fingerprint)
+    # What a stage keeps of its own steps; the checkpoints of a training are `fit`'s to share.
+    steps = [path for path in sorted(kept.glob("*")) if path.is_file()]
+    paths = [*stage.inputs(job.run), *(path for path in steps if path.name not in CHECKPOINTS)]
     names = [job.run.name(path) for path in paths]
     order = {"stage": stage.name, "fingerprint": fingerprint, "files": names}
     job.workers.value_from_chief(order | {"settings": _common_settings(job)})
@@ -52,7 +57,7 @@ def follow(job: Job, stages: Sequence[Stage]) -> None:
                 break
             _check_settings(job, order["settings"])
             for file in order["files"]:
-                job.run.file(file).write_bytes(job.workers.from_chief(b""))
+                files.write_bytes(job.run.file(file), job.workers.from_chief(b""))
             stage = next(stage for stage in stages if stage.name == order["stage"])
             job.console.say(f"{name}: {stage.name}")
             stage.run(job, order["fingerprint"])

@@ -23,6 +23,9 @@ from ehap_tf.progress import ProgressCallback, no_progress
 
 __all__ = ["TrainingRecipe", "TrainingResult", "evaluate", "fit"]
 
+CHECKPOINTS = ("last.npz", "best.npz")
+"""Names of the files that hold the state after the last epoch, and after the best."""
+
 EpochLog = Callable[[Mapping[str, float]], None]
 """Receives the figures of each whole epoch."""
 
@@ -175,7 +178,7 @@ def _resume(
     folder: pathlib.Path, settings: dict[str, Any]
 ) -> tuple[TrainingState | None, list[str]]:
     notes: list[str] = []
-    for name in ("last.npz", "best.npz"):
+    for name in CHECKPOINTS:
         path = folder / name
         if not path.exists():
             continue

@@ -77,4 +77,5 @@ STAGE = Stage(
     inputs=lambda run: (run.baseline, run.scores),
     outputs=lambda run: (run.plan, run.slim),
     run=run,
+    shared=True,
 )
