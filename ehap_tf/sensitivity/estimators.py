@@ -95,12 +95,18 @@ def _say_that_float16_is_emulated() -> None:
     )
 
 
-def prepare(request: Request) -> Network:
-    """A private copy of the request's model under its precision, on every replica."""
+def prepare(request: Request, by_group: bool = False) -> Network:
+    """A private copy of the request's model under its precision, on every replica.
+
+    Args:
+        request: what the caller asked for.
+        by_group: the criterion can score groups of filters, where the request asks for them.
+    """
+    residual = request.residual if by_group else "union"
     _say_what_float16_is_here(request.precision)
     with request.replicas.scope():
         return prepare_network(
-            request.model, request.loss, request.precision, request.batch, request.residual
+            request.model, request.loss, request.precision, request.batch, residual
         )
 
 
@@ -209,8 +215,9 @@ def _squared_norms(gradients: Floats, network: Network) -> Floats:
     pieces, start = [], 0
     for layer in network.layers:
         end = start + layer.filter_size * layer.filters
-        piece = gradients[:, start:end].reshape(len(gradients), -1, layer.filters)
-        pieces.append(np.square(piece).sum(axis=1))
+        piece = gradients[:, start:end].reshape(len(gradients), *layer.weight.shape)
+        piece = np.moveaxis(piece, layer.filter_axis, -1)
+        pieces.append(np.square(piece).reshape(len(gradients), -1, layer.filters).sum(axis=1))
         start = end
     return np.concatenate(pieces, axis=1)
 

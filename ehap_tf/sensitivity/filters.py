@@ -9,6 +9,20 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
+# Transposed convolutions are subclasses of the plain ones.
+_PLAIN = (
+    tf_keras.layers.Conv1D,
+    tf_keras.layers.Conv2D,
+    tf_keras.layers.Conv3D,
+    tf_keras.layers.Dense,
+)
+_SEPARABLE = (tf_keras.layers.SeparableConv1D, tf_keras.layers.SeparableConv2D)
+_TRANSPOSED = (
+    tf_keras.layers.Conv1DTranspose,
+    tf_keras.layers.Conv2DTranspose,
+    tf_keras.layers.Conv3DTranspose,
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class PrunableLayer:
@@ -16,7 +30,7 @@ class PrunableLayer:
 
     Attributes:
         name: the layer's name; a layer of a nested model is `"outer/inner"`.
-        layer: the Keras layer; its `kernel` has the filters on the last axis.
+        layer: the Keras layer.
     """
 
     name: str
@@ -24,18 +38,30 @@ class PrunableLayer:
 
     @property
     def filters(self) -> int:
-        """Number of filters: the kernel's last axis."""
-        return int(self.layer.kernel.shape[-1])
+        """Number of filters."""
+        return int(self.weight.shape[self.filter_axis])
+
+    @property
+    def weight(self) -> tf.Variable:
+        """The variable that holds the filters: of a separable convolution the pointwise kernel."""
+        if isinstance(self.layer, _SEPARABLE):
+            return self.layer.pointwise_kernel
+        return self.layer.kernel
+
+    @property
+    def filter_axis(self) -> int:
+        """The axis of `weight` that counts the filters: the last but one of a transposed layer."""
+        return -2 if isinstance(self.layer, _TRANSPOSED) else -1
 
     @property
     def filter_size(self) -> int:
         """Number of weights of one filter, the bias not counted."""
-        return int(np.prod(self.layer.kernel.shape[:-1]))
+        return int(np.prod(self.weight.shape)) // self.filters
 
     @property
     def kernel(self) -> np.ndarray:
-        """A copy of the kernel as float64."""
-        return np.asarray(self.layer.kernel, dtype=np.float64)
+        """A copy of the kernel as float64, the filters on the last axis."""
+        return np.moveaxis(np.asarray(self.weight, dtype=np.float64), self.filter_axis, -1)
 
 
 def walk_layers(
@@ -50,10 +76,10 @@ def walk_layers(
 
 
 def find_prunable(model: tf_keras.Model) -> list[PrunableLayer]:
-    """The Conv2D and Dense layers of `model` in model order, each once, the classifier included.
+    """The layers of `model` that own filters, in model order, each once, the classifier included.
 
-    Transposed, depthwise and separable convolutions are not among them: their channels follow
-    other layers' or lie on other axes.
+    Convolutions of one to three dimensions, plain, transposed and separable, and Dense layers. A
+    depthwise convolution owns none: its channels are those of the layer before it.
 
     Raises:
         ValueError: the model has no such layer.
@@ -61,30 +87,34 @@ def find_prunable(model: tf_keras.Model) -> list[PrunableLayer]:
     found: list[PrunableLayer] = []
     seen: set[int] = set()
     for name, layer in walk_layers(model):
-        if id(layer) in seen or isinstance(layer, tf_keras.layers.Conv2DTranspose):
-            continue
-        if isinstance(layer, (tf_keras.layers.Conv2D, tf_keras.layers.Dense)):
+        if id(layer) not in seen and isinstance(layer, (*_PLAIN, *_SEPARABLE)):
             seen.add(id(layer))
             found.append(PrunableLayer(name, layer))
     if not found:
         raise ValueError(
-            f"model must have at least one Conv2D or Dense layer. "
+            f"model must have at least one convolution or Dense layer. "
             f"Received: {model.name!r} with layers "
             f"{sorted({type(layer).__name__ for _, layer in walk_layers(model)})}"
         )
     return found
 
 
-def filter_sums(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
-    """Sums each kernel-shaped tensor over all axes but the last; all layers end to end.
+def filter_sums(tensors: Sequence[tf.Tensor], layers: Sequence[PrunableLayer]) -> tf.Tensor:
+    """Sums each kernel-shaped tensor over all axes but that of the filters; layers end to end.
 
     Args:
-        tensors: one tensor of shape (..., filters) a layer.
+        tensors: one tensor of the shape of its `weight` a layer.
+        layers: the layers.
 
     Returns:
         float vector of all filters of all layers, layer after layer.
     """
-    return tf.concat([tf.reduce_sum(t, axis=list(range(t.shape.rank - 1))) for t in tensors], 0)
+    sums = []
+    for tensor, layer in zip(tensors, layers, strict=True):
+        rank = tensor.shape.rank
+        others = [axis for axis in range(rank) if axis != rank + layer.filter_axis]
+        sums.append(tf.reduce_sum(tensor, axis=others))
+    return tf.concat(sums, 0)
 
 
 def split_filters(values: np.ndarray, layers: Sequence[PrunableLayer]) -> Mapping[str, np.ndarray]:

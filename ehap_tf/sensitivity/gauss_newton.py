@@ -73,7 +73,9 @@ def gauss_newton_step(network: Network, vectors: Vectors, squared: bool = True) 
                 outputs, kernels, output_gradients=cotangent, unconnected_gradients="zero"
             )
             if squared:
-                sums = filter_sums([tf.square(tf.cast(g, dtype)) for g in gradients])
+                sums = filter_sums(
+                    [tf.square(tf.cast(g, dtype)) for g in gradients], network.layers
+                )
                 # Divided one after the other: the square of the scale may overflow.
                 value = sums / scales[1] / scales[1]
             else:

@@ -83,7 +83,8 @@ def hutchinson_step(network: Network, directions: Directions) -> Step:
                 gradients, kernels, output_gradients=scaled, unconnected_gradients="zero"
             )
             sums = filter_sums(
-                [s * tf.cast(h, dtype) for s, h in zip(signs, hessian_signs, strict=True)]
+                [s * tf.cast(h, dtype) for s, h in zip(signs, hessian_signs, strict=True)],
+                network.layers,
             )
             # Divided one after the other: the product of the scales may overflow.
             return index + 1, products.write(index, sums / loss_scale / probe_scale)
@@ -95,7 +96,7 @@ def hutchinson_step(network: Network, directions: Directions) -> Step:
             (tf.constant(0), tf.TensorArray(dtype, count)),
             parallel_iterations=1,
         )
-        finite = tf.reduce_all(tf.math.is_finite(filter_sums(gradients)))
+        finite = tf.reduce_all(tf.math.is_finite(filter_sums(gradients, network.layers)))
         return products.stack(), finite
 
     return step

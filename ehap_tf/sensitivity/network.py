@@ -45,7 +45,7 @@ class Network:
     @property
     def kernels(self) -> list[tf.Variable]:
         """The kernels of `layers`."""
-        return [layer.layer.kernel for layer in self.layers]
+        return [layer.weight for layer in self.layers]
 
     @property
     def dtype(self) -> tf.DType:

@@ -119,7 +119,7 @@ def _load(path: pathlib.Path, fingerprint: int) -> Floats:
 def _fingerprint(model: tf_keras.Model, data: Any, batch_size: int | None, residual: str) -> int:
     value = zlib.crc32(residual.encode()) if residual != "union" else 0
     for layer in find_prunable(model):
-        value = zlib.crc32(np.ascontiguousarray(layer.layer.kernel).tobytes(), value)
+        value = zlib.crc32(np.ascontiguousarray(layer.weight).tobytes(), value)
         value = zlib.crc32(layer.name.encode(), value)
     for batch in HessianBatch(data, batch_size):
         value = zlib.crc32(str(batch.checksum()).encode(), value)

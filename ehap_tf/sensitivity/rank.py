@@ -41,7 +41,7 @@ def rank_filters(
     progress: ProgressCallback = no_progress,
     residual: str = "union",
 ) -> FilterScores:
-    """Scores every filter of every Conv2D and Dense layer of a trained model.
+    """Scores every filter of every convolution and Dense layer of a trained model.
 
     Neither the model, its compile state, the global precision policy nor the global seed change.
 

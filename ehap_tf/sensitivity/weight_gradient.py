@@ -32,7 +32,7 @@ def weight_gradient_step(network: Network) -> Step:
             tf.cast(g, dtype) / scales[0] * tf.convert_to_tensor(k)
             for g, k in zip(gradients, kernels, strict=True)
         ]
-        value = filter_sums(products)[tf.newaxis]
+        value = filter_sums(products, network.layers)[tf.newaxis]
         return value, tf.reduce_all(tf.math.is_finite(value))
 
     return step

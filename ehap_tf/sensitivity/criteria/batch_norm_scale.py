@@ -22,7 +22,7 @@ def batch_norm_scale(request: Request) -> Result:
     missing: list[str] = []
     gates = find_gates(request.model)
     for layer in request.layers:
-        batch_norm = gates[layer.name].batch_norm
+        batch_norm = gates[layer.name].batch_norm if layer.name in gates else None
         if batch_norm is None or not batch_norm.scale:
             missing.append(layer.name)
             values.append(np.full(layer.filters, np.nan))

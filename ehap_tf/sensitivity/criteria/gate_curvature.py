@@ -31,7 +31,7 @@ def gate_curvature(request: Request) -> Result:
     Non-negative, and additive enough to remove many filters together. The name is for Optimal
     Brain Damage (LeCun et al. 1990), whose saliency this is with gates for weights.
     """
-    network = prepare(request)
+    network = prepare(request, by_group=True)
     curvature = estimate_curvature(request, network)
     return _result(request, network, curvature, scores=curvature.mean / 2, signed=None)
 
@@ -43,7 +43,7 @@ def quadratic(request: Request) -> Result:
     Predicts a single removal almost perfectly, and is a poor criterion for removing many: filters
     whose removal alone seems to lower the loss do not add up.
     """
-    network = prepare(request)
+    network = prepare(request, by_group=True)
     curvature = estimate_curvature(request, network)
     runner = make_runner(request, network, gate_gradient_step(network))
     gradient = runner.sum(np.zeros(1, np.int32), request.batch)[0]

@@ -21,7 +21,7 @@ def oracle(request: Request) -> Result:
     Options (see `oracle_importance`): `known`, a vector of losses with NaN where not yet measured,
     and `keep`, which is called with it as it fills.
     """
-    network = prepare(request)
+    network = prepare(request, by_group=True)
     filters = gate_count(network)
     runner = make_runner(request, network, removal_loss_step(network))
     # The last entry is the loss of the whole network: no filter has that number.

@@ -32,7 +32,7 @@ MINIBATCH = 32
 @register_criterion("taylor_fo")
 def first_order(request: Request) -> Result:
     """g_c^2 on gates, where removal acts."""
-    network = prepare(request)
+    network = prepare(request, by_group=True)
     return by_filter(network, _first_order(request, network, gate_gradient_step(network), "gates"))
 
 
@@ -46,7 +46,7 @@ def first_order_weights(request: Request) -> Result:
 @register_criterion("taylor_so")
 def second_order(request: Request) -> Result:
     """(-g_c + h_c / 2)^2 on gates; g a minibatch, h over all data by the Gauss-Newton sketch."""
-    network = prepare(request)
+    network = prepare(request, by_group=True)
     curvature = estimate_curvature(request, network)
     changes = [
         -gradient + curvature.mean / 2
