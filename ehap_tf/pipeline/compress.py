@@ -118,6 +118,11 @@ def compress(
     """
     require_functional(model)
     require_finite_weights(model)
+    if len(model.outputs) != 1:
+        raise ValueError(
+            f"compress takes a classifier with one output. Received: {len(model.outputs)} outputs; "
+            "call rank_filters, plan_pruning, prune, finetune, quantize and export_tflite instead"
+        )
     loss = _known_loss(model, loss)
     if prune_ratio is None and target_params is None and target_macs is None:
         target_macs = 0.5

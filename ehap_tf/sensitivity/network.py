@@ -17,6 +17,7 @@ from ehap_tf.sensitivity.batches import HessianBatch, MicroBatch
 from ehap_tf.sensitivity.emulated_float16 import round_kernels
 from ehap_tf.sensitivity.filters import PrunableLayer, find_prunable
 from ehap_tf.sensitivity.forward import After, Before, run_graph
+from ehap_tf.sensitivity.several_outputs import JoinedLoss, join_outputs
 
 _FINAL_ACTIVATIONS = {losses.SOFTMAX: "softmax", losses.SIGMOID: "sigmoid"}
 
@@ -96,12 +97,13 @@ def prepare_network(
     Call it inside `strategy.scope()` to have the copy on every replica.
 
     Raises:
-        ValueError: several outputs, a loss that does not fit the model, or labels out of range.
+        ValueError: a loss that does not fit the model, or labels out of range.
     """
-    resolved = losses.resolve_loss(loss, model)
-    if len(model.outputs) != 1:
-        raise ValueError(f"model must have one output. Received: {len(model.outputs)} outputs")
     clone = clone_with_policy(model, policy_of(precision))
+    if len(model.outputs) == 1:
+        resolved = losses.resolve_loss(loss, model)
+    else:
+        clone, resolved = join_outputs(clone, loss, model)
     round_kernels(clone)
     network = Network(clone, resolved, find_prunable(clone), data.examples, residual=residual)
     if resolved.kind in _FINAL_ACTIVATIONS:
@@ -183,8 +185,17 @@ def _check_class_indices(network: Network, data: HessianBatch) -> None:
     Raises:
         ValueError: a label that is not one of the model's classes.
     """
-    if not (network.loss.kind == losses.SOFTMAX and network.loss.sparse):
-        return
-    classes = int(network.model.outputs[0].shape[-1])
-    for batch in data:
-        check_labels(batch.labels, classes)
+    loss = network.loss
+    if isinstance(loss, JoinedLoss):
+        for batch in data:
+            for part, own in zip(loss.parts, loss.labels_of(batch.labels), strict=True):
+                if _names_classes(part.loss):
+                    check_labels(own, part.shape[-1])
+    elif _names_classes(loss):
+        classes = int(network.model.outputs[0].shape[-1])
+        for batch in data:
+            check_labels(batch.labels, classes)
+
+
+def _names_classes(loss: losses.Loss) -> bool:
+    return loss.kind == losses.SOFTMAX and loss.sparse

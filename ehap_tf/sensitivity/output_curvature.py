@@ -7,12 +7,15 @@ sum. Softmax cross entropy has diag(p) - p p^T, S = diag(sqrt(p)) - p sqrt(p)^T.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from typing import Any
 
 import tensorflow as tf
 
 from ehap_tf.sensitivity import losses
 from ehap_tf.sensitivity.network import Network
+from ehap_tf.sensitivity.several_outputs import JoinedLoss
 
 SUPPORTED = (losses.SOFTMAX, losses.SIGMOID, losses.SQUARED)
 
@@ -23,7 +26,14 @@ def require_known_curvature(network: Network) -> None:
     Raises:
         ValueError: another loss, or probabilities whose logits are not to be had.
     """
-    loss, rank = network.loss, network.model.outputs[0].shape.rank
+    if isinstance(network.loss, JoinedLoss):
+        for part in network.loss.parts:
+            _require_known(part.loss, len(part.shape) + 1)
+        return
+    _require_known(network.loss, network.model.outputs[0].shape.rank)
+
+
+def _require_known(loss: losses.Loss, rank: int) -> None:
     if loss.kind not in SUPPORTED:
         raise ValueError(
             "loss must be a softmax or sigmoid cross entropy (over the last axis, no ignored "
@@ -55,6 +65,8 @@ def factor_times(
     Returns:
         A cotangent for `outputs`.
     """
+    if isinstance(network.loss, JoinedLoss):
+        return _joined_factor_times(network, network.loss, labels, outputs, weights, vectors)
     kind = network.loss.kind
     size = tf.cast(tf.shape(outputs)[-1], outputs.dtype)
     if kind == losses.SOFTMAX:
@@ -71,6 +83,23 @@ def factor_times(
     shape = tf.concat([tf.shape(weights), tf.ones([outputs.shape.rank - 1], tf.int32)], 0)
     factors = tf.reshape(weights, shape) / network.divisor(positions)
     return product * tf.sqrt(factors * _label_mass(network, labels, outputs))
+
+
+def _joined_factor_times(
+    network: Network,
+    loss: JoinedLoss,
+    labels: Any,
+    outputs: tf.Tensor,
+    weights: tf.Tensor,
+    vectors: tf.Tensor,
+) -> tf.Tensor:
+    """The factor of a sum of losses on different outputs has one block for each."""
+    pieces = []
+    for part, own in zip(loss.parts, loss.labels_of(labels), strict=True):
+        one = dataclasses.replace(network, loss=part.loss)
+        piece = factor_times(one, own, part.of(outputs), weights, part.of(vectors))
+        pieces.append(tf.reshape(piece, [tf.shape(outputs)[0], -1]) * math.sqrt(part.weight))
+    return tf.concat(pieces, axis=1)
 
 
 def _label_mass(network: Network, labels: Any, outputs: tf.Tensor) -> tf.Tensor:

@@ -11,7 +11,14 @@ import pytest
 import tf_keras
 
 import ehap_tf as ehap
-from tests.models.keras3_nets import arrays, distance, outputs, residual, with_random_weights
+from tests.models.keras3_nets import (
+    arrays,
+    distance,
+    nested,
+    outputs,
+    residual,
+    with_random_weights,
+)
 
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
@@ -73,6 +80,25 @@ def test_the_ranking_is_that_of_the_tf_keras_model(model: Any, data: Any):
     ):
         for layer in expected:
             np.testing.assert_allclose(scores[layer], expected[layer], rtol=1e-5)
+
+
+def test_a_nested_model_with_several_inputs_and_outputs():
+    """Losses of Keras 3 by output name; the filters inside the nested models go, too."""
+    model = with_random_weights(nested())
+    x = arrays(model, examples=8)
+    data = (x, {"low": np.ones((8, 2)), "high": np.arange(8) % 3})
+    losses = {"low": keras.losses.MeanSquaredError(), "high": LOSS}
+    scores = ehap.rank_filters(model, data, losses, estimator="gauss_newton", probes=4)
+    assert "backbone/chain/conv" in scores
+    plan = ehap.plan_pruning(model, scores, 0.3)
+    slim, masked = ehap.prune(model, plan), ehap.mask(model, plan)
+    assert isinstance(slim, keras.Model)
+    assert len(plan.kept["backbone/chain/conv"]) < 4
+    assert ehap.count_parameters(slim) == plan.params_after < ehap.count_parameters(model)
+    assert distance(outputs(masked, x), outputs(slim, x)) < 1e-5
+    trained = ehap.finetune(slim, data, epochs=1, loss=losses)
+    assert isinstance(trained, keras.Model)
+    assert set(trained.output_names) == set(model.output_names)
 
 
 def test_recalibrate_and_finetune(model: Any, data: Any):

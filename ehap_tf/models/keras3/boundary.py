@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ParamSpec, TypeVar
 
 import tf_keras
@@ -39,7 +39,7 @@ def either_keras(
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             values = (*args, *kwargs.values())
-            if not any(is_keras3_model(v) or is_keras3_loss(v) for v in values):
+            if not any(is_keras3_model(v) or is_keras3_loss(v) for v in _leaves(values)):
                 return function(*args, **kwargs)
             translated: Any = function(
                 *(_translated(v) for v in args),
@@ -52,7 +52,21 @@ def either_keras(
     return decorate
 
 
+def _leaves(values: Iterable[Any]) -> Iterator[Any]:
+    """The arguments, and what is in lists and dictionaries: losses of several outputs."""
+    for value in values:
+        if isinstance(value, dict):
+            yield from value.values()
+        elif type(value) in (list, tuple):
+            yield from value
+        yield value
+
+
 def _translated(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _translated(item) for name, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_translated(item) for item in value)
     if is_keras3_model(value):
         return to_tf_keras(value)
     return translated_loss(value) if is_keras3_loss(value) else value

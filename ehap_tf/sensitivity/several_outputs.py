@@ -1,0 +1,155 @@
+"""Models with several outputs, each with its loss: joined into one output with one loss.
+
+The outputs are flattened and put side by side; the loss is the (weighted) sum of theirs. Its
+Hessian with respect to the joined outputs has one block for each of them, so that everything that
+is computed from one output works for several.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+import tf_keras
+
+from ehap_tf.sensitivity import losses
+from ehap_tf.sensitivity.losses import Loss, resolve_loss
+
+_FINAL_ACTIVATIONS = {
+    losses.SOFTMAX: tf_keras.activations.softmax,
+    losses.SIGMOID: tf_keras.activations.sigmoid,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One of the outputs.
+
+    Attributes:
+        name: of the output.
+        loss: of this output alone.
+        weight: factor of the loss in the sum.
+        shape: of the output, without the batch.
+        first: where its numbers start in the joined output.
+    """
+
+    name: str
+    loss: Loss
+    weight: float
+    shape: tuple[int, ...]
+    first: int
+
+    def of(self, joined: tf.Tensor) -> tf.Tensor:
+        """This output, cut out of the joined one."""
+        piece = joined[:, self.first : self.first + math.prod(self.shape)]
+        return tf.reshape(piece, [-1, *self.shape])
+
+
+@dataclasses.dataclass(frozen=True)
+class JoinedLoss(Loss):
+    """The sum of the losses of several outputs.
+
+    Attributes:
+        parts: the outputs, in the model's order.
+    """
+
+    parts: tuple[Part, ...] = ()
+
+    def labels_of(self, labels: Any) -> list[Any]:
+        """The labels of each output, from a mapping by output name or a sequence in order."""
+        if isinstance(labels, Mapping):
+            return [labels[part.name] for part in self.parts]
+        return list(labels)
+
+
+def join_outputs(
+    model: tf_keras.Model, loss: Any, caller: Any
+) -> tuple[tf_keras.Model, JoinedLoss]:
+    """Makes one output and one loss of several.
+
+    Args:
+        model: a private copy; a final softmax or sigmoid of an output is made linear where the
+            output's loss can be computed from logits.
+        loss: one for each output, by name or in order; None for the compiled ones of `caller`.
+        caller: the model as the caller gave it.
+
+    Raises:
+        ValueError: an output without a loss, a loss without an output, or a summed loss.
+    """
+    chosen, weights = _by_output(model.output_names, loss, caller)
+    # Joined in float32 where the network computes in 16 bits: the losses want it so.
+    wide = "float64" if any(tensor.dtype == "float64" for tensor in model.outputs) else "float32"
+    parts: list[Part] = []
+    tensors: list[Any] = []
+    for name, tensor in zip(model.output_names, model.outputs, strict=True):
+        resolved = resolve_loss(chosen[name], model)
+        if not resolved.averaged:
+            raise ValueError(
+                f"loss of output {name!r} must be averaged over examples. Received: "
+                f"{resolved.name} with reduction 'sum'"
+            )
+        tensor, resolved = _on_logits(tensor, resolved)
+        shape = tuple(tensor.shape[1:])
+        if None in shape:
+            raise ValueError(f"output {name!r} must have a fixed shape. Received: {shape}")
+        first = sum(math.prod(part.shape) for part in parts)
+        parts.append(Part(name, resolved, float(weights.get(name, 1.0)), shape, first))
+        tensors.append(tf_keras.layers.Flatten(dtype=wide, name=f"joined_{len(tensors)}")(tensor))
+    joined = tf_keras.layers.Concatenate(dtype=wide, name="joined")(tensors)
+    found = JoinedLoss(
+        name=" + ".join(part.loss.name for part in parts),
+        kind=losses.OTHER,
+        sparse=False,
+        from_logits=False,
+        label_smoothing=0.0,
+        averaged=True,
+        function=lambda labels, outputs: _sum(found, labels, outputs),
+        parts=tuple(parts),
+    )
+    return tf_keras.Model(model.inputs, joined), found
+
+
+def _sum(loss: JoinedLoss, labels: Any, outputs: tf.Tensor) -> tf.Tensor:
+    total = tf.zeros(tf.shape(outputs)[:1], outputs.dtype)
+    for part, own in zip(loss.parts, loss.labels_of(labels), strict=True):
+        values = tf.convert_to_tensor(part.loss.function(own, part.of(outputs)))
+        values = tf.reshape(tf.cast(values, outputs.dtype), [tf.shape(outputs)[0], -1])
+        total += part.weight * tf.reduce_mean(values, axis=1)
+    return total
+
+
+def _by_output(
+    names: Sequence[str], loss: Any, caller: Any
+) -> tuple[dict[str, Any], Mapping[str, float]]:
+    """Loss and factor of each output, by name."""
+    weights: Any = None
+    if loss is None:
+        loss = getattr(caller, "loss", None)
+        weights = getattr(getattr(caller, "compiled_loss", None), "_user_loss_weights", None)
+    if isinstance(loss, (list, tuple)) and len(loss) == len(names):
+        loss = dict(zip(names, loss, strict=True))
+    if isinstance(weights, (list, tuple)):
+        weights = dict(zip(names, weights, strict=True))
+    if not isinstance(loss, Mapping) or set(loss) != set(names):
+        raise ValueError(
+            f"loss must be one for each output ({', '.join(names)}), as a dict by name or a list "
+            f"in this order. Received: {loss!r}"
+        )
+    return dict(loss), weights or {}
+
+
+def _on_logits(tensor: Any, loss: Loss) -> tuple[Any, Loss]:
+    """The logits of an output and its loss on them, where both can be had."""
+    wanted = _FINAL_ACTIVATIONS.get(loss.kind)
+    if wanted is None:
+        return tensor, loss
+    layer = tensor._keras_history.layer
+    if isinstance(layer, tf_keras.layers.Softmax) and loss.kind == losses.SOFTMAX:
+        return (layer.input, loss.on_logits()) if layer.axis == -1 else (tensor, loss)
+    if getattr(layer, "activation", None) is wanted:
+        layer.activation = tf_keras.activations.linear
+        return tensor, loss.on_logits()
+    return tensor, loss.on_logits() if loss.from_logits else loss

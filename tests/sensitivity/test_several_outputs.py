@@ -1,0 +1,128 @@
+"""Models with several outputs: their curvature is the sum of what each output's loss has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import tf_keras
+
+import ehap_tf as ehap
+from tests.sensitivity.networks import joined
+
+layers = tf_keras.layers
+losses = tf_keras.losses
+
+
+def net(softmax: bool = False) -> tf_keras.Model:
+    """A convolution shared by a classifier and a regression; float64."""
+
+    def draw(seed: int) -> Any:
+        return tf_keras.initializers.RandomNormal(stddev=0.3, seed=seed)
+
+    options: dict[str, Any] = {"dtype": "float64"}
+    inputs = layers.Input((5, 5, 2), **options)
+    x = layers.Conv2D(
+        3, 3, activation="relu", kernel_initializer=draw(1), name="shared", **options
+    )(inputs)
+    x = layers.GlobalAveragePooling2D(**options)(x)
+    digit = layers.Dense(
+        4, activation="softmax" if softmax else None, kernel_initializer=draw(2), name="digit",
+        **options,
+    )(x)  # fmt: skip
+    ink = layers.Dense(2, kernel_initializer=draw(3), name="ink", **options)(x)
+    return tf_keras.Model(inputs, {"digit": digit, "ink": ink})
+
+
+LOSSES = {"digit": losses.SparseCategoricalCrossentropy(from_logits=True), "ink": "mse"}
+
+
+@pytest.fixture(scope="module")
+def data() -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    random = np.random.default_rng(0)
+    return random.normal(size=(12, 5, 5, 2)), {
+        "digit": np.arange(12) % 4,
+        "ink": random.normal(size=(12, 2)),
+    }
+
+
+def only(model: tf_keras.Model, name: str) -> tf_keras.Model:
+    return tf_keras.Model(model.inputs, model.get_layer(name).output)
+
+
+def test_the_trace_is_the_sum_over_the_outputs(data):
+    """The exact trace of each output alone, by the code for one output, is the oracle."""
+    model, (x, y) = net(), data
+    both = ehap.rank_filters(model, (x, y), LOSSES, estimator="exact")
+    parts = [
+        ehap.rank_filters(only(model, name), (x, y[name]), LOSSES[name], estimator="exact")
+        for name in LOSSES
+    ]
+    np.testing.assert_allclose(
+        both.trace["shared"], parts[0].trace["shared"] + parts[1].trace["shared"], rtol=1e-9
+    )
+    np.testing.assert_allclose(both.trace["digit"], parts[0].trace["digit"], rtol=1e-9)
+    np.testing.assert_allclose(both.trace["ink"], parts[1].trace["ink"], rtol=1e-9)
+
+
+def test_the_sketch_agrees_with_the_exact_trace(data):
+    exact = ehap.rank_filters(net(), data, LOSSES, estimator="exact")
+    sketch = ehap.rank_filters(net(), data, LOSSES, estimator="gauss_newton", probes=400)
+    distance = np.abs(joined(sketch) - joined(exact))
+    assert np.all(distance < 4 * joined(sketch.standard_error) + 1e-12)
+    assert np.any(joined(exact) > 10 * joined(sketch.standard_error))
+
+
+def test_losses_in_order_compiled_weighted_and_after_a_softmax(data):
+    x, y = data
+    options: dict[str, Any] = {"estimator": "gauss_newton", "probes": 8}
+    expected = ehap.rank_filters(net(), data, LOSSES, **options)
+    in_order = list(LOSSES.values())
+    listed = ehap.rank_filters(net(), (x, list(y.values())), in_order, **options)
+    from_probabilities = {**LOSSES, "digit": "sparse_categorical_crossentropy"}
+    softmax = ehap.rank_filters(net(softmax=True), data, from_probabilities, **options)
+    for scores in (listed, softmax):
+        np.testing.assert_allclose(joined(scores), joined(expected), rtol=1e-9)
+    model = net()
+    model.compile("sgd", LOSSES, loss_weights={"digit": 1.0, "ink": 0.25})
+    weighted = ehap.rank_filters(model, data, **options)
+    np.testing.assert_allclose(weighted["digit"], expected["digit"], rtol=1e-9)
+    np.testing.assert_allclose(weighted["ink"], expected["ink"] / 4, rtol=1e-9)
+
+
+def test_gates_and_gradients_of_several_outputs(data):
+    """The gate curvature of the shared convolution is the sum of that of each output."""
+    model, (x, y) = net(), data
+    options: dict[str, Any] = {"criterion": "obd", "estimator": "exact"}
+    both = ehap.rank_filters(model, data, LOSSES, **options)
+    parts = [
+        ehap.rank_filters(only(model, name), (x, y[name]), LOSSES[name], **options)
+        for name in LOSSES
+    ]
+    np.testing.assert_allclose(both["shared"], parts[0]["shared"] + parts[1]["shared"], rtol=1e-9)
+    first_order = ehap.rank_filters(model, data, LOSSES, criterion="taylor_fo")
+    assert all(np.all(np.isfinite(values)) for values in first_order.values())
+
+
+def test_the_model_stays_as_it_is(data):
+    model = net()
+    before = [len(layer.outbound_nodes) for layer in model.layers]
+    ehap.rank_filters(model, data, LOSSES, estimator="gauss_newton", probes=1)
+    assert [len(layer.outbound_nodes) for layer in model.layers] == before
+
+
+def test_what_does_not_fit_is_said(data):
+    x, y = data
+    with pytest.raises(ValueError, match=r"one for each output \(digit, ink\).*Received: 'mse'"):
+        ehap.rank_filters(net(), data, "mse")
+    summed = {**LOSSES, "ink": losses.MeanSquaredError(reduction="sum")}
+    with pytest.raises(ValueError, match="'ink' must be averaged"):
+        ehap.rank_filters(net(), data, summed)
+    with pytest.raises(ValueError, match="Gauss-Newton sketch"):
+        ehap.rank_filters(net(), data, {**LOSSES, "ink": "mae"}, estimator="gauss_newton")
+    wrong = (x, {**y, "digit": y["digit"] + 1})
+    with pytest.raises(ValueError, match="labels must be in 0 to 3"):
+        ehap.rank_filters(net(), wrong, LOSSES)
+    with pytest.raises(ValueError, match=r"one output\. Received: 2 outputs"):
+        ehap.compress(net(), data, data, loss=LOSSES)
