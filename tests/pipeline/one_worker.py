@@ -84,7 +84,7 @@ def train(folder: pathlib.Path, kill_at: int | None = None) -> dict[str, Any]:
 
 
 def command(folder: pathlib.Path) -> dict[str, Any]:
-    """Rank, prune, fine-tune through the runner, of a model that is there already."""
+    """Rank and prune in two steps, with training between them, through the runner."""
     job_module.make_strategy = lambda name: STRATEGY  # a process has one
     own = folder / f"run{WORKERS.index}"
     if WORKERS.is_chief:
@@ -103,10 +103,12 @@ def command(folder: pathlib.Path) -> dict[str, Any]:
         probes=1,
         prune_ratio=0.3,
         batch_size=64,
-        finetune_epochs=1,
+        prune_steps=2,
+        prune_step_epochs=1,
+        recalibrate_batches=2,
         train_precision="fp32",
         precision="fp32",
-        stages=("train", "rank", "prune", "finetune"),
+        stages=("train", "rank", "prune"),
         output_dir=str(own),
     )
     records = runner.run(config)

@@ -71,11 +71,11 @@ def test_two_processes_do_what_one_does_and_survive_a_death(tmp_path: pathlib.Pa
         assert results["difference"] < 1e-4 < 1e-2 < results["moved"]
     assert not (tmp_path / "checkpoints1").exists(), "only the chief writes checkpoints"
 
-    assert chief["stages"] == ["finetune", "prune", "rank", "train"] and chief["wrote"]
+    assert chief["stages"] == ["prune", "rank", "train"] and chief["wrote"]
     assert follower["stages"] == [] and not follower["wrote"]
     run = tmp_path / "run0"
-    for name in ("baseline.keras", "scores.npz", "slim.keras", "finetuned.keras"):
+    for name in ("baseline.keras", "scores.npz", "plan.json", "slim.keras"):
         assert (run / name).exists()
     log = (run / "logs" / "run.log").read_text()
-    assert "finetune: 32 images on each of 2 devices" in log
+    assert "prune_1: 32 images on each of 2 devices" in log
     assert "the learning rate is not scaled" in log
