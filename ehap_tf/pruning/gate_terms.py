@@ -26,6 +26,8 @@ from ehap_tf.channels import ChannelGraph, Ids, TracedCall, weight_axes
 from ehap_tf.pruning.zeroing import zero_at_zero
 from ehap_tf.sensitivity.gates import Gate, find_gates
 
+_PRODUCTS = ("__operators__.mul", "math.multiply")
+
 NOBODY = -1
 """The group of a channel that is not scored."""
 
@@ -93,18 +95,22 @@ def find_gate_terms(model: tf_keras.Model, graph: ChannelGraph) -> GateTerms:
     calls = {call.path: call for call in graph.calls.values()}
     gates = find_gates(model)
     roots = {layer: graph.ids.groups(atoms) for layer, atoms in graph.ids.atoms.items()}
+    factors = _factors(graph)
     unreadable: dict[int, str] = {}  # root -> why
+    needs_another: dict[int, str] = {}
     found: list[tuple[tuple[tuple[tf.Variable, int], ...], Ids]] = []
 
-    def add(call: TracedCall, channels: Ids) -> None:
+    def add(call: TracedCall, channels: Ids, reasons: dict[int, str]) -> None:
         weights, reason = _scaling_weights(call)
         if reason:
-            unreadable.update(dict.fromkeys(channels.tolist(), reason))
+            reasons.update(dict.fromkeys(channels.tolist(), reason))
         else:
             found.append((weights, channels))
 
     for layer, gate in gates.items():
-        add(calls[gate.after], roots[layer])
+        # One factor of a product at zero is enough: squeeze and excitation may end in a sigmoid.
+        is_factor = np.isin(graph.ids.atoms[layer], factors).all()
+        add(calls[gate.after], roots[layer], needs_another if is_factor else unreadable)
     passed = _passed_by(gates, roots)
     known = np.unique(np.concatenate([*roots.values(), np.zeros(0, np.int64)]))
     for call in calls.values():
@@ -113,7 +119,10 @@ def find_gate_terms(model: tf_keras.Model, graph: ChannelGraph) -> GateTerms:
             mine = passed.get(call.path, set())
             others = np.isin(channels, known) & ~np.isin(channels, list(mine))
             if others.any():
-                add(call, np.where(others, channels, NOBODY))
+                add(call, np.where(others, channels, NOBODY), unreadable)
+    readable = np.concatenate([*(channels for _, channels in found), np.zeros(0, np.int64)])
+    for root in needs_another.keys() - set(readable.tolist()):
+        unreadable.setdefault(root, needs_another[root])
     missing = {}
     for layer, channels in roots.items():
         if layer not in gates:
@@ -137,6 +146,20 @@ def _passed_by(gates: Mapping[str, Gate], roots: Mapping[str, Ids]) -> dict[str,
         for path in gate.passed:
             passed.setdefault(path, set()).update(roots[layer].tolist())
     return passed
+
+
+def _factors(graph: ChannelGraph) -> Ids:
+    """The ids of channels that are multiplied with others."""
+    found = [np.zeros(0, np.int64)]
+    for call in graph.calls.values():
+        symbol = getattr(call.layer, "symbol", "")
+        if len(call.effect.inputs) > 1 and (
+            isinstance(call.layer, tf_keras.layers.Multiply)
+            or symbol.removeprefix("compat.v1.") in _PRODUCTS
+        ):
+            found += call.effect.inputs
+            found += call.arriving
+    return np.concatenate(found)
 
 
 def _scaling_weights(call: TracedCall) -> tuple[tuple[tuple[tf.Variable, int], ...], str]:

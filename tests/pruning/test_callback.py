@@ -8,6 +8,8 @@ import tensorflow as tf
 import tf_keras
 
 import ehap_tf as ehap
+from ehap_tf.channels import trace_channels
+from ehap_tf.pruning.gate_terms import find_gate_terms
 from tests.pruning.nets import relative_error, shake, small_residual_net
 
 layers = tf_keras.layers
@@ -276,3 +278,20 @@ def test_models_and_arguments_that_are_refused() -> None:
         pruning = ehap.PruningCallback(target_macs=0.5)
         compiled(net()).fit(data(8), callbacks=[pruning], verbose=0)
         pruning.finalize()
+
+
+def test_a_gate_that_ends_in_a_sigmoid_leaves_the_scoring_to_what_it_multiplies() -> None:
+    x = inputs = layers.Input((6, 6, 3))
+    x = layers.Conv2D(4, 3, use_bias=False, name="conv")(x)
+    x = layers.BatchNormalization(name="bn")(x)
+    gate = layers.Dense(4, activation="sigmoid", name="gate")(layers.GlobalAveragePooling2D()(x))
+    x = layers.Multiply()([x, layers.Reshape((1, 1, 4))(gate)])
+    x = layers.Dense(2, name="end")(layers.GlobalMaxPooling2D()(x))
+    model = tf_keras.Model(inputs, x)
+    terms = find_gate_terms(model, trace_channels(model))
+    assert not terms.missing
+    np.testing.assert_array_equal(terms.groups["conv"], terms.groups["gate"])
+    norm = model.get_layer("bn")
+    of_conv = [t for t in terms.terms if set(t.groups) == set(terms.groups["conv"])]
+    (term,) = of_conv
+    assert {id(weight) for weight, _ in term.weights} == {id(norm.gamma), id(norm.beta)}

@@ -7,7 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
+from ehap_tf.channels import trace_channels
 from ehap_tf.pruning import count_macs, count_parameters, mask, plan_pruning, prune
+from ehap_tf.pruning.zeroing import not_removable_by_zeros, weight_masks
 from tests.pruning.nets import batch, random_scores, relative_error, shake
 from tests.pruning.random_models import build, recipes
 
@@ -52,3 +54,17 @@ def test_slim_equals_mask_and_costs_equal_the_plan(
         np.array_equal(before, after)
         for before, after in zip(weights, model.get_weights(), strict=True)
     )
+    if not implant_ratio:
+        assert_zero_weights_do_the_same(model, plan, x)
+
+
+def assert_zero_weights_do_the_same(model, plan, x):
+    """What stands for the slim model in training: zeros, where a removal can be said by zeros."""
+    graph = trace_channels(model, plan.residual)
+    stay = not_removable_by_zeros(graph)
+    if any(len(plan.kept[layer]) < plan.filters[layer] for layer in stay):
+        return
+    expected = mask(model, plan)(x)
+    for weight, keeps in weight_masks(graph, plan.alive(graph)):
+        weight.assign(np.where(keeps, weight.numpy(), 0))
+    assert relative_error(model(x), expected) < 1e-4
