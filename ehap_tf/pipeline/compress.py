@@ -65,6 +65,7 @@ def compress(
     implant_ratio: float = 0.0,
     round_to: int = 1,
     keep_layers: Sequence[str] = (),
+    cost_aware: str | None = None,
     criterion: str = "obd",
     estimator: str = "gauss_newton",
     precision: str = "fp32",
@@ -97,6 +98,7 @@ def compress(
         implant_ratio: as in `plan_pruning`.
         round_to: as in `plan_pruning`.
         keep_layers: as in `plan_pruning`.
+        cost_aware: as in `plan_pruning`.
         criterion: as in `rank_filters`.
         estimator: as in `rank_filters`.
         precision: of the ranking, as in `rank_filters`.
@@ -138,7 +140,7 @@ def compress(
         plan = plan_pruning(
             model, scores, prune_ratio, target_params=target_params, target_macs=target_macs,
             prune_ratio_limit=prune_ratio_limit, residual=residual, implant_ratio=implant_ratio,
-            round_to=round_to, keep_layers=keep_layers,
+            round_to=round_to, keep_layers=keep_layers, cost_aware=cost_aware,
         )  # fmt: skip
         slim = compensate(prune(model, plan), model, plan, train_data)
         slim = recalibrate_model(slim, train_data)

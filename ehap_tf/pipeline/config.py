@@ -146,6 +146,12 @@ class PipelineConfig:
     round_to: int = _setting(
         1, "keep a multiple of this many filters in each layer", unit="filters", low=1
     )
+    cost_aware: str | None = _setting(
+        None,
+        "scores count per cost that a filter causes, in multiply-accumulates or parameters: for "
+        "--target_macs and --target_params; none: they count as they are",
+        choices=("macs", "params"),
+    )
     recalibrate_batches: int = _setting(
         32, "batches that re-estimate BatchNorm after pruning; 0: none", unit="batches", low=0
     )
@@ -244,11 +250,6 @@ class PipelineConfig:
             raise ValueError(
                 "prune_steps above 1 goes without 1x1 implants, which cannot be ranked again. "
                 f"Received: prune_steps={self.prune_steps}, implant_ratio={self.implant_ratio}"
-            )
-        if self.prune_steps > 1 and self.strategy == "multi_worker":
-            raise ValueError(
-                "prune_steps above 1 runs on one machine. Received: "
-                f"prune_steps={self.prune_steps}, strategy={self.strategy}"
             )
         if not self.stages:
             raise ValueError(f"stages is empty. Give some of: {', '.join(STAGE_NAMES)}")

@@ -118,6 +118,7 @@ def plan_options(config: PipelineConfig) -> dict[str, Any]:
         "prune_ratio_limit": config.prune_ratio_limit,
         "implant_ratio": config.implant_ratio,
         "round_to": config.round_to,
+        "cost_aware": config.cost_aware,
     }
 
 

@@ -20,7 +20,10 @@ def test_defaults_agree_with_the_library():
     settings = config.PipelineConfig()
     for function, names in (
         (rank_filters, ("criterion", "estimator", "probes", "tolerance", "seed")),
-        (plan_pruning, ("prune_ratio_limit", "residual", "implant_ratio", "round_to")),
+        (
+            plan_pruning,
+            ("prune_ratio_limit", "residual", "implant_ratio", "round_to", "cost_aware"),
+        ),
     ):
         parameters = inspect.signature(function).parameters
         for name in names:

@@ -30,6 +30,8 @@ def settings(config: PipelineConfig) -> dict[str, Any]:
         "round_to",
         "recalibrate_batches",
     )
+    if config.cost_aware is not None:
+        values |= select(config, "cost_aware")
     if config.recalibrate_batches:
         values |= select(config, "batch_size", "seed")
     if config.prune_steps > 1:
