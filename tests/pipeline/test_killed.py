@@ -120,6 +120,12 @@ def assert_contract(folder):
     assert report["tflite_float_ops"] == 0
     assert report["tflite_bytes"] == (folder / "model_int8.tflite").stat().st_size
     assert report["params_after"] <= 0.4 * report["params_before"]
+    measured = json.loads((folder / "stages.json").read_text())["export"]["figures"]
+    assert measured["quantization"]["layers"] and measured["slim_latency_ms"] > 0
+    page = (folder / "report.html").read_text()
+    assert 'class="quantization"' in page and 'class="latency"' in page
+    for stage in ("train", "finetune", "quantize"):
+        assert len(list((folder / "logs" / "tensorboard" / stage).iterdir())) == 1
     assert not (folder / "checkpoints").exists()
     assert not list(folder.glob("**/.*.partial*"))
 
