@@ -17,6 +17,7 @@ setup(
         "ai-edge-litert>=2.3,<2.4",
         "absl-py>=1.4,<2",
         "numpy>=2,<3",
+        "scipy>=1.14,<2",
         "scikit-learn>=1.5,<2",
         "matplotlib>=3.9,<4",
         "jinja2>=3.1,<4",
