@@ -158,7 +158,11 @@ class PruningCallback(tf_keras.callbacks.Callback):
         return plan_from_flags(self._begun()._traced, self._alive)
 
     def finalize(self) -> tf_keras.Model:
-        """The slim model, with the outputs of the masked one in training. It is not compiled."""
+        """The slim model, with the outputs of the masked one in training. It is not compiled.
+
+        BatchNorm's moving statistics lag behind a step by as many minibatches as their momentum
+        says: where training ends soon after the last one, `recalibrate` the slim model.
+        """
         if not self.reached:
             warnings.warn(
                 f"the target is not met: training ended before it. {removed(self._alive)} filters "
