@@ -71,7 +71,6 @@ KILLS = (
     "write:baseline.keras:",
     "progress:rank:1",
     "progress:prune_1:30",
-    "write:round_1.json:",
     "progress:prune_2_rank:1",
     "write:slim.keras:",
     "progress:finetune:30",
