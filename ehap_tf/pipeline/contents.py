@@ -129,6 +129,9 @@ def _layers(
             removed += [float(scores[name][i]) for i in gone]
         spread = scores.standard_error.get(name) if scores.standard_error else None
         layers.append(LayerReport(name, scores[name], spread, kept, implanted or ()))
+    if "prune" in records and "prune_steps" in records["prune"].figures:
+        # Later steps went by scores of their own.
+        return layers, None
     # The highest score that went: the threshold itself, unless groups or limits moved it.
     return layers, max(removed, default=None)
 

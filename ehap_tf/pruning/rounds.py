@@ -34,8 +34,8 @@ def plan_further(
         ValueError: as for `plan_pruning`, or scores do not fit what is kept.
     """
     listed = {layer: np.asarray(values, np.float64) for layer, values in scores.items()}
-    # Below whatever sum a unit that is still there may have.
-    gone = -1 - sum(float(np.abs(values).sum()) for values in listed.values())
+    # Below whatever a unit that is still there may have, also after a division by costs.
+    gone = -1e15 * (1 + sum(float(np.abs(values).sum()) for values in listed.values()))
     everything = {}
     for layer, values in listed.items():
         kept = before.kept.get(layer, np.zeros(0, np.int64))

@@ -37,5 +37,11 @@ def test_filters_that_are_gone_are_counted_first():
     at_once = plan_pruning(model, scores, 0.5)
     for layer, kept in at_once.kept.items():
         np.testing.assert_array_equal(further.kept[layer], kept)
+    # Also for signed scores that are divided by costs.
+    signed = {layer: values - 0.9 for layer, values in scores.items()}
+    left = {layer: signed[layer][half.kept[layer]] for layer in signed}
+    further = plan_further(model, half, left, target_macs=0.4, cost_aware="macs")
+    assert further.macs_after <= 0.4 * further.macs_before < half.macs_after
+    assert all(set(kept) <= set(half.kept[layer]) for layer, kept in further.kept.items())
     with pytest.raises(ValueError, match="one a filter that is kept"):
         plan_further(model, half, scores, prune_ratio=0.5)
