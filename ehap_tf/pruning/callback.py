@@ -241,6 +241,11 @@ class PruningCallback(tf_keras.callbacks.Callback):
         require_supported(self.model)
         if self._graph is None:
             self._begin()
+        elif self._hook is not None and not self._hook.serves(self.model.optimizer):
+            # The model was compiled anew between two fits.
+            sums = self._hook.sums()
+            self._hook = self._new_hook(self._graph)
+            self._hook.set_sums(*sums)
         if self._pending is not None:
             self._take_up(self._pending)
             self._pending = None
@@ -304,16 +309,18 @@ class PruningCallback(tf_keras.callbacks.Callback):
         except ValueError as error:
             reasons = "; ".join(f"{layer}: {reason}" for layer, reason in kept.items())
             raise ValueError(f"{error}. {reasons}" if reasons else str(error)) from None
-        self.model.optimizer.build(self.model.trainable_variables)
         self._scored = frozenset(layers)
         self._alive = {name: np.ones(len(ids), np.bool_) for name, ids in graph.ids.atoms.items()}
         self._history: tuple[dict[str, float], ...] = ()
         self._since_step = self._minibatch = self._epoch = 0
         self._done = self._target.reached(graph, self._alive)
-        whole = graph.ids.alive(self._alive)
-        weights = [weight for weight, _ in weight_masks(graph, whole)]
-        self._hook = TrainingHook(self.model.optimizer, self._terms, weights)
+        self._hook = self._new_hook(graph)
         self._graph, self._schedule = graph, schedule
+
+    def _new_hook(self, graph: ChannelGraph) -> TrainingHook:
+        self.model.optimizer.build(self.model.trainable_variables)
+        weights = [weight for weight, _ in weight_masks(graph, graph.ids.alive(self._alive))]
+        return TrainingHook(self.model.optimizer, self._terms, weights)
 
     def _say_what_stays(self, graph: ChannelGraph, kept: Mapping[str, str]) -> None:
         free = {

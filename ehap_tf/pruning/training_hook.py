@@ -51,6 +51,10 @@ class TrainingHook:
         # Keras' own __setattr__ would look for a hyperparameter.
         object.__setattr__(self._optimizer, "apply_gradients", apply_gradients)
 
+    def serves(self, optimizer: Any) -> bool:
+        """Whether this is a hook of that optimizer."""
+        return self._optimizer is optimizer
+
     def remove(self) -> None:
         """Gives the optimizer its own method back."""
         self._optimizer.__dict__.pop("apply_gradients", None)

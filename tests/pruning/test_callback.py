@@ -101,6 +101,11 @@ def test_the_target_is_met_in_steps_and_what_is_removed_stays_zero() -> None:
     assert any(len(plan.kept[name]) < count for name, count in plan.filters.items())
     assert slim.count_params() == plan.params_after < model.count_params()
     assert "apply_gradients" not in vars(model.optimizer) and model.train_function is None
+    # Compiled anew and trained on with the same callback: what is gone stays gone.
+    compiled(model).fit(data(16), callbacks=[pruning, watch], verbose=0)
+    assert pruning.plan().to_json() == plan.to_json()
+    slim = pruning.finalize()
+    assert relative_error(slim(x, training=False), model(x, training=False)) < 1e-5
 
 
 def test_scores_are_mean_squares_of_gradients_on_gates() -> None:
