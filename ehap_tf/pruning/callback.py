@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import pathlib
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import tf_keras
 
-from ehap_tf.channels import ChannelGraph, Flags, trace_channels
+from ehap_tf.channels import Flags
 from ehap_tf.models import require_functional
 from ehap_tf.models.keras3 import is_keras3_model
-from ehap_tf.pruning.gate_terms import GateTerms, find_gate_terms
 from ehap_tf.pruning.plan import PruningPlan
-from ehap_tf.pruning.schedule import Schedule, Target, removed
-from ehap_tf.pruning.selection import cost_of, plan_from_flags
+from ehap_tf.pruning.pruner import FROM_TRAINING, StepSettings, StepwisePruner
+from ehap_tf.pruning.schedule import Target, removed
 from ehap_tf.pruning.surgery import prune
-from ehap_tf.pruning.training_hook import TrainingHook, optimizer_variables, require_supported
+from ehap_tf.pruning.training_hook import require_supported
 from ehap_tf.pruning.training_state import PruningState
-from ehap_tf.pruning.units import Floats
-from ehap_tf.pruning.zeroing import not_removable_by_zeros, weight_masks
-from ehap_tf.sensitivity import rank_filters
-from ehap_tf.sensitivity.criteria import find_criterion
-
-_LOG = logging.getLogger(__name__)
-
-FROM_TRAINING = "taylor_fo"
-"""The criterion that training's own gradients give."""
 
 
 class PruningCallback(tf_keras.callbacks.Callback):
@@ -103,59 +91,51 @@ class PruningCallback(tf_keras.callbacks.Callback):
         checkpoint: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__()
-        self._target = _checked_target(target_macs, target_params, target_filters)
-        for name, value in (("filters_per_step", filters_per_step), ("frequency", frequency)):
-            if not (isinstance(value, int) and value >= 1):
-                raise ValueError(f"{name} must be a whole number of at least 1. Received: {value}")
-        self._from_training = criterion == FROM_TRAINING and data is None
-        if data is None and not self._from_training and find_criterion(criterion).needs_data:
-            raise ValueError(
-                f"data must be given for criterion {criterion!r}: training's own gradients give "
-                f"{FROM_TRAINING!r} only. Received: None"
-            )
-        self._criterion, self._data, self._loss = criterion, data, loss
-        self._rank_options = dict(rank_options or {})
-        self._limits = {
-            "prune_ratio_limit": prune_ratio_limit,
-            "round_to": round_to,
-            "keep_layers": tuple(keep_layers),
-        }
-        self._residual, self._frequency = residual, frequency
-        self._filters_per_step = filters_per_step
-        self._checkpoint = None if checkpoint is None else pathlib.Path(checkpoint)
+        self._settings = StepSettings(
+            target=Target.of(target_macs, target_params, target_filters),
+            criterion=criterion,
+            filters_per_step=filters_per_step,
+            frequency=frequency,
+            residual=residual,
+            prune_ratio_limit=prune_ratio_limit,
+            round_to=round_to,
+            keep_layers=tuple(keep_layers),
+            data=data,
+            loss=loss,
+            rank_options=dict(rank_options or {}),
+        )
+        self._epoch, self._last_batch = 0, -1
+        self._pruner: StepwisePruner | None = None
         self._pending: PruningState | None = None
+        self._checkpoint = None if checkpoint is None else pathlib.Path(checkpoint)
         if self._checkpoint is not None and self._checkpoint.exists():
             self.restore(PruningState.load(self._checkpoint))
-        self._hook: TrainingHook | None = None
-        self._schedule: Schedule | None = None
-        self._graph: ChannelGraph | None = None
-        self._terms: GateTerms | None = None
 
     # What a caller asks ------------------------------------------------------------------------
 
     @property
     def epoch(self) -> int:
         """Whole epochs trained, those before a restart included: the next `initial_epoch`."""
-        return self._pending.epoch if self._pending else getattr(self, "_epoch", 0)
+        return self._epoch
 
     @property
     def alive(self) -> dict[str, Flags]:
         """Layer path -> for each filter whether it stays."""
-        return {layer: flags.copy() for layer, flags in self._begun()._alive.items()}
+        return {layer: flags.copy() for layer, flags in self._begun.alive.items()}
 
     @property
     def reached(self) -> bool:
         """Whether the target is met."""
-        return self._target.reached(self._begun()._traced, self._alive)
+        return self._begun.reached
 
     @property
     def history(self) -> tuple[dict[str, float], ...]:
         """One dict a step: minibatch, and filters removed, parameters and MACs left by then."""
-        return self._begun()._history
+        return self._begun.history
 
     def plan(self) -> PruningPlan:
         """What is kept now, as a plan of the model in training."""
-        return plan_from_flags(self._begun()._traced, self._alive)
+        return self._begun.plan()
 
     def finalize(self) -> tf_keras.Model:
         """The slim model, with the outputs of the masked one in training. It is not compiled.
@@ -165,8 +145,8 @@ class PruningCallback(tf_keras.callbacks.Callback):
         """
         if not self.reached:
             warnings.warn(
-                f"the target is not met: training ended before it. {removed(self._alive)} filters "
-                "are removed",
+                "the target is not met: training ended before it, or limits are in the way. "
+                f"{removed(self._begun.alive)} filters are removed",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -179,24 +159,7 @@ class PruningCallback(tf_keras.callbacks.Callback):
             with_weights: also the model's weights and the optimizer's variables, as the file of
                 `checkpoint` has them. Without, they are the caller's to keep.
         """
-        self._begun()
-        squares, minibatches = self._hook.sums() if self._hook else (np.zeros(0), 0)
-        weights, optimizer = [], []
-        if with_weights:
-            weights = self.model.get_weights()
-            optimizer = [np.array(v.numpy()) for v in optimizer_variables(self.model.optimizer)]
-        return PruningState(
-            settings=self._settings(),
-            alive=self.alive,
-            squares=squares,
-            minibatches=minibatches,
-            since_step=self._since_step,
-            minibatch=self._minibatch,
-            history=self._history,
-            epoch=self._epoch,
-            weights=weights,
-            optimizer=optimizer,
-        )
+        return self._begun.state(self._epoch, with_weights)
 
     def restore(self, state: PruningState) -> None:
         """Lets the next `fit` go on from `state`.
@@ -204,12 +167,12 @@ class PruningCallback(tf_keras.callbacks.Callback):
         Raises:
             ValueError: the state was taken under other settings.
         """
-        if dict(state.settings) != self._settings():
+        if dict(state.settings) != self._settings.to_dict():
             raise ValueError(
-                f"the state must be one of these settings: {self._settings()}. Received: "
+                f"the state must be one of these settings: {self._settings.to_dict()}. Received: "
                 f"{dict(state.settings)}; remove the checkpoint to start again"
             )
-        self._pending = state
+        self._pending, self._epoch = state, state.epoch
 
     # What fit calls ----------------------------------------------------------------------------
 
@@ -218,6 +181,7 @@ class PruningCallback(tf_keras.callbacks.Callback):
 
         Raises:
             TypeError: a model of Keras 3, or a subclassed one.
+            ValueError: another model than before.
         """
         if is_keras3_model(model):
             raise TypeError(
@@ -226,7 +190,7 @@ class PruningCallback(tf_keras.callbacks.Callback):
                 "tf_keras, fit it, and take ehap_tf.to_keras3(callback.finalize())"
             )
         require_functional(model)
-        if self._graph is not None and model is not self.model:
+        if self._pruner is not None and model is not self.model:
             raise ValueError(
                 "a PruningCallback serves one model. Received: another model; make a new callback"
             )
@@ -239,23 +203,14 @@ class PruningCallback(tf_keras.callbacks.Callback):
             ValueError: the target cannot be reached, or the optimizer is not supported.
         """
         require_supported(self.model)
-        if self._graph is None:
-            self._begin()
-        elif self._hook is not None and not self._hook.serves(self.model.optimizer):
-            # The model was compiled anew between two fits.
-            sums = self._hook.sums()
-            self._hook = self._new_hook(self._graph)
-            self._hook.set_sums(*sums)
+        if self._pruner is None:
+            self._pruner = StepwisePruner(self.model, self._settings)
         if self._pending is not None:
-            self._take_up(self._pending)
+            self._pruner.take_up(self._pending)
             self._pending = None
-        assert self._hook is not None and self._graph is not None
-        self._hook.install()
-        if removed(self._alive):
-            self._hook.mask(weight_masks(self._graph, self._graph.ids.alive(self._alive)))
+        self._pruner.begin()
         # The training step may have been compiled without the hook.
         self.model.make_train_function(force=True)
-        self._last_batch = -1
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Batches are counted anew."""
@@ -265,12 +220,7 @@ class PruningCallback(tf_keras.callbacks.Callback):
         """Removes filters when it is time."""
         # With steps_per_execution several minibatches have passed.
         passed, self._last_batch = batch - self._last_batch, batch
-        self._minibatch += passed
-        if self._done:
-            return
-        self._since_step += passed
-        if self._since_step >= self._frequency:
-            self._step()
+        self._begun.count(passed)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Writes the checkpoint."""
@@ -280,178 +230,13 @@ class PruningCallback(tf_keras.callbacks.Callback):
 
     def on_train_end(self, logs: Any = None) -> None:
         """Leaves the optimizer and the training step as they were."""
-        if self._hook is not None:
-            self._hook.remove()
+        self._begun.end()
         self.model.train_function = None
 
-    # The steps ---------------------------------------------------------------------------------
-
-    def _begin(self) -> None:
-        graph = trace_channels(self.model, self._residual)
-        kept = not_removable_by_zeros(graph)
-        if self._from_training:
-            self._terms = find_gate_terms(self.model, graph)
-            kept = {**self._terms.missing, **kept}
-        layers = [
-            layer
-            for layer in graph.ids.atoms
-            if layer not in kept and (self._terms is None or layer in self._terms.groups)
-        ]
-        schedule = Schedule(
-            graph,
-            self._target,
-            self._filters_per_step,
-            **self._limits,  # type: ignore[arg-type]
-        )
-        self._say_what_stays(graph, kept)
-        try:
-            schedule.require_reachable(layers)
-        except ValueError as error:
-            reasons = "; ".join(f"{layer}: {reason}" for layer, reason in kept.items())
-            raise ValueError(f"{error}. {reasons}" if reasons else str(error)) from None
-        self._scored = frozenset(layers)
-        self._alive = {name: np.ones(len(ids), np.bool_) for name, ids in graph.ids.atoms.items()}
-        self._history: tuple[dict[str, float], ...] = ()
-        self._since_step = self._minibatch = self._epoch = 0
-        self._done = self._target.reached(graph, self._alive)
-        self._hook = self._new_hook(graph)
-        self._graph, self._schedule = graph, schedule
-
-    def _new_hook(self, graph: ChannelGraph) -> TrainingHook:
-        self.model.optimizer.build(self.model.trainable_variables)
-        weights = [weight for weight, _ in weight_masks(graph, graph.ids.alive(self._alive))]
-        return TrainingHook(self.model.optimizer, self._terms, weights)
-
-    def _say_what_stays(self, graph: ChannelGraph, kept: Mapping[str, str]) -> None:
-        free = {
-            layer: reason
-            for layer, reason in kept.items()
-            if any(
-                graph.ids.frozen_reason(atom) is None for atom in graph.ids.atoms[layer].tolist()
-            )
-        }
-        if free:
-            reasons = "; ".join(f"{layer}: {reason}" for layer, reason in free.items())
-            warnings.warn(
-                f"these layers take no part by themselves: {reasons}. Another criterion with "
-                "data= may score them",
-                RuntimeWarning,
-                stacklevel=4,
-            )
-
-    def _take_up(self, state: PruningState) -> None:
-        assert self._hook is not None and self._graph is not None
-        widths = {layer: len(flags) for layer, flags in state.alive.items()}
-        if widths != {layer: len(flags) for layer, flags in self._alive.items()}:
-            raise ValueError(
-                f"the state must be one of this model. Received: filters {widths}, of another"
-            )
-        if state.weights:
-            self.model.set_weights(state.weights)
-            variables = optimizer_variables(self.model.optimizer)
-            for variable, value in zip(variables, state.optimizer, strict=True):
-                variable.assign(value)
-        self._alive = {layer: np.array(flags) for layer, flags in state.alive.items()}
-        self._history, self._epoch = tuple(state.history), state.epoch
-        self._since_step, self._minibatch = state.since_step, state.minibatch
-        self._done = self._target.reached(self._graph, self._alive)
-        self._hook.set_sums(state.squares, state.minibatches)
-
-    def _step(self) -> None:
-        assert self._schedule is not None and self._graph is not None and self._hook is not None
-        scores = self._scores()
-        if scores is None:
-            return
-        before = removed(self._alive)
-        self._alive = self._schedule.next(self._alive, scores)
-        self._hook.mask(weight_masks(self._graph, self._graph.ids.alive(self._alive)))
-        squares, _ = self._hook.sums()
-        self._hook.set_sums(np.zeros_like(squares), 0)
-        self._since_step = 0
-        stuck = removed(self._alive) == before
-        self._done = stuck or self._target.reached(self._graph, self._alive)
-        figures = {
-            "minibatch": self._minibatch,
-            "filters": removed(self._alive),
-            "params": cost_of(self._graph, "params", self._alive),
-            "macs": cost_of(self._graph, "macs", self._alive),
-        }
-        self._history = (*self._history, figures)
-        _LOG.info("pruning: %s", figures)
-
-    def _scores(self) -> dict[str, Floats] | None:
-        """Layer path -> one score a filter; None while no minibatch has counted."""
-        assert self._hook is not None
-        if self._terms is None:
-            ranked = rank_filters(
-                self.model,
-                self._data,
-                self._loss,
-                self._criterion,
-                **{"residual": self._residual, **self._rank_options},
-            )
-            return {layer: values for layer, values in ranked.items() if layer in self._scored}
-        squares, minibatches = self._hook.sums()
-        if not minibatches:
-            return None
-        # Shares that add up to the score of the group.
-        members = np.bincount(
-            np.concatenate([self._terms.groups[layer] for layer in self._scored]),
-            minlength=len(squares),
-        )
-        shares = squares / minibatches / np.maximum(members, 1)
-        return {layer: shares[self._terms.groups[layer]] for layer in self._scored}
-
-    # The rest ----------------------------------------------------------------------------------
-
     @property
-    def _traced(self) -> ChannelGraph:
-        assert self._graph is not None
-        return self._graph
-
-    def _begun(self) -> PruningCallback:
-        if self._graph is None:
+    def _begun(self) -> StepwisePruner:
+        if self._pruner is None:
             raise ValueError(
                 "the callback knows no model yet: give it to model.fit(..., callbacks=[callback])"
             )
-        return self
-
-    def _settings(self) -> dict[str, Any]:
-        """All that a state depends on, as JSON values."""
-        return {
-            "criterion": self._criterion,
-            "from_training": self._from_training,
-            "target": [self._target.kind, self._target.value],
-            "filters_per_step": self._filters_per_step,
-            "frequency": self._frequency,
-            "residual": self._residual,
-            **{
-                name: list(value) if isinstance(value, tuple) else value
-                for name, value in self._limits.items()
-            },
-        }
-
-
-def _checked_target(
-    target_macs: float | None, target_params: float | None, target_filters: int | None
-) -> Target:
-    given = {
-        kind: value
-        for kind, value in (
-            ("macs", target_macs),
-            ("params", target_params),
-            ("filters", target_filters),
-        )
-        if value is not None
-    }
-    if len(given) != 1:
-        raise ValueError(
-            "give exactly one of target_macs, target_params and target_filters. Received: "
-            f"{ {f'target_{kind}': value for kind, value in given.items()} }"
-        )
-    ((kind, value),) = given.items()
-    if kind != "filters" and not 0 < value <= 1:
-        raise ValueError(f"target_{kind} must be in (0, 1], a fraction to keep. Received: {value}")
-    if kind == "filters" and not (isinstance(value, int) and value >= 0):
-        raise ValueError(f"target_filters must be a whole number of at least 0. Received: {value}")
-    return Target(kind, value)
+        return self._pruner

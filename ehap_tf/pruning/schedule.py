@@ -24,6 +24,36 @@ class Target:
     kind: str
     value: float
 
+    @classmethod
+    def of(
+        cls, target_macs: float | None, target_params: float | None, target_filters: int | None
+    ) -> Target:
+        """The target that a caller named.
+
+        Raises:
+            ValueError: not exactly one is given, or it is out of range.
+        """
+        given = {
+            name: value
+            for name, value in (
+                ("target_macs", target_macs),
+                ("target_params", target_params),
+                ("target_filters", target_filters),
+            )
+            if value is not None
+        }
+        if len(given) != 1:
+            raise ValueError(
+                "give exactly one of target_macs, target_params and target_filters. Received: "
+                f"{given}"
+            )
+        ((name, value),) = given.items()
+        if name != "target_filters" and not 0 < value <= 1:
+            raise ValueError(f"{name} must be in (0, 1], a fraction to keep. Received: {value}")
+        if name == "target_filters" and not (isinstance(value, int) and value >= 0):
+            raise ValueError(f"{name} must be a whole number of at least 0. Received: {value}")
+        return cls(name.removeprefix("target_"), value)
+
     def reached(self, graph: ChannelGraph, alive: Mapping[str, Flags]) -> bool:
         """Whether a model with these filters meets the target."""
         if self.kind == "filters":

@@ -130,8 +130,9 @@ def test_scores_are_mean_squares_of_gradients_on_gates() -> None:
         for name in squares:
             squares[name] = squares[name] + np.square(gradients[name])
         plain.train_on_batch(x, y)
-    terms = pruning._terms
-    sums, minibatches = pruning._hook.sums()
+    terms = find_gate_terms(model, trace_channels(model, "tied"))
+    state = pruning.state()
+    sums, minibatches = state.squares, state.minibatches
     assert minibatches == 3
     for name in ("stem", "expand", "bare"):
         found = sums[terms.groups[name]]

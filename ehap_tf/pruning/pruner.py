@@ -1,0 +1,270 @@
+"""One model that loses filters in steps while somebody else trains it."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tf_keras
+
+from ehap_tf.channels import ChannelGraph, Flags, trace_channels
+from ehap_tf.pruning.gate_terms import GateTerms, find_gate_terms
+from ehap_tf.pruning.plan import PruningPlan
+from ehap_tf.pruning.schedule import Schedule, Target, removed
+from ehap_tf.pruning.selection import cost_of, plan_from_flags
+from ehap_tf.pruning.training_hook import TrainingHook, optimizer_variables
+from ehap_tf.pruning.training_state import PruningState
+from ehap_tf.pruning.units import Floats
+from ehap_tf.pruning.zeroing import not_removable_by_zeros, weight_masks
+from ehap_tf.sensitivity import rank_filters
+from ehap_tf.sensitivity.criteria import find_criterion
+
+_LOG = logging.getLogger(__name__)
+
+FROM_TRAINING = "taylor_fo"
+"""The criterion that training's own gradients give."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StepSettings:
+    """What is removed, when, and by which scores; the arguments of `PruningCallback`.
+
+    Raises:
+        ValueError: an argument is out of range, or the criterion needs data.
+    """
+
+    target: Target
+    criterion: str = FROM_TRAINING
+    filters_per_step: int = 100
+    frequency: int = 30
+    residual: str = "union"
+    prune_ratio_limit: float = 0.95
+    round_to: int = 1
+    keep_layers: Sequence[str] = ()
+    data: Any = None
+    loss: Any = None
+    rank_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("filters_per_step", "frequency"):
+            value = getattr(self, name)
+            if not (isinstance(value, int) and value >= 1):
+                raise ValueError(f"{name} must be a whole number of at least 1. Received: {value}")
+        if (
+            self.data is None
+            and not self.from_training
+            and find_criterion(self.criterion).needs_data
+        ):
+            raise ValueError(
+                f"data must be given for criterion {self.criterion!r}: training's own gradients "
+                f"give {FROM_TRAINING!r} only. Received: None"
+            )
+
+    @property
+    def from_training(self) -> bool:
+        """Whether the scores come from training's own gradients."""
+        return self.criterion == FROM_TRAINING and self.data is None
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a state depends on, as JSON values."""
+        names = ("criterion", "filters_per_step", "frequency", "residual", "prune_ratio_limit")
+        return {
+            **{name: getattr(self, name) for name in (*names, "round_to")},
+            "keep_layers": list(self.keep_layers),
+            "target": [self.target.kind, self.target.value],
+            "from_training": self.from_training,
+        }
+
+
+class StepwisePruner:
+    """Which filters of a model are there, and the next step.
+
+    Args:
+        model: compiled; removed filters are set to zero in it.
+        settings: what goes when.
+
+    Attributes:
+        graph: the trace of the model.
+        alive: layer path -> for each filter whether it stays.
+        history: one dict a step: minibatch, and filters removed, parameters and MACs left by then.
+        minibatch: minibatches so far.
+
+    Raises:
+        ValueError: the target cannot be reached.
+    """
+
+    def __init__(self, model: tf_keras.Model, settings: StepSettings) -> None:
+        self._model, self._settings = model, settings
+        self.graph: ChannelGraph = trace_channels(model, settings.residual)
+        stay = not_removable_by_zeros(self.graph)
+        self._terms: GateTerms | None = None
+        if settings.from_training:
+            self._terms = find_gate_terms(model, self.graph)
+            stay = {**self._terms.missing, **stay}
+        atoms = self.graph.ids.atoms
+        self._scored = frozenset(atoms) - frozenset(stay)
+        self._schedule = Schedule(
+            self.graph,
+            settings.target,
+            settings.filters_per_step,
+            settings.prune_ratio_limit,
+            settings.round_to,
+            settings.keep_layers,
+        )
+        self._say_what_stays(stay)
+        try:
+            self._schedule.require_reachable([layer for layer in atoms if layer in self._scored])
+        except ValueError as error:
+            reasons = "; ".join(f"{layer}: {reason}" for layer, reason in stay.items())
+            raise ValueError(f"{error}. {reasons}" if reasons else str(error)) from None
+        self.alive: dict[str, Flags] = {
+            layer: np.ones(len(ids), np.bool_) for layer, ids in atoms.items()
+        }
+        self.history: tuple[dict[str, float], ...] = ()
+        self.minibatch = self._since_step = 0
+        self._done = self.reached
+        self._hook = self._new_hook()
+
+    @property
+    def reached(self) -> bool:
+        """Whether the target is met."""
+        return self._settings.target.reached(self.graph, self.alive)
+
+    def plan(self) -> PruningPlan:
+        """What is kept now."""
+        return plan_from_flags(self.graph, self.alive)
+
+    def begin(self) -> None:
+        """Takes its place before the optimizer; what is removed is zero from now on."""
+        if not self._hook.serves(self._model.optimizer):
+            # The model was compiled anew between two fits.
+            sums = self._hook.sums()
+            self._hook = self._new_hook()
+            self._hook.set_sums(*sums)
+        self._hook.install()
+        if removed(self.alive):
+            self._mask()
+
+    def end(self) -> None:
+        """Leaves the optimizer as it was."""
+        self._hook.remove()
+
+    def count(self, minibatches: int) -> None:
+        """So many minibatches have passed: removes filters when it is time."""
+        self.minibatch += minibatches
+        if self._done:
+            return
+        self._since_step += minibatches
+        if self._since_step >= self._settings.frequency:
+            self._step()
+
+    def state(self, epoch: int, with_weights: bool) -> PruningState:
+        """Where the schedule stands."""
+        squares, minibatches = self._hook.sums()
+        weights, optimizer = [], []
+        if with_weights:
+            weights = self._model.get_weights()
+            optimizer = [np.array(v.numpy()) for v in optimizer_variables(self._model.optimizer)]
+        return PruningState(
+            settings=self._settings.to_dict(),
+            alive={layer: flags.copy() for layer, flags in self.alive.items()},
+            squares=squares,
+            minibatches=minibatches,
+            since_step=self._since_step,
+            minibatch=self.minibatch,
+            history=self.history,
+            epoch=epoch,
+            weights=weights,
+            optimizer=optimizer,
+        )
+
+    def take_up(self, state: PruningState) -> None:
+        """Goes on from a state, with its weights where it has some.
+
+        Raises:
+            ValueError: the state is one of another model.
+        """
+        widths = {layer: len(flags) for layer, flags in state.alive.items()}
+        if widths != {layer: len(flags) for layer, flags in self.alive.items()}:
+            raise ValueError(
+                f"the state must be one of this model. Received: filters {widths}, of another"
+            )
+        if state.weights:
+            self._model.set_weights(state.weights)
+            variables = optimizer_variables(self._model.optimizer)
+            for variable, value in zip(variables, state.optimizer, strict=True):
+                variable.assign(value)
+        self.alive = {layer: np.array(flags) for layer, flags in state.alive.items()}
+        self.history, self.minibatch = tuple(state.history), state.minibatch
+        self._since_step = state.since_step
+        self._done = self.reached
+        self._hook.set_sums(state.squares, state.minibatches)
+
+    def _step(self) -> None:
+        scores = self._scores()
+        if scores is None:
+            return
+        before = removed(self.alive)
+        self.alive = self._schedule.next(self.alive, scores)
+        self._mask()
+        squares, _ = self._hook.sums()
+        self._hook.set_sums(np.zeros_like(squares), 0)
+        self._since_step = 0
+        # Limits may stop it short of the target.
+        self._done = self.reached or removed(self.alive) == before
+        figures = {
+            "minibatch": self.minibatch,
+            "filters": removed(self.alive),
+            "params": cost_of(self.graph, "params", self.alive),
+            "macs": cost_of(self.graph, "macs", self.alive),
+        }
+        self.history = (*self.history, figures)
+        _LOG.info("pruning: %s", figures)
+
+    def _scores(self) -> dict[str, Floats] | None:
+        """Layer path -> one score a filter; None while no minibatch has counted."""
+        settings = self._settings
+        if self._terms is None:
+            ranked = rank_filters(
+                self._model,
+                settings.data,
+                settings.loss,
+                settings.criterion,
+                **{"residual": settings.residual, **settings.rank_options},
+            )
+            return {layer: values for layer, values in ranked.items() if layer in self._scored}
+        squares, minibatches = self._hook.sums()
+        if not minibatches:
+            return None
+        groups = {layer: self._terms.groups[layer] for layer in self._scored}
+        # Shares that add up to the score of the group.
+        members = np.bincount(np.concatenate(list(groups.values())), minlength=len(squares))
+        shares = squares / minibatches / np.maximum(members, 1)
+        return {layer: shares[numbers] for layer, numbers in groups.items()}
+
+    def _mask(self) -> None:
+        self._hook.mask(weight_masks(self.graph, self.graph.ids.alive(self.alive)))
+
+    def _new_hook(self) -> TrainingHook:
+        self._model.optimizer.build(self._model.trainable_variables)
+        weights = [w for w, _ in weight_masks(self.graph, self.graph.ids.alive(self.alive))]
+        return TrainingHook(self._model.optimizer, self._terms, weights)
+
+    def _say_what_stays(self, stay: Mapping[str, str]) -> None:
+        ids = self.graph.ids
+        reasons = "; ".join(
+            f"{layer}: {reason}"
+            for layer, reason in stay.items()
+            if any(ids.frozen_reason(atom) is None for atom in ids.atoms[layer].tolist())
+        )
+        if reasons:
+            warnings.warn(
+                f"these layers take no part by themselves: {reasons}. Another criterion with "
+                "data= may score them",
+                RuntimeWarning,
+                stacklevel=5,
+            )
