@@ -55,7 +55,11 @@ def _run(run: ReportContent) -> dict[str, Any]:
         "sensitivity": [plots.sensitivity(layer, run.threshold) for layer in run.layers],
         "criterion": figures.get("criterion", ""),
         "threshold": "" if run.threshold is None else f"{run.threshold:.4g}",
-        "curves": plots.training_curves(run.histories) if any(run.histories.values()) else "",
+        "curves": [
+            plots.training_curves(stage, epochs)
+            for stage, epochs in run.histories.items()
+            if epochs
+        ],
         "operators": sorted(run.operators.items(), key=lambda item: (-item[1], item[0])),
         "operators_note": ""
         if float_operators is None

@@ -22,28 +22,25 @@ _INK = "#010203"
 KEPT, REMOVED, IMPLANTED = "#2f7ed8", "#d9603b", "#8a5cc2"
 
 
-def training_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
-    """Loss and accuracy by epoch, one column of plots for each stage that trained."""
-    stages = [stage for stage, epochs in histories.items() if epochs]
-    figure = Figure(figsize=(4.2 * max(1, len(stages)), 5), layout="constrained")
-    for column, stage in enumerate(stages):
-        epochs = histories[stage]
-        for row, quantity in enumerate(("loss", "accuracy")):
-            axes = figure.add_subplot(2, len(stages), row * len(stages) + column + 1)
-            for name, color in ((quantity, REMOVED), (f"validation_{quantity}", KEPT)):
-                points = [(i + 1, e[name]) for i, e in enumerate(epochs) if name in e]
-                if points:
-                    label = "validation" if name.startswith("validation_") else "training"
-                    axes.plot(*zip(*points, strict=True), color=color, label=label, marker=".")
-            axes.set_ylabel(quantity)
-            if row == 0:
-                axes.set_title(stage)
-            else:
-                axes.legend(frameon=False, labelcolor=_INK)
-                axes.set_xlabel("epoch")
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            _ink(axes)
-    return _svg(figure, "Training curves")
+def training_curves(stage: str, epochs: Sequence[Mapping[str, float]]) -> str:
+    """Loss and accuracy of one stage by epoch."""
+    figure = Figure(figsize=(4.2, 5), layout="constrained")
+    for row, quantity in enumerate(("loss", "accuracy")):
+        axes = figure.add_subplot(2, 1, row + 1)
+        for name, color in ((quantity, REMOVED), (f"validation_{quantity}", KEPT)):
+            points = [(i + 1, e[name]) for i, e in enumerate(epochs) if name in e]
+            if points:
+                label = "validation" if name.startswith("validation_") else "training"
+                axes.plot(*zip(*points, strict=True), color=color, label=label, marker=".")
+        axes.set_ylabel(quantity)
+        if row == 0:
+            axes.set_title(stage)
+        else:
+            axes.legend(frameon=False, labelcolor=_INK)
+            axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _ink(axes)
+    return _svg(figure, f"Training curves of {stage}")
 
 
 def sensitivity(layer: LayerReport, threshold: float | None) -> str:

@@ -73,8 +73,10 @@ def train(folder: pathlib.Path, kill_at: int | None = None) -> dict[str, Any]:
             strategy=STRATEGY,
             progress=progress,
         )
+    if not WORKERS.is_chief:
+        return {"resumed": result.resumed_epochs}
     alone = net()
-    fit(alone, small_digits(), TRAINING, directory=folder / f"alone{WORKERS.index}", seed=1)
+    fit(alone, small_digits(), TRAINING, directory=folder / "alone", seed=1)
     pairs = list(zip(model.get_weights(), alone.get_weights(), net().get_weights(), strict=True))
     return {
         "resumed": result.resumed_epochs,
