@@ -35,7 +35,15 @@ from ehap_tf.models import clone_with_policy
 from ehap_tf.models.precision import policy_of, resolve_precision
 from ehap_tf.pipeline.evaluation import accuracy
 from ehap_tf.pipeline.training import TrainingRecipe, fit
-from ehap_tf.pruning import count_macs, count_parameters, plan_pruning, prune, recalibrate
+from ehap_tf.pruning import (
+    PruningPlan,
+    compensate,
+    count_macs,
+    count_parameters,
+    plan_pruning,
+    prune,
+    recalibrate,
+)
 
 SETTINGS = (
     "dataset",
@@ -202,11 +210,7 @@ class Study:
             )
             slim = prune(model, plan)
             pruned = self._accuracy(slim)
-            slim = recalibrate(
-                slim,
-                training_batches(self._dataset, self._options.finetune_batch, 0, epochs=1_000),
-                batches=self._options.recalibrate_batches,
-            )
+            slim = self._adapted(slim, model, plan)
             recalibrated = self._accuracy(slim)
             finetune_began = time.monotonic()
             model = self._finetuned(slim, cell, part, parts)
@@ -223,6 +227,17 @@ class Study:
         }
         shutil.rmtree(self._checkpoints(cell), ignore_errors=True)
         return row
+
+    def _adapted(
+        self, slim: tf_keras.Model, model: tf_keras.Model, plan: PruningPlan
+    ) -> tf_keras.Model:
+        """What the command does after surgery: biases, then BatchNorm's statistics."""
+        count = self._options.recalibrate_batches
+        if not count:
+            return slim
+        stream = training_batches(self._dataset, self._options.finetune_batch, 0, epochs=1_000)
+        batches = stream.take(count)
+        return recalibrate(compensate(slim, model, plan, batches, count), batches, batches=count)
 
     def _finetuned(self, slim: tf_keras.Model, cell: Cell, part: int, parts: int) -> tf_keras.Model:
         options = self._options
