@@ -38,3 +38,14 @@ def test_every_file_of_the_job_has_one_stage_that_writes_it(tmp_path):
     assert len(set(written)) == len(written)
     assert {path for stage in STAGES for path in stage.inputs(run)} <= set(written)
     assert set(run.models()) <= set(written)
+
+
+def test_counting_per_cost_touches_the_pruning_of_runs_that_ask_for_it_alone():
+    from ehap_tf.pipeline.rounds import plan_options
+    from ehap_tf.pipeline.stages import prune
+
+    plain, counted = config.PipelineConfig(), config.PipelineConfig(cost_aware="macs")
+    # Runs of before the flag are not pruned again.
+    assert "cost_aware" not in prune.settings(plain)
+    assert prune.settings(counted) == prune.settings(plain) | {"cost_aware": "macs"}
+    assert plan_options(counted)["cost_aware"] == "macs"
