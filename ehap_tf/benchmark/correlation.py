@@ -83,11 +83,11 @@ def run(options: argparse.Namespace) -> None:
     rows = [{"criterion": "oracle", "layer": "all", "seconds": oracle.seconds}]
     for criterion, scores in found.items():
         rows += compare(criterion, scores, oracle, layers)
-    output.show(
-        "Correlation with the oracle", [row for row in rows if row["layer"] == "all"], COLUMNS
-    )
+    overall = [row for row in rows if row["layer"] == "all"]
+    output.show("Correlation with the oracle", overall, COLUMNS)
     show_layers(rows, layers, options.criteria)
-    output.save(options, "correlation", rows, plot(found, oracle, layers))
+    table = output.markdown(overall, COLUMNS)
+    output.save(options, "correlation", rows, plot(found, oracle, layers), table)
 
 
 def compare(

@@ -21,7 +21,10 @@ from ehap_tf.report.environment import environment
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds --output."""
     parser.add_argument(
-        "--output", default=None, help="write FILE.json, and the plot beside it as FILE.png"
+        "--output",
+        default=None,
+        help="write FILE.json, and plot and table, where there are any, beside it as FILE.png and "
+        "FILE.md",
     )
 
 
@@ -65,8 +68,9 @@ def save(
     name: str,
     rows: Sequence[Mapping[str, Any]],
     figure: Figure | None = None,
+    table: str | None = None,
 ) -> None:
-    """Writes the JSON file, and the figure beside it, when --output is given."""
+    """Writes the JSON file, and figure and Markdown table beside it, when --output is given."""
     if options.output is None:
         return
     path = pathlib.Path(options.output)
@@ -82,6 +86,16 @@ def save(
         with atomic_path(path.with_suffix(".png")) as temporary:
             FigureCanvasAgg(figure).print_png(temporary)
         print(path.with_suffix(".png"))
+    if table is not None:
+        write_text(path.with_suffix(".md"), table)
+        print(path.with_suffix(".md"))
+
+
+def markdown(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
+    """A Markdown table; the arguments are those of `show`."""
+    lines = [list(columns.values()), ["---"] * len(columns)]
+    lines += [[_text(row.get(key)) for key in columns] for row in rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 def _text(value: Any) -> str:

@@ -91,7 +91,7 @@ def run(options: argparse.Namespace) -> None:
         rows += subject.path(mode, criterion)
         clock.tick(f"{criterion}, {mode}")
     output.show(f"Accuracy on {subject.images} validation images", rows, COLUMNS)
-    output.save(options, "removal", rows, plot(rows))
+    output.save(options, "removal", rows, plot(rows), table(rows))
 
 
 class Subject:
@@ -238,6 +238,26 @@ def below_all_others(scores: FilterScores, flags: dict[str, np.ndarray]) -> Filt
     lowest = min(float(values.min()) for values in scores.values()) - 1.0
     values = {name: np.where(flags[name], scores[name], lowest) for name in scores}
     return FilterScores(values, scores.provenance)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """A line a criterion and mode: per cent right after / re-estimated (share of MACs left)."""
+    rest = [row for row in rows if row["criterion"] != "whole"]
+    amounts = sorted({row["removed"] for row in rest})
+    lines: dict[tuple[str, str], Row] = {}
+    for row in rest:
+        line = lines.setdefault(
+            (row["criterion"], row["mode"]),
+            {"criterion": f"`{row['criterion']}`", "mode": row["mode"].replace("_", " ")},
+        )
+        line[f"{row['removed']:g}"] = (
+            f"{100 * row['accuracy']:.1f} / {100 * row['recalibrated_accuracy']:.1f} "
+            f"({row['macs_left']:.2f})"
+        )
+        line["seconds"] = row["rank_seconds"]
+    columns = {"criterion": "criterion", "mode": "mode"}
+    columns |= {f"{amount:g}": f"{amount:.0%} removed" for amount in amounts}
+    return output.markdown(list(lines.values()), columns | {"seconds": "ranking, seconds"})
 
 
 def plot(rows: Sequence[Row]) -> Figure:

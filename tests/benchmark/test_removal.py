@@ -102,6 +102,10 @@ def test_the_command_measures_paths_and_goes_on_where_it_was(
         assert more["macs_left"] < some["macs_left"] < 1
         assert more["rank_seconds"] >= some["rank_seconds"] > 0
     assert out.with_suffix(".png").exists()
+    lines = out.with_suffix(".md").read_text().splitlines()
+    assert lines[0] == "| criterion | mode | 20% removed | 40% removed | ranking, seconds |"
+    assert len(lines) == 5 and lines[2].startswith("| `magnitude` | one shot | ")
+    assert f"({rows['magnitude', 'one_shot', 0.4]['macs_left']:.2f})" in lines[2]
 
     def again(*arguments: object, **options: object) -> None:
         raise AssertionError("measured again")
