@@ -75,7 +75,7 @@ def _resnet(torch: Any, depth: int) -> Any:
     """`ehap_tf.models.resnet` with 1x1-convolution shortcuts, in PyTorch."""
     nn = torch.nn
 
-    class Block(nn.Module):  # type: ignore[misc, name-defined]
+    class Block(nn.Module):  # type: ignore[name-defined]
         def __init__(self, channels: int, filters: int, stride: int) -> None:
             super().__init__()
             self.convolution1 = nn.Conv2d(channels, filters, 3, stride, 1, bias=False)
