@@ -96,7 +96,7 @@ def test_bad_models() -> None:
         ehap.rank_filters(huge, data(), cross_entropy())
     inputs = layers.Input((4,))
     two = tf_keras.Model(inputs, [layers.Dense(2)(inputs), layers.Dense(2)(inputs)])
-    with pytest.raises(ValueError, match="one output"):
+    with pytest.raises(ValueError, match="loss must be one for each output"):
         ehap.rank_filters(two, (np.zeros((2, 4)), np.zeros(2)), cross_entropy())
     nothing = tf_keras.Model(inputs, layers.ReLU()(inputs))
     with pytest.raises(ValueError, match="at least one Conv2D or Dense"):
