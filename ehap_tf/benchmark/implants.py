@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import tf_keras
 
-from ehap_tf.benchmark.contenders import Clock
+from ehap_tf.benchmark.contenders import Clock, rank
 from ehap_tf.benchmark.output import add_output_arguments, save, show
 from ehap_tf.benchmark.records import Records, Row, beside, digest
 from ehap_tf.benchmark.subject import add_subject_arguments, load_images, trained_source
@@ -23,7 +23,7 @@ from ehap_tf.data import ImageDataset, sample_arrays, training_batches
 from ehap_tf.pipeline.evaluation import accuracy
 from ehap_tf.pipeline.training import TrainingRecipe, fit
 from ehap_tf.pruning import count_macs, count_parameters, plan_pruning, prune, recalibrate
-from ehap_tf.sensitivity import FilterScores, rank_filters
+from ehap_tf.sensitivity import FilterScores
 
 SETTINGS = (
     "dataset",
@@ -80,6 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--learning_rate", type=float, default=0.05, help="highest of fine-tuning; default 0.05")
     add("--weight_decay", type=float, default=0.0005, help="default 0.0005")
+    parser.set_defaults(batch_size=BATCH_SIZE)
     add_output_arguments(parser)
 
 
@@ -99,34 +100,13 @@ def run(options: argparse.Namespace) -> None:
     ]
     clock, rows = Clock(len(cases)), []
     for case in cases:
-        scores = records.scores(
-            f"scores_seed{case.seed}",
-            functools.partial(_ranked, model, dataset, loss, options, case.seed),
-        )
+        sample = sample_arrays(dataset, options.examples, case.seed)
+        scores = rank(records, model, sample, loss, options.criterion, options, case.seed)
         make = functools.partial(_measured, case, model, dataset, scores, records, options)
         rows.append(records.row(case.name, make))
         clock.tick(f"{case.name}: {rows[-1]['finetuned']:.4f} after fine-tuning")
     show("Neural implants at equal parameters", rows, _COLUMNS)
     save(options, "implants", rows)
-
-
-def _ranked(
-    model: tf_keras.Model,
-    dataset: ImageDataset,
-    loss: Any,
-    options: argparse.Namespace,
-    seed: int,
-) -> FilterScores:
-    return rank_filters(
-        model,
-        sample_arrays(dataset, options.examples, seed),
-        loss,
-        options.criterion,
-        estimator="gauss_newton",
-        probes=options.probes,
-        batch_size=BATCH_SIZE,
-        seed=seed,
-    )
 
 
 def _measured(

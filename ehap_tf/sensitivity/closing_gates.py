@@ -11,12 +11,15 @@ from typing import Any
 
 import tensorflow as tf
 
-from ehap_tf.sensitivity.gate_derivatives import GatedForward
-from ehap_tf.sensitivity.gates import find_gates
+from ehap_tf.sensitivity.gate_derivatives import (
+    GatedForward,
+    channel_factors,
+    gate_columns,
+    gate_sketch_step,
+)
 from ehap_tf.sensitivity.gauss_newton import Vectors
 from ehap_tf.sensitivity.hutchinson import Step
 from ehap_tf.sensitivity.network import Network
-from ehap_tf.sensitivity.output_curvature import factor_times
 from ehap_tf.sensitivity.statistics import Floats
 
 
@@ -36,11 +39,9 @@ def closing_forward(network: Network, constants: Floats) -> GatedForward:
         def gate(name: str, outputs: Any) -> Any:
             if name not in columns:
                 return outputs
-            factors = tf.cast(alpha[:, columns[name]], outputs.dtype)
-            ones = [1] * (outputs.shape.rank - 2)
-            shape = tf.concat([tf.shape(factors)[:1], ones, tf.shape(factors)[1:]], 0)
             constant = tf.constant(constants[columns[name]], outputs.dtype)
-            return constant + (outputs - constant) * tf.reshape(factors, shape)
+            factors = channel_factors(alpha[:, columns[name]], outputs)
+            return constant + (outputs - constant) * factors
 
         return network.forward(inputs, gate)
 
@@ -91,48 +92,11 @@ def gate_rows_step(network: Network, vectors: Vectors, constants: Floats) -> Ste
         example after example.
     """
     forward = closing_forward(network, constants)
-
-    def step(
-        inputs: Any, labels: Any, weights: tf.Tensor, first: tf.Tensor, probes: Any, scales: Any
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        alpha = tf.ones([tf.shape(weights)[0], len(constants)], network.dtype)
-        with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
-            tape.watch(alpha)
-            outputs = forward(inputs, alpha)
-
-        def one_probe(index: tf.Tensor, values: tf.TensorArray) -> Any:
-            v = vectors(probes[index], first, tf.shape(outputs), outputs.dtype)
-            cotangent = factor_times(network, labels, outputs, weights, v) * scales[1]
-            u = tape.gradient(
-                outputs, alpha, output_gradients=cotangent, unconnected_gradients="zero"
-            )
-            return index + 1, values.write(index, tf.reshape(u / scales[1], [-1]))
-
-        count = tf.shape(probes)[0]
-        _, values = tf.while_loop(
-            lambda index, _: index < count,
-            one_probe,
-            (tf.constant(0), tf.TensorArray(network.dtype, count)),
-            parallel_iterations=1,
-        )
-        return values.stack(), tf.reduce_all(tf.math.is_finite(outputs))
-
-    return step
+    return gate_sketch_step(
+        network, forward, len(constants), vectors, lambda u: tf.reshape(u, [-1])
+    )
 
 
 def _columns(network: Network) -> dict[str, slice]:
     """Name of the layer behind which a gate stands -> its part of all filters, in their order."""
-    gates = find_gates(network.model)
-    columns: dict[str, slice] = {}
-    start = 0
-    for layer in network.layers:
-        if layer.name not in gates:
-            raise ValueError(
-                f"layer {layer.name!r} ({type(layer.layer).__name__}) has no gate: its channels "
-                "cannot be followed; use a criterion on weights, such as 'hessian_trace'"
-            )
-        gate = gates[layer.name]
-        place = gate.passed[-1] if gate.passed else gate.after
-        columns[place] = slice(start, start + layer.filters)
-        start += layer.filters
-    return columns
+    return gate_columns(network, lambda gate: gate.passed[-1] if gate.passed else gate.after)

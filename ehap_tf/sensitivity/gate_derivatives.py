@@ -14,7 +14,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from ehap_tf.sensitivity.gates import find_gates
+from ehap_tf.sensitivity.gates import Gate, find_gates
 from ehap_tf.sensitivity.gauss_newton import Vectors
 from ehap_tf.sensitivity.group_gates import find_groups, grouped_forward
 from ehap_tf.sensitivity.hutchinson import Step
@@ -38,6 +38,29 @@ def gated_forward(network: Network) -> GatedForward:
     """
     if network.residual == "tied":
         return grouped_forward(network)
+    columns = gate_columns(network, lambda gate: gate.after)
+
+    def forward(inputs: Any, alpha: tf.Tensor) -> tf.Tensor:
+        def gate(name: str, outputs: Any) -> Any:
+            if name not in columns:
+                return outputs
+            return outputs * channel_factors(alpha[:, columns[name]], outputs)
+
+        return network.forward(inputs, gate)
+
+    return forward
+
+
+def gate_columns(network: Network, place: Callable[[Gate], str]) -> dict[str, slice]:
+    """Name of the layer behind which a gate stands -> its part of all filters, in their order.
+
+    Args:
+        network: with the filters.
+        place: where a filter's gate is to stand.
+
+    Raises:
+        ValueError: a layer's channels cannot be followed.
+    """
     gates = find_gates(network.model)
     columns: dict[str, slice] = {}
     start = 0
@@ -47,21 +70,16 @@ def gated_forward(network: Network) -> GatedForward:
                 f"layer {layer.name!r} ({type(layer.layer).__name__}) has no gate: its channels "
                 "cannot be followed; use a criterion on weights, such as 'hessian_trace'"
             )
-        columns[gates[layer.name].after] = slice(start, start + layer.filters)
+        columns[place(gates[layer.name])] = slice(start, start + layer.filters)
         start += layer.filters
+    return columns
 
-    def forward(inputs: Any, alpha: tf.Tensor) -> tf.Tensor:
-        def gate(name: str, outputs: Any) -> Any:
-            if name not in columns:
-                return outputs
-            factors = tf.cast(alpha[:, columns[name]], outputs.dtype)
-            ones = [1] * (outputs.shape.rank - 2)
-            shape = tf.concat([tf.shape(factors)[:1], ones, tf.shape(factors)[1:]], 0)
-            return outputs * tf.reshape(factors, shape)
 
-        return network.forward(inputs, gate)
-
-    return forward
+def channel_factors(alpha: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+    """Gates of shape (batch or 1, channels), shaped to be multiplied with a layer's outputs."""
+    factors = tf.cast(alpha, outputs.dtype)
+    ones = [1] * (outputs.shape.rank - 2)
+    return tf.reshape(factors, tf.concat([tf.shape(factors)[:1], ones, tf.shape(factors)[1:]], 0))
 
 
 def gate_count(network: Network) -> int:
@@ -105,12 +123,39 @@ def gate_curvature_step(network: Network, vectors: Vectors) -> Step:
     Returns:
         A step as `gauss_newton_step` gives, with values of shape (probes, filters).
     """
-    forward, count_of_gates = gated_forward(network), gate_count(network)
+    return gate_sketch_step(
+        network,
+        gated_forward(network),
+        gate_count(network),
+        vectors,
+        lambda u: tf.reduce_sum(tf.square(u), axis=0),
+    )
+
+
+def gate_sketch_step(
+    network: Network,
+    forward: GatedForward,
+    gates: int,
+    vectors: Vectors,
+    collect: Callable[[tf.Tensor], tf.Tensor],
+) -> Step:
+    """Builds the function that sketches the Gauss-Newton matrix on the gates.
+
+    Args:
+        network: what to differentiate.
+        forward: the network with gates.
+        gates: how many.
+        vectors: what the factor of the loss's curvature is multiplied with.
+        collect: what to keep of a probe's rows u, shape (examples, gates).
+
+    Returns:
+        A step as `gauss_newton_step` gives, with values of shape (probes, ...): what is kept.
+    """
 
     def step(
         inputs: Any, labels: Any, weights: tf.Tensor, first: tf.Tensor, probes: Any, scales: Any
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        alpha = _ones(count_of_gates, weights, network.dtype)
+        alpha = _ones(gates, weights, network.dtype)
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
             tape.watch(alpha)
             outputs = forward(inputs, alpha)
@@ -121,7 +166,7 @@ def gate_curvature_step(network: Network, vectors: Vectors) -> Step:
             u = tape.gradient(
                 outputs, alpha, output_gradients=cotangent, unconnected_gradients="zero"
             )
-            return index + 1, values.write(index, tf.reduce_sum(tf.square(u / scales[1]), axis=0))
+            return index + 1, values.write(index, collect(u / scales[1]))
 
         count = tf.shape(probes)[0]
         _, values = tf.while_loop(
