@@ -6,12 +6,6 @@ Flags are built from the fields of `PipelineConfig`. Whatever goes wrong ends in
 
 from __future__ import annotations
 
-import os
-
-# Before anything imports TensorFlow, whose C++ side would talk over our progress display.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-
 import dataclasses
 import shlex
 import sys
@@ -23,6 +17,7 @@ from absl import flags
 
 from ehap_tf.pipeline.config import PipelineConfig
 from ehap_tf.pipeline.native_output import NativeErrorOutput
+from ehap_tf.startup import prepare_environment
 
 USAGE = """\
 usage: python -m ehap_tf.main [--flag=value ...] [--flagfile=flags/NAME.cfg]
@@ -99,6 +94,7 @@ def help_text() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
+    prepare_environment()
     argv = list(sys.argv if argv is None else argv)
     if any(argument in ("-h", "-help", "--help", "--helpfull") for argument in argv[1:]):
         sys.stdout.write(help_text())

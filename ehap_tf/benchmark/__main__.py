@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
-# Before anything imports TensorFlow.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
 import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+
+from ehap_tf.startup import prepare_environment
 
 COMMANDS: dict[str, str] = {
     "removal": "accuracy when many filters go together, by criterion, without fine-tuning",
@@ -31,6 +28,7 @@ COMMANDS: dict[str, str] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one benchmark; returns the exit status."""
+    prepare_environment()
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
         prog="python -m ehap_tf.benchmark", description=sys.modules["ehap_tf.benchmark"].__doc__
