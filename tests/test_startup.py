@@ -1,0 +1,33 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from ehap_tf.startup import prepare_environment
+
+
+def test_what_the_user_has_set_stays(monkeypatch):
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "1")
+    prepare_environment()
+    assert os.environ["TF_ENABLE_ONEDNN_OPTS"] == "0"
+    assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == "1"
+
+
+@pytest.mark.parametrize("module", ["ehap_tf.main", "ehap_tf.benchmark.__main__"])
+def test_the_commands_switch_onednn_on_before_tensorflow_is_loaded(module):
+    program = f"""
+import os, sys
+os.environ.pop("TF_ENABLE_ONEDNN_OPTS", None)
+sys.argv[:] = ["-m"]
+from {module} import main
+try:
+    main(["x", "--help"])
+except SystemExit:
+    pass
+print(os.environ.get("TF_ENABLE_ONEDNN_OPTS"), "tensorflow" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "1 False"
