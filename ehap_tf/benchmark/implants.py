@@ -31,6 +31,7 @@ SETTINGS = (
     "criterion",
     "probes",
     "residual",
+    "round_to",
     "implant_ratio",
     "finetune_epochs",
     "finetune_images",
@@ -71,6 +72,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--criterion", default="hessian_trace", help="default hessian_trace, HAP's")
     add("--probes", type=int, default=32, help="of the Gauss-Newton sketch; default 32")
     add("--residual", default="union", help="union or tied; default union")
+    add(
+        "--round_to",
+        type=int,
+        default=1,
+        help="keep a multiple of this many filters in each layer (8 trains fastest on a CPU); "
+        "default 1",
+    )
     add("--finetune_epochs", type=int, default=2, help="default 2")
     add(
         "--finetune_images",
@@ -121,7 +129,12 @@ def _measured(
     if case.implants != "none":
         implants = {"implant_ratio": options.implant_ratio, "implant_init": case.implants}
     plan = plan_pruning(
-        model, scores, target_params=case.params, residual=options.residual, **implants
+        model,
+        scores,
+        target_params=case.params,
+        residual=options.residual,
+        round_to=options.round_to,
+        **implants,
     )
     slim = prune(model, plan)
     batches = training_batches(dataset, BATCH_SIZE, case.seed, epochs=1_000)
