@@ -17,14 +17,19 @@ from ehap_tf.sensitivity import FilterScores, criterion_names, rank_filters
 # Slow by nature (the oracle), or another name of one that is listed.
 LEFT_OUT = ("oracle", "magnitude_l2")
 
+# A benchmark that is cut short has measured what the comparison is about.
+FIRST = ("obd_joint_centered", "hessian_trace", "magnitude", "obd", "taylor_fo", "obd_joint")
+
 
 def add_contender_arguments(parser: argparse.ArgumentParser, probes: int = 32) -> None:
-    """Adds --criteria, --probes and --batch_size."""
+    """Adds --criteria, --probes, --batch_size and --rankings."""
+    names = [*FIRST, *(name for name in criterion_names() if name not in FIRST)]
     parser.add_argument(
         "--criteria",
         nargs="+",
-        default=[name for name in criterion_names() if name not in LEFT_OUT],
-        help="default: all but the oracle",
+        default=[name for name in names if name not in LEFT_OUT],
+        help="in the order of measuring; default: all but the oracle, those that docs/results.md "
+        "is about first",
     )
     parser.add_argument(
         "--probes",
@@ -33,6 +38,11 @@ def add_contender_arguments(parser: argparse.ArgumentParser, probes: int = 32) -
         help=f"of the Gauss-Newton sketch, for criteria of curvature; default {probes}",
     )
     parser.add_argument("--batch_size", type=int, default=128, help="micro-batch; default 128")
+    parser.add_argument(
+        "--rankings",
+        default=None,
+        help="folder of rankings that several benchmarks share; default: beside the records",
+    )
 
 
 def rank(
@@ -47,12 +57,20 @@ def rank(
 ) -> FilterScores:
     """The scores of one criterion, from `records` where they are there.
 
+    `name` is that of a ranking of another network than the one that the records are about.
+
     Curvature comes from the Gauss-Newton sketch, for the relative Hessian trace too: in networks
     of piecewise linear layers it is the Hessian's, and 32 probes settle what 300 of Hutchinson's
     do not.
     """
+    shared = name is None
+    if name is None:
+        # All that the scores depend on, besides the network: benchmarks share them.
+        name = f"{criterion}_{options.dataset}_{len(sample[1])}_{options.probes}_probes_seed{seed}"
+        if options.residual != "union":
+            name += f"_{options.residual}"
     return records.scores(
-        name or f"{criterion}_seed{seed}",
+        name,
         lambda: rank_filters(
             model,
             sample,
@@ -62,7 +80,9 @@ def rank(
             probes=options.probes,
             batch_size=options.batch_size,
             seed=seed,
+            residual=options.residual,
         ),
+        shared,
     )
 
 

@@ -47,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of this benchmark."""
     add_subject_arguments(parser, examples=256)
     add_contender_arguments(parser)
+    parser.set_defaults(residual="union")  # one filter at a time
     output.add_output_arguments(parser)
     add_records_argument(parser)
 
@@ -54,25 +55,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Ranks by the oracle and by every criterion, and compares; what is measured is kept."""
     model, sample, loss = load_subject(**subject_settings(options))
-    settings = {
-        "model": digest(trained_source(options.model, options.dataset)),
-        "dataset": options.dataset,
-        "examples": options.examples,
-        "probes": options.probes,
-        "seed": options.seed,
-    }
-    records = Records(beside(options.output, options.records), settings)
+    source = digest(trained_source(options.model, options.dataset), options.seed)
+    records = Records(beside(options.output, options.records), {"model": source}, options.rankings)
     clock = Clock(len(options.criteria) + 1)
+    name = f"oracle_{options.dataset}_{options.examples}_seed{options.seed}"
     oracle = records.scores(
-        "oracle",
+        name,
         lambda: oracle_importance(
             model,
             sample,
             loss,
             batch_size=options.batch_size,
-            checkpoint=records.path("oracle_so_far", ".npz"),
+            residual=options.residual,
+            checkpoint=records.ranking(f"{name}_so_far", shared=True),
             progress=_say_tenths,
         ),
+        shared=True,
     )
     clock.tick("oracle")
     found: dict[str, FilterScores] = {}
@@ -87,7 +85,7 @@ def run(options: argparse.Namespace) -> None:
     output.show("Correlation with the oracle", overall, COLUMNS)
     show_layers(rows, layers, options.criteria)
     table = output.markdown(overall, COLUMNS)
-    output.save(options, "correlation", rows, plot(found, oracle, layers), table)
+    output.save(options, "correlation", rows, plot(found, oracle, layers), table, source)
 
 
 def compare(

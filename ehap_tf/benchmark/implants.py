@@ -94,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Measures the cases that are missing and prints the table."""
-    settings = {"model": digest(trained_source(options.model, options.dataset))}
+    settings = {"model": digest(trained_source(options.model, options.dataset), options.seed)}
     settings |= {name: getattr(options, name) for name in SETTINGS}
     records = Records(beside(options.output), settings)
     model, dataset, loss = load_images(
@@ -153,7 +153,7 @@ def _measured(
     recipe = TrainingRecipe(
         options.finetune_epochs, options.learning_rate, options.weight_decay, BATCH_SIZE
     )
-    folder = records.path(f"{case.name}_checkpoints", "")
+    folder = records.folder(f"{case.name}_checkpoints")
     fit(slim, training, recipe, directory=folder, seed=case.seed)
     shutil.rmtree(folder, ignore_errors=True)
     return row | {

@@ -17,6 +17,9 @@ from matplotlib.figure import Figure
 from ehap_tf.files import atomic_path, write_text
 from ehap_tf.report.environment import environment
 
+# Where things lie on this machine says nothing about the measurement.
+LEFT_OUT = ("output", "command", "data_dir", "records", "rankings")
+
 
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds --output."""
@@ -69,15 +72,26 @@ def save(
     rows: Sequence[Mapping[str, Any]],
     figure: Figure | None = None,
     table: str | None = None,
+    model: str | None = None,
 ) -> None:
-    """Writes the JSON file, and figure and Markdown table beside it, when --output is given."""
+    """Writes the JSON file, and figure and Markdown table beside it, when --output is given.
+
+    Args:
+        options: of the benchmark.
+        name: of the benchmark.
+        rows: what was measured.
+        figure: the plot.
+        table: in Markdown.
+        model: the `digest` of the network, where the rows are about one.
+    """
     if options.output is None:
         return
     path = pathlib.Path(options.output)
     content = {
         "benchmark": name,
+        **({"model_digest": model} if model else {}),
         "hardware": hardware(),
-        "settings": {k: v for k, v in vars(options).items() if k not in ("output", "command")},
+        "settings": {k: v for k, v in vars(options).items() if k not in LEFT_OUT},
         "rows": list(rows),
     }
     write_text(path, json.dumps(content, indent=2))

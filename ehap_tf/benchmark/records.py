@@ -1,4 +1,8 @@
-"""One file a measurement, in a folder: what is there is not measured again."""
+"""The measurements of a benchmark in one small JSON file: what is there is not measured again.
+
+The file holds no path and no date, so that it can be committed and a benchmark
+goes on elsewhere. The rankings lie beside it; they are only needed to measure more.
+"""
 
 from __future__ import annotations
 
@@ -12,40 +16,52 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ehap_tf.files import CorruptFileError, set_aside, write_text
+from ehap_tf.report.environment import environment
 from ehap_tf.sensitivity import FilterScores
 
 Row = dict[str, Any]
+
+FILE = "records.json"
 
 
 class Records:
     """The measurements of one benchmark under one group of settings.
 
-    Every measurement is written as soon as it is made, whole or not at all, so that a benchmark
-    that was killed goes on where it was. A damaged file is set aside and measured again.
+    Every measurement is written as soon as it is made, so that a benchmark that was killed goes on
+    where it was. Each says which processor made it.
 
     Args:
         directory: made if need be; None keeps the records in a folder that goes away.
-        settings: what every measurement depends on, as JSON values.
+        settings: what every measurement depends on, as JSON values; "model" is the `digest` of the
+            network.
+        rankings: folder of rankings that several benchmarks share; None keeps them in `directory`.
 
     Raises:
-        ValueError: the folder holds measurements under other settings.
+        CorruptFileError: the file cannot be read.
+        ValueError: the folder holds measurements under other settings, of another network perhaps.
     """
 
-    def __init__(self, directory: pathlib.Path | None, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        directory: pathlib.Path | None,
+        settings: Mapping[str, Any],
+        rankings: str | pathlib.Path | None = None,
+    ) -> None:
         self._temporary = tempfile.TemporaryDirectory() if directory is None else None
         self.directory = (
             pathlib.Path(self._temporary.name) if self._temporary else pathlib.Path(directory or "")
         )
-        path = self.directory / "settings.json"
-        if not path.exists():
-            write_text(path, json.dumps(settings, indent=1))
+        self.settings: dict[str, Any] = json.loads(json.dumps(settings))
+        self._rankings = self.directory / "rankings"
+        # By network: the rankings of one are never taken for those of another.
+        self._shared = pathlib.Path(rankings or self._rankings) / _file_name(self.settings["model"])
+        if not (self.directory / FILE).exists():
             return
-        found = json.loads(path.read_text(encoding="utf-8"))
-        wanted = json.loads(json.dumps(settings))
+        found = self._content()["settings"]
         differing = [
-            f"{key}: {found.get(key)} -> {wanted.get(key)}"
-            for key in sorted({*found, *wanted})
-            if found.get(key) != wanted.get(key)
+            f"{key}: {found.get(key)} -> {self.settings.get(key)}"
+            for key in sorted({*found, *self.settings})
+            if found.get(key) != self.settings.get(key)
         ]
         if differing:
             raise ValueError(
@@ -55,23 +71,24 @@ class Records:
 
     def row(self, name: str, make: Callable[[], Row]) -> Row:
         """The measurement called `name`, made if it is not there."""
-        path = self.path(name, ".json")
-        if path.exists():
-            try:
-                return dict(json.loads(path.read_text(encoding="utf-8")))
-            except (ValueError, TypeError):
-                set_aside(path)
-        row = make()
-        write_text(path, json.dumps(row))
+        rows = self.rows()
+        if name in rows:
+            return rows[name]
+        row = make() | {"processor": environment()["processor"]}
+        # Read again: another process may have measured something meanwhile.
+        content = {"settings": self.settings, "rows": self.rows() | {name: row}}
+        write_text(self.directory / FILE, json.dumps(content, indent=1) + "\n")
         return row
 
-    def has(self, name: str) -> bool:
-        """Whether a measurement is there already."""
-        return self.path(name, ".json").exists()
+    def rows(self) -> dict[str, Row]:
+        """All measurements that are there, by name."""
+        return dict(self._content()["rows"]) if (self.directory / FILE).exists() else {}
 
-    def scores(self, name: str, make: Callable[[], FilterScores]) -> FilterScores:
-        """The ranking called `name`, made if it is not there."""
-        path = self.path(name, ".npz")
+    def scores(
+        self, name: str, make: Callable[[], FilterScores], shared: bool = False
+    ) -> FilterScores:
+        """The ranking called `name`, made if it is not there; a damaged one is set aside."""
+        path = self.ranking(name, shared)
         if path.exists():
             try:
                 return FilterScores.load(path)
@@ -81,9 +98,28 @@ class Records:
         scores.save(path)
         return scores
 
-    def path(self, name: str, suffix: str) -> pathlib.Path:
-        """Where a record lies."""
-        return self.directory / (re.sub(r"[^\w.+-]+", "_", name) + suffix)
+    def ranking(self, name: str, shared: bool = False) -> pathlib.Path:
+        """Where a ranking lies.
+
+        Args:
+            name: what it is called.
+            shared: it is one of the whole network, and its name says all that it depends on.
+        """
+        return (self._shared if shared else self._rankings) / (_file_name(name) + ".npz")
+
+    def folder(self, name: str) -> pathlib.Path:
+        """A folder for what a measurement needs while it is made."""
+        return self.directory / _file_name(name)
+
+    def _content(self) -> dict[str, Any]:
+        path = self.directory / FILE
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return {"settings": dict(content["settings"]), "rows": dict(content["rows"])}
+        except (ValueError, TypeError, KeyError) as error:
+            raise CorruptFileError(
+                f"{path} is not a readable file of records: {error}; restore or remove it"
+            ) from error
 
 
 def add_records_argument(parser: argparse.ArgumentParser) -> None:
@@ -105,12 +141,16 @@ def beside(output: str | None, records: str | None = None) -> pathlib.Path | Non
     return path.with_name(path.stem + "_records")
 
 
-def digest(path: pathlib.Path | None) -> str:
-    """Tells one model file from another; of a folder, the digest of its files."""
+def digest(path: pathlib.Path | None, seed: int) -> str:
+    """Tells one network from another: by its file or folder, or by the seed of random weights."""
     if path is None:
-        return "random weights"
+        return f"random weights of seed {seed}"
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     value = hashlib.sha256()
     for file in files:
         value.update(file.read_bytes())
     return value.hexdigest()[:16]
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^\w.+-]+", "_", name)

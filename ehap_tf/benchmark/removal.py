@@ -91,7 +91,7 @@ def run(options: argparse.Namespace) -> None:
         rows += subject.path(mode, criterion)
         clock.tick(f"{criterion}, {mode}")
     output.show(f"Accuracy on {subject.images} validation images", rows, COLUMNS)
-    output.save(options, "removal", rows, plot(rows), table(rows))
+    output.save(options, "removal", rows, plot(rows), table(rows), subject.digest)
 
 
 class Subject:
@@ -112,14 +112,12 @@ class Subject:
         self._gated: GatedModel | None = None
         # The same images for everybody: the training stream of seed 0.
         stream = training_batches(dataset, min(128, len(dataset.train)), seed=0, epochs=1_000)
-        self._calibration = stream.take(options.recalibrate_batches)
-        settings = {
-            "model": digest(trained_source(options.model, options.dataset)),
-            "validation_images": self.images,
-        }
+        self._calibration = stream.take(options.recalibrate_batches).cache()
+        self.digest = digest(trained_source(options.model, options.dataset), options.seed)
+        settings = {"model": self.digest, "validation_images": self.images}
         names = ("dataset", "examples", "probes", "seed", "recalibrate_batches", "residual")
         settings |= {name: getattr(options, name) for name in names}
-        self._records = Records(beside(options.output, options.records), settings)
+        self._records = Records(beside(options.output, options.records), settings, options.rankings)
 
     @property
     def gated(self) -> GatedModel:
@@ -144,21 +142,22 @@ class Subject:
             label += f"_per_{options.cost_aware}"
         if mode != "one_shot":
             label += f"_step_{options.step:g}"
-        stops = sorted(set(options.amounts))
+        amounts = sorted(set(options.amounts))
+        whole_steps: list[float] = []
         if mode != "one_shot":
-            whole_steps = np.arange(options.step, stops[-1], options.step).round(6).tolist()
-            stops = sorted({*stops, *whole_steps})
-        removed: PruningPlan | None = None
-        ranked_at = 0.0
-        for stop in stops:
-            if removed is not None and mode != "one_shot":
-                name = f"{criterion}_{label}_from_{ranked_at:g}_seed{options.seed}"
-                scores = self._rank_anew(criterion, name, removed, mode)
-                seconds += scores.seconds
+            steps = np.arange(options.step, amounts[-1], options.step).round(6).tolist()
+            whole_steps = [step for step in steps if step < amounts[-1]]
+        for stop in sorted({*amounts, *whole_steps}):
             plan = self._plan(scores, stop)
-            removed, ranked_at = plan, stop
-            if stop in options.amounts:
+            if stop in amounts:
                 yield self._measured(criterion, mode, stop, plan, seconds, label)
+            # At whole steps alone, so that no amount depends on which others are measured.
+            if stop in whole_steps:
+                name = (
+                    f"{criterion}_{label}_from_{stop:g}_{options.examples}_{options.probes}_probes"
+                )
+                scores = self._rank_anew(criterion, f"{name}_seed{options.seed}", plan, mode)
+                seconds += scores.seconds
 
     def _rank(self, criterion: str) -> FilterScores:
         seed = self._options.seed
@@ -170,7 +169,7 @@ class Subject:
         self, criterion: str, name: str, removed: PruningPlan, mode: str
     ) -> FilterScores:
         """The scores in the network that lost filters; the lost ones stay last."""
-        if not self._records.path(name, ".npz").exists():
+        if not self._records.ranking(name).exists():
             self.gated.keep(removed.flags())
             if mode == "recalibrated_steps":
                 self._recalibrate()

@@ -6,9 +6,11 @@ others. Iterative cells remove in parts, rank anew before each, and divide the s
 among the parts. Accuracies are those on validation images, which criteria may be chosen by; the
 test images are looked at once a cell, at the end.
 
-Each cell is a file in --directory, written when the cell is done, and fine-tuning goes on after its
-last whole epoch: the same command after a kill does the rest. With --table_only it measures
-nothing and writes the table of what there is.
+Each cell is written to --directory when it is done, and fine-tuning goes on after its last whole
+epoch: the same command after a kill does the rest, on another machine too if records.json went with
+it. The cells that tell most come first: criteria and amounts in the order that they are given in,
+all of them for one seed before the next. With --table_only it measures nothing; the table says what
+is missing.
 """
 
 from __future__ import annotations
@@ -20,20 +22,26 @@ import gc
 import pathlib
 import shutil
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import tf_keras
 
 from ehap_tf.benchmark import study_table
 from ehap_tf.benchmark.contenders import Clock, add_contender_arguments, rank
-from ehap_tf.benchmark.output import hardware
 from ehap_tf.benchmark.records import Records, Row, digest
 from ehap_tf.benchmark.study_table import ITERATIVE, ONE_SHOT, Cell
 from ehap_tf.benchmark.subject import add_subject_arguments, load_images, trained_source
-from ehap_tf.data import ImageDataset, Split, sample_arrays, training_batches
+from ehap_tf.data import (
+    ImageDataset,
+    Split,
+    evaluation_batches,
+    sample_arrays,
+    training_batches,
+)
 from ehap_tf.models import clone_with_policy
 from ehap_tf.models.precision import policy_of, resolve_precision
-from ehap_tf.pipeline.evaluation import accuracy
+from ehap_tf.pipeline.trainer import Evaluator
 from ehap_tf.pipeline.training import TrainingRecipe, fit
 from ehap_tf.pruning import (
     PruningPlan,
@@ -58,7 +66,6 @@ SETTINGS = (
     "learning_rate",
     "weight_decay",
     "finetune_batch",
-    "train_precision",
     "parts",
     "validation_images",
     "test_images",
@@ -76,8 +83,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--removed",
         nargs="+",
         type=float,
-        default=[0.25, 0.5, 0.75],
-        help="shares of the multiply-accumulates that go; default 0.25 0.5 0.75",
+        default=[0.5, 0.75, 0.25],
+        help="shares of the multiply-accumulates that go, in the order of measuring; default 0.5 "
+        "0.75 0.25",
     )
     add("--seeds", nargs="+", type=int, default=[0, 1], help="default 0 1")
     add(
@@ -113,41 +121,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measures the cells that are missing, then writes table, plot and JSON."""
+    """Measures the cells that are missing, then writes table and plot."""
     directory = pathlib.Path(options.directory)
-    settings = {"model": digest(trained_source(options.model, options.dataset))}
+    settings = {"model": digest(trained_source(options.model, options.dataset), options.seed)}
     settings |= {name: getattr(options, name) for name in SETTINGS}
-    records = Records(directory, settings)
+    # "auto" is another precision on another machine.
+    settings |= {"train_precision": resolve_precision(options.train_precision)}
+    records = Records(directory, settings, options.rankings)
     if not options.table_only:
         study = Study(options, records)
-        study.measure(one_shot_cells(options))
-        rows = study_table.collect(records, one_shot_cells(options))
-        best = study_table.best_criteria(rows, options.best)
-        study.measure(iterative_cells(options, best))
-    cells = one_shot_cells(options) + iterative_cells(options, options.criteria)
-    rows = study_table.collect(records, cells)
-    if not rows:
+        for count in range(1, len(options.seeds) + 1):
+            seeds = options.seeds[:count]
+            study.measure(cells_of(options, ONE_SHOT, options.criteria, seeds))
+            study.measure(cells_of(options, ITERATIVE, best_criteria(options, records), seeds))
+    if not records.rows():
         raise ValueError(f"no cell of the study is done. Received: --directory={directory}")
-    study_table.write(directory, rows, settings, hardware())
+    cells = cells_of(options, ONE_SHOT, options.criteria, options.seeds)
+    best = best_criteria(options, records)
+    cells += [
+        cell
+        for cell in cells_of(options, ITERATIVE, options.criteria, options.seeds)
+        # Criteria that were among the best of an earlier seed are shown, too.
+        if cell.criterion in best or cell.name in records.rows()
+    ]
+    study_table.write(directory, records, cells)
 
 
-def one_shot_cells(options: argparse.Namespace) -> list[Cell]:
+def cells_of(
+    options: argparse.Namespace, mode: str, criteria: Sequence[str], seeds: Sequence[int]
+) -> list[Cell]:
     """Whole rounds first: a study that is cut short compares all criteria on fewer seeds."""
     return [
-        Cell(criterion, ONE_SHOT, removed, seed)
-        for seed in options.seeds
+        Cell(criterion, mode, removed, seed)
+        for seed in seeds
         for removed in options.removed
-        for criterion in options.criteria
+        for criterion in criteria
     ]
 
 
-def iterative_cells(options: argparse.Namespace, criteria: list[str]) -> list[Cell]:
-    """The same for the criteria that are run iteratively."""
-    return [
-        dataclasses.replace(cell, mode=ITERATIVE)
-        for cell in one_shot_cells(options)
-        if cell.criterion in criteria
-    ]
+def best_criteria(options: argparse.Namespace, records: Records) -> list[str]:
+    """The criteria that are run iteratively too, as far as the one-shot cells say."""
+    cells = cells_of(options, ONE_SHOT, options.criteria, options.seeds)
+    return study_table.best_criteria(study_table.collect(records, cells), options.best)
 
 
 class Study:
@@ -170,16 +185,17 @@ class Study:
         self._records.row(study_table.WHOLE, self._whole)
         clock = Clock(len(cells))
         for cell in cells:
-            done = self._records.has(cell.name)
+            done = cell.name in self._records.rows()
             row = self._records.row(cell.name, functools.partial(self._measured, cell))
             gc.collect()  # each cell leaves compiled graphs behind
             figures = " -> ".join(f"{row[key]:.4f}" for key in study_table.ACCURACIES)
             clock.tick(f"{cell.name}: {figures}{' (was there)' if done else ''}")
 
     def _whole(self) -> Row:
+        evaluator = Evaluator(self._model)
         return {
-            "validation": self._accuracy(self._model),
-            "test": accuracy(self._model, self._dataset.test, self._dataset),
+            "validation": self._accuracy(evaluator, self._dataset.validation),
+            "test": self._accuracy(evaluator, self._dataset.test),
             "macs": count_macs(self._model),
             "params": count_parameters(self._model),
         }
@@ -190,9 +206,7 @@ class Study:
         model, rank_seconds, row = self._model, 0.0, dataclasses.asdict(cell)
         whole = count_macs(self._model)
         for part in range(1, parts + 1):
-            name = f"{cell.criterion}_seed{cell.seed}"
-            if part > 1:
-                name = f"{cell.name}_part{part}"
+            name = f"{cell.name}_part{part}" if part > 1 else None
             sample = sample_arrays(self._dataset, self._options.examples, cell.seed)
             scores = rank(
                 self._records, model, sample, self._loss, cell.criterion, self._options, cell.seed,
@@ -209,19 +223,21 @@ class Study:
                 cost_aware=self._options.cost_aware,
             )
             slim = prune(model, plan)
-            pruned = self._accuracy(slim)
+            pruned = self._accuracy(Evaluator(slim), self._dataset.validation)
             slim = self._adapted(slim, model, plan)
-            recalibrated = self._accuracy(slim)
+            evaluator = Evaluator(slim)
+            recalibrated = self._accuracy(evaluator, self._dataset.validation)
             finetune_began = time.monotonic()
-            model = self._finetuned(slim, cell, part, parts)
+            self._finetune(slim, cell, part, parts)
+            model = slim
             row |= {"finetune_seconds": time.monotonic() - finetune_began}
         row |= {
             "macs_left": count_macs(model) / whole,
             "params_left": count_parameters(model) / count_parameters(self._model),
             "pruned": pruned,
             "recalibrated": recalibrated,
-            "finetuned": self._accuracy(model),
-            "test": accuracy(model, self._dataset.test, self._dataset),
+            "finetuned": self._accuracy(evaluator, self._dataset.validation),
+            "test": self._accuracy(evaluator, self._dataset.test),
             "rank_seconds": rank_seconds,
             "seconds": time.monotonic() - began,
         }
@@ -239,10 +255,11 @@ class Study:
         batches = stream.take(count)
         return recalibrate(compensate(slim, model, plan, batches, count), batches, batches=count)
 
-    def _finetuned(self, slim: tf_keras.Model, cell: Cell, part: int, parts: int) -> tf_keras.Model:
+    def _finetune(self, slim: tf_keras.Model, cell: Cell, part: int, parts: int) -> None:
+        """Trains in place, so that what is compiled for `slim` measures it afterwards too."""
         options = self._options
         if options.finetune_epochs == 0:
-            return slim
+            return
         dataset = self._portion(cell.seed + 1_000 * part, parts)
         recipe = TrainingRecipe(
             epochs=options.finetune_epochs,
@@ -253,7 +270,7 @@ class Study:
         trained = clone_with_policy(slim, policy_of(self._precision))
         folder = self._checkpoints(cell) / f"part{part}"
         fit(trained, dataset, recipe, directory=folder, seed=cell.seed)
-        return clone_with_policy(trained, "float32")
+        slim.set_weights(trained.get_weights())
 
     def _portion(self, seed: int, parts: int) -> ImageDataset:
         """The training images that one fine-tuning sees in each of its epochs."""
@@ -266,11 +283,11 @@ class Study:
         train = self._dataset.train.take(np.sort(order[:count]))
         return dataclasses.replace(self._dataset, train=train)
 
-    def _accuracy(self, model: tf_keras.Model) -> float:
-        return accuracy(model, self._dataset.validation, self._dataset)
+    def _accuracy(self, evaluator: Evaluator, split: Split) -> float:
+        return evaluator(evaluation_batches(split, self._dataset, 256))
 
     def _checkpoints(self, cell: Cell) -> pathlib.Path:
-        return self._records.path(f"{cell.name}_checkpoints", "")
+        return self._records.folder(f"{cell.name}_checkpoints")
 
 
 def _first(split: Split, count: int) -> Split:

@@ -1,12 +1,10 @@
-"""The records of a study as a table, a plot and a JSON file."""
+"""The records of a study as a table and a plot, and what is missing in them."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -44,18 +42,9 @@ class Cell:
 
 def collect(records: Records, cells: Sequence[Cell]) -> list[Row]:
     """The whole network and the cells that are done."""
-
-    def there(name: str) -> list[Row]:
-        def missing() -> Row:
-            raise KeyError(name)
-
-        try:
-            return [records.row(name, missing)] if records.has(name) else []
-        except KeyError:  # damaged; it was set aside
-            return []
-
-    whole = [row | {"criterion": WHOLE} for row in there(WHOLE)]
-    return whole + [row for cell in cells for row in there(cell.name)]
+    rows = records.rows()
+    whole = [rows[WHOLE] | {"criterion": WHOLE}] if WHOLE in rows else []
+    return whole + [rows[cell.name] for cell in cells if cell.name in rows]
 
 
 def best_criteria(rows: Sequence[Row], count: int) -> list[str]:
@@ -81,15 +70,18 @@ def best_criteria(rows: Sequence[Row], count: int) -> list[str]:
     return sorted(names, key=lambda name: -means[name])[:count]
 
 
-def markdown(rows: Sequence[Row]) -> str:
+def markdown(rows: Sequence[Row], cells: Sequence[Cell]) -> str:
     """One line a criterion and mode; validation accuracies in per cent, means of the seeds.
 
-    A cell reads `right after / BatchNorm re-estimated / fine-tuned (test)`; behind ± stands half
-    the range of the seeds' fine-tuned accuracies, where there are several.
+    What a cell of the table says stands under it; what is not measured is said in it.
+
+    Args:
+        rows: what `collect` gives.
+        cells: all that the study is to have.
     """
     whole = [row for row in rows if row["criterion"] == WHOLE]
-    cells = [row for row in rows if row["criterion"] != WHOLE]
-    amounts = sorted({row["removed"] for row in cells})
+    rows = [row for row in rows if row["criterion"] != WHOLE]
+    amounts = sorted({cell.removed for cell in cells})
     lines = [
         "| criterion | mode | "
         + " | ".join(f"{amount:.0%} of the MACs removed" for amount in amounts)
@@ -97,10 +89,21 @@ def markdown(rows: Sequence[Row]) -> str:
         "|---|---|" + "---|" * len(amounts),
     ]
     for mode in (ONE_SHOT, ITERATIVE):
-        for name in dict.fromkeys(row["criterion"] for row in cells if row["mode"] == mode):
-            mine = [row for row in cells if (row["criterion"], row["mode"]) == (name, mode)]
-            texts = [_text([row for row in mine if row["removed"] == a]) for a in amounts]
+        for name in dict.fromkeys(cell.criterion for cell in cells if cell.mode == mode):
+            texts = []
+            for amount in amounts:
+                place = (name, mode, amount)
+                wanted = [c for c in cells if (c.criterion, c.mode, c.removed) == place]
+                mine = [r for r in rows if (r["criterion"], r["mode"], r["removed"]) == place]
+                texts.append(_text(mine, len(wanted)))
             lines.append(f"| {name} | {mode.replace('_', ' ')} | " + " | ".join(texts) + " |")
+    lines += [
+        "",
+        "A cell reads: right after / BatchNorm re-estimated / fine-tuned (fine-tuned, test images),"
+        " mean of the seeds; behind ± stands half of the range of the fine-tuned ones.",
+        "",
+        f"{len(rows)} of {len(cells)} networks are measured.",
+    ]
     for row in whole:
         lines += [
             "",
@@ -110,15 +113,16 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _text(rows: Sequence[Row]) -> str:
+def _text(rows: Sequence[Row], wanted: int) -> str:
     if not rows:
-        return ""
+        return "not measured" if wanted else ""
     means = {key: 100 * float(np.mean([row[key] for row in rows])) for key in ACCURACIES}
     finetuned = [100 * row["finetuned"] for row in rows]
     spread = f" ± {(max(finetuned) - min(finetuned)) / 2:.1f}" if len(rows) > 1 else ""
+    part = f", {len(rows)} of {wanted} seeds" if len(rows) < wanted else ""
     return (
         f"{means['pruned']:.1f} / {means['recalibrated']:.1f} / {means['finetuned']:.1f}{spread} "
-        f"({means['test']:.1f})"
+        f"({means['test']:.1f}){part}"
     )
 
 
@@ -160,19 +164,20 @@ def plot(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def write(
-    directory: pathlib.Path,
-    rows: Sequence[Row],
-    settings: Mapping[str, Any],
-    hardware: Mapping[str, str],
-) -> None:
-    """Writes `study.md`, `study.json` and `study.png`, and prints the table."""
-    text = markdown(rows)
+def write(directory: pathlib.Path, records: Records, cells: Sequence[Cell]) -> None:
+    """Writes `study.md` and `study.png`, and prints the table.
+
+    Args:
+        directory: where to.
+        records: what is measured.
+        cells: all that the study is to have.
+    """
+    rows = collect(records, cells)
+    settings = ", ".join(f"{name} {value}" for name, value in records.settings.items())
+    text = markdown(rows, cells) + f"\nSettings: {settings}.\n"
     print(text)
     write_text(directory / "study.md", text)
-    content = {"settings": settings, "hardware": hardware, "rows": list(rows)}
-    write_text(directory / "study.json", json.dumps(content, indent=1))
     with atomic_path(directory / "study.png") as temporary:
         FigureCanvasAgg(plot(rows)).print_png(temporary)
-    for name in ("study.md", "study.json", "study.png"):
+    for name in ("records.json", "study.md", "study.png"):
         print(directory / name)

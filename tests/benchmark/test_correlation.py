@@ -14,6 +14,7 @@ from ehap_tf.benchmark.__main__ import main
 from ehap_tf.benchmark.contenders import removable
 from ehap_tf.benchmark.correlation import compare
 from ehap_tf.sensitivity import FilterScores, Provenance
+from tests.pruning.nets import shake
 from tests.sensitivity.networks import residual_net
 
 
@@ -45,7 +46,7 @@ def test_the_classifier_cannot_be_removed() -> None:
 
 
 def test_the_command_goes_on_where_it_was(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = residual_net(dtype="float32")
     model.save(tmp_path / "net.keras")
@@ -72,11 +73,33 @@ def test_the_command_goes_on_where_it_was(
     def again(*arguments: object, **options: object) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(contenders, "rank_filters", again)
-    monkeypatch.setattr("ehap_tf.benchmark.correlation.oracle_importance", again)
-    assert main(arguments) == 0
-    assert json.loads(out.read_text())["rows"] == content["rows"]
-    capsys.readouterr()
-    assert main([*arguments, "--probes=5"]) == 1
-    assert "probes: 32 -> 5" in capsys.readouterr().err
+    with monkeypatch.context() as patched:
+        patched.setattr("ehap_tf.benchmark.correlation.oracle_importance", again)
+        with patched.context() as ranking_too:
+            ranking_too.setattr(contenders, "rank_filters", again)
+            assert main(arguments) == 0
+        assert json.loads(out.read_text())["rows"] == content["rows"]
+        # Fewer probes are another ranking, and the same oracle.
+        assert main([*arguments, "--probes=5"]) == 0
+    fewer = json.loads(out.read_text())
+    assert fewer["rows"][0] == content["rows"][0] and fewer["rows"] != content["rows"]
+    assert fewer["model_digest"] == content["model_digest"] and len(fewer["model_digest"]) == 16
+    # Another network has an oracle of its own, although the folder is the same.
+    shake(residual_net(dtype="float32"), 1).save(tmp_path / "net.keras")
+    assert (
+        main(
+            [
+                *arguments,
+                f"--rankings={out.with_name('correlation_records') / 'rankings'}",
+                f"--records={tmp_path / 'other'}",
+            ]
+        )
+        == 0
+    )
+    other = json.loads(out.read_text())
+    assert other["model_digest"] != content["model_digest"]
+    (quadratic,) = [
+        row for row in other["rows"] if (row["criterion"], row["layer"]) == ("quadratic", "all")
+    ]
+    assert quadratic["spearman signed"] > 0.7
     tf_keras.backend.clear_session()

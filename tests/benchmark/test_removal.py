@@ -110,7 +110,25 @@ def test_the_command_measures_paths_and_goes_on_where_it_was(
     def again(*arguments: object, **options: object) -> None:
         raise AssertionError("measured again")
 
+    rank_filters = contenders.rank_filters
+    accuracy = GatedModel.accuracy
     monkeypatch.setattr(contenders, "rank_filters", again)
     monkeypatch.setattr(GatedModel, "accuracy", again)
     assert main(arguments) == 0
     assert json.loads(out.read_text())["rows"] == content["rows"]
+
+    # Rows of a path do not depend on which other amounts are measured.
+    monkeypatch.setattr(contenders, "rank_filters", rank_filters)
+    monkeypatch.setattr(GatedModel, "accuracy", accuracy)
+    other = tmp_path / "other.json"
+    others = [other if a == f"--output={out}" else a for a in arguments]
+    others = [f"--output={other}" if a is other else str(a) for a in others]
+    others[others.index("0.2", others.index("--amounts"))] = "0.3"
+    assert main(others) == 0
+    found = {
+        (r["criterion"], r["mode"], r["removed"]): r for r in json.loads(other.read_text())["rows"]
+    }
+    place = ("obd", "recalibrated_steps", 0.4)
+    for key in ("macs_left", "accuracy", "recalibrated_accuracy"):
+        assert found[place][key] == rows[place][key]
+    assert ("obd", "recalibrated_steps", 0.3) in found

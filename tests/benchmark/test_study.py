@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import pathlib
+import shutil
 from typing import Any
 
 import numpy as np
 import pytest
 import tf_keras
 
-from ehap_tf.benchmark import study_table
+from ehap_tf.benchmark import study, study_table
 from ehap_tf.benchmark.__main__ import main
 from ehap_tf.benchmark.study import Study
+from ehap_tf.sensitivity import criterion_names
 from tests.pruning.nets import shake
 
 layers = tf_keras.layers
@@ -24,7 +27,7 @@ def cell(criterion: str, finetuned: float, **values: Any) -> dict[str, Any]:
     return base | accuracies | {"criterion": criterion} | values
 
 
-def test_the_table_takes_means_over_seeds_and_leaves_open_what_is_missing() -> None:
+def test_the_table_takes_means_over_seeds_and_says_what_is_missing() -> None:
     rows = [
         {"criterion": study_table.WHOLE, "validation": 0.9, "test": 0.88},
         cell("obd", 0.5),
@@ -33,13 +36,25 @@ def test_the_table_takes_means_over_seeds_and_leaves_open_what_is_missing() -> N
         cell("magnitude", 0.55),
         cell("obd", 0.8, mode="iterative"),
     ]
-    lines = study_table.markdown(rows).splitlines()
+    cells = [
+        study_table.Cell(criterion, "one_shot", removed, seed)
+        for criterion in ("obd", "magnitude", "random")
+        for removed in (0.5, 0.25)
+        for seed in (0, 1)
+    ]
+    cells += [study_table.Cell("obd", "iterative", 0.5, seed) for seed in (0, 1)]
+    lines = study_table.markdown(rows, cells).splitlines()
     assert lines[0].endswith("| 25% of the MACs removed | 50% of the MACs removed |")
     assert lines[2] == (
-        "| obd | one shot | 10.0 / 20.0 / 90.0 (25.0) | 10.0 / 20.0 / 60.0 ± 10.0 (25.0) |"
+        "| obd | one shot | 10.0 / 20.0 / 90.0 (25.0), 1 of 2 seeds "
+        "| 10.0 / 20.0 / 60.0 ± 10.0 (25.0) |"
     )
-    assert lines[3] == "| magnitude | one shot |  | 10.0 / 20.0 / 55.0 (25.0) |"
-    assert lines[4].startswith("| obd | iterative |")
+    assert lines[3] == (
+        "| magnitude | one shot | not measured | 10.0 / 20.0 / 55.0 (25.0), 1 of 2 seeds |"
+    )
+    assert lines[4] == "| random | one shot | not measured | not measured |"
+    assert lines[5] == "| obd | iterative |  | 10.0 / 20.0 / 80.0 (25.0), 1 of 2 seeds |"
+    assert "5 of 14 networks are measured." in lines
     assert "90.00%" in lines[-1]
     # Magnitude has one cell: only there are the two compared.
     assert study_table.best_criteria(rows, 1) == ["magnitude"]
@@ -65,40 +80,72 @@ def test_the_study_goes_on_where_it_was_killed(
     class KilledError(Exception):
         pass
 
-    finetuned = Study._finetuned
+    finetune = Study._finetune
     trained: list[str] = []
 
-    def die_at_the_second(self: Study, slim: Any, cell: study_table.Cell, *rest: Any) -> Any:
+    def die_at_the_second(self: Study, slim: Any, cell: study_table.Cell, *rest: Any) -> None:
         if len(trained) == 1:
             raise KilledError
         trained.append(cell.name)
-        model = finetuned(self, slim, cell, *rest)
-        assert not np.array_equal(model.get_weights()[0], slim.get_weights()[0])
-        return model
+        before = slim.get_weights()[0]
+        finetune(self, slim, cell, *rest)
+        assert not np.array_equal(slim.get_weights()[0], before)
 
-    monkeypatch.setattr(Study, "_finetuned", die_at_the_second)
+    monkeypatch.setattr(Study, "_finetune", die_at_the_second)
     with pytest.raises(KilledError):
         main(arguments)
     assert trained == ["random_one_shot_0.4_seed0"]
-    first = (directory / f"{trained[0]}.json").read_text()
 
-    def remember(self: Study, slim: Any, cell: study_table.Cell, *rest: Any) -> Any:
-        trained.append(cell.name)
-        return slim  # training was run once, above
+    def rows() -> dict[str, Any]:
+        return json.loads((directory / "records.json").read_text())["rows"]
 
-    monkeypatch.setattr(Study, "_finetuned", remember)
+    first = rows()[trained[0]]
+
+    def remember(self: Study, slim: Any, cell: study_table.Cell, *rest: Any) -> None:
+        trained.append(cell.name)  # training was run once, above
+
+    monkeypatch.setattr(Study, "_finetune", remember)
     assert main(arguments) == 0
     assert trained[1] == "taylor_fo_one_shot_0.4_seed0"
     assert len(trained) == 4 and trained[2] == trained[3]  # two parts
-    assert (directory / f"{trained[0]}.json").read_text() == first
-    rows = json.loads((directory / "study.json").read_text())["rows"]
-    assert len(rows) == 4 and rows[-1]["mode"] == "iterative"
-    assert all(row["macs_left"] <= 0.6 for row in rows[1:])
+    assert rows()[trained[0]] == first
+    assert len(rows()) == 4 and rows()[trained[3]]["mode"] == "iterative"
+    assert all(rows()[name]["macs_left"] <= 0.6 for name in trained)
     assert not list(directory.glob("*_checkpoints"))
-    (directory / f"{trained[0]}.json").write_text("{")  # damaged: set aside, the rest stands
+
+    # On another machine, with nothing but the small file.
+    content = (directory / "records.json").read_text()
+    assert str(tmp_path) not in content
+    shutil.rmtree(directory)
+    directory.mkdir()
+    (directory / "records.json").write_text(content)
+    more = [name.replace("random", "magnitude") for name in arguments]
+    assert main(more) == 0
+    assert trained[4] == "magnitude_one_shot_0.4_seed0" and rows()[trained[0]] == first
+    assert "| random |" not in (directory / "study.md").read_text()
     assert main([*arguments, "--table_only"]) == 0
-    assert "| taylor_fo | one shot |" in (directory / "study.md").read_text()
-    assert len(json.loads((directory / "study.json").read_text())["rows"]) == 3
+    assert "| random | one shot |" in (directory / "study.md").read_text()
+
     capsys.readouterr()
     assert main([*arguments, "--learning_rate=1"]) == 1
     assert "learning_rate: 0.05 -> 1.0" in capsys.readouterr().err
+    shake(tf_keras.models.load_model(tmp_path / "net.keras"), 1).save(tmp_path / "net.keras")
+    assert main(arguments) == 1
+    assert "other settings" in capsys.readouterr().err
+    assert rows()[trained[0]] == first
+
+
+def test_what_tells_most_is_measured_first() -> None:
+    parser = argparse.ArgumentParser()
+    study.add_arguments(parser)
+    options = parser.parse_args([])
+    cells = study.cells_of(options, "one_shot", options.criteria, options.seeds)
+    count = len(options.criteria)
+    assert set(options.criteria) == set(criterion_names()) - {"oracle", "magnitude_l2"}
+    assert [cell.criterion for cell in cells[:3]] == [
+        "obd_joint_centered",
+        "hessian_trace",
+        "magnitude",
+    ]
+    assert {(cell.removed, cell.seed) for cell in cells[:count]} == {(0.5, 0)}
+    assert {cell.seed for cell in cells[: 3 * count]} == {0} and len(cells) == 6 * count
