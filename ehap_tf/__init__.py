@@ -31,6 +31,7 @@ _HOMES = {
     "FilterScores": "ehap_tf.sensitivity",
     "rank_filters": "ehap_tf.sensitivity",
     "oracle_importance": "ehap_tf.sensitivity",
+    "register_criterion": "ehap_tf.sensitivity",
     "PruningCallback": "ehap_tf.pruning",
     "PruningPlan": "ehap_tf.pruning",
     "PruningState": "ehap_tf.pruning",

@@ -38,7 +38,10 @@ def plan_further(
     gone = -1e15 * (1 + sum(float(np.abs(values).sum()) for values in listed.values()))
     everything = {}
     for layer, values in listed.items():
-        kept = before.kept.get(layer, np.zeros(0, np.int64))
+        if layer not in before.filters:
+            everything[layer] = values  # not one of the plan: `plan_pruning` says why
+            continue
+        kept = before.kept[layer]
         if values.shape != kept.shape:
             raise ValueError(
                 f"scores of layer {layer!r} must have shape {kept.shape}, one a filter that is "

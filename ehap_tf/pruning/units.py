@@ -195,6 +195,8 @@ def _checked_scores(graph: ChannelGraph, scores: Mapping[str, npt.ArrayLike]) ->
     for layer, values in scores.items():
         array = np.asarray(values, np.float64)
         atoms = graph.ids.atoms.get(layer)
+        if atoms is None and layer in graph.notes:
+            continue  # it stays, for the reason in the plan
         if atoms is None:
             raise ValueError(
                 f"scores name the layer {layer!r}, which the model does not have or which has no "
@@ -209,5 +211,8 @@ def _checked_scores(graph: ChannelGraph, scores: Mapping[str, npt.ArrayLike]) ->
             raise ValueError(f"scores of layer {layer!r} must be finite. Received: {array}")
         listed[layer] = array
     if not listed:
-        raise ValueError("scores must hold at least one layer. Received: none")
+        raise ValueError(
+            "scores must hold at least one layer whose filters can be removed. Received: "
+            f"{list(scores) or 'none'}"
+        )
     return listed

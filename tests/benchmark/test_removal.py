@@ -121,8 +121,7 @@ def test_the_command_measures_paths_and_goes_on_where_it_was(
     monkeypatch.setattr(contenders, "rank_filters", rank_filters)
     monkeypatch.setattr(GatedModel, "accuracy", accuracy)
     other = tmp_path / "other.json"
-    others = [other if a == f"--output={out}" else a for a in arguments]
-    others = [f"--output={other}" if a is other else str(a) for a in others]
+    others = [argument.replace(str(out), str(other)) for argument in arguments]
     others[others.index("0.2", others.index("--amounts"))] = "0.3"
     assert main(others) == 0
     found = {

@@ -74,13 +74,19 @@ def test_the_study_goes_on_where_it_was_killed(
         f"study --model={tmp_path / 'net.keras'} --dataset=digits --directory={directory} "
         "--examples=16 --validation_images=40 --test_images=40 --recalibrate_batches=1 "
         "--finetune_steps=4 --finetune_batch=16 --round_to=1 --removed 0.4 --seeds 0 --best=1 "
-        "--parts=2 --criteria random taylor_fo"
+        "--parts=2 --train_precision=fp32 --criteria random taylor_fo"
     ).split()
 
     class KilledError(Exception):
         pass
 
-    finetune = Study._finetune
+    finetune, fit = Study._finetune, study.fit
+    results: list[Any] = []
+
+    def fit_and_remember(*arguments: Any, **options: Any) -> None:
+        results.append(fit(*arguments, **options))
+
+    monkeypatch.setattr(study, "fit", fit_and_remember)
     trained: list[str] = []
 
     def die_at_the_second(self: Study, slim: Any, cell: study_table.Cell, *rest: Any) -> None:
@@ -100,6 +106,8 @@ def test_the_study_goes_on_where_it_was_killed(
         return json.loads((directory / "records.json").read_text())["rows"]
 
     first = rows()[trained[0]]
+    # What is measured is what was trained.
+    assert first["finetuned"] == pytest.approx(results[0].best_accuracy)
 
     def remember(self: Study, slim: Any, cell: study_table.Cell, *rest: Any) -> None:
         trained.append(cell.name)  # training was run once, above

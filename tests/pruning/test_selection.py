@@ -3,7 +3,7 @@ import pytest
 import tf_keras
 
 from ehap_tf.models import build_model
-from ehap_tf.pruning import count_macs, count_parameters, plan_pruning
+from ehap_tf.pruning import count_macs, count_parameters, plan_further, plan_pruning
 from tests.pruning.nets import random_scores, small_residual_net
 
 layers = tf_keras.layers
@@ -123,3 +123,19 @@ def test_scores_that_do_not_fit(change, message):
     model = chain(4, 4)
     with pytest.raises(ValueError, match=message):
         plan_pruning(model, {**random_scores(model), **change}, prune_ratio=0.5)
+
+
+def test_a_layer_whose_channels_cannot_be_followed_stays_whatever_its_scores() -> None:
+    x = inputs = layers.Input((3, 6, 6))
+    x = layers.Conv2D(4, 3, data_format="channels_first", name="first")(x)
+    x = layers.Conv2D(5, 3, name="second")(layers.Permute((2, 3, 1))(x))
+    model = tf_keras.Model(inputs, layers.Dense(2, name="logits")(layers.Flatten()(x)))
+    scores = {"first": np.zeros(4), "second": np.arange(5.0), "logits": np.full(2, 9.0)}
+    plan = plan_pruning(model, scores, prune_ratio=0.3)
+    assert "first" not in plan.kept and "channels_first" in plan.frozen["first"]
+    # The threshold is that of the seven others.
+    assert plan.kept["second"].tolist() == [3, 4]
+    further = plan_further(model, plan, {**scores, "second": np.ones(2)}, prune_ratio=0.3)
+    assert further.to_json() == plan.to_json()
+    with pytest.raises(ValueError, match=r"can be removed. Received: \['first'\]"):
+        plan_pruning(model, {"first": np.zeros(4)}, prune_ratio=0.3)
