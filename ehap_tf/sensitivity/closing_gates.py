@@ -2,45 +2,59 @@
 
 `gate_derivatives` closes a channel to zero right where its removal acts. Here the gate stands at
 the end of the chain of layers that is the filter's alone (behind the activation and the pooling),
-and the channel falls back to any constant: zero, or its mean over the data.
+in tied mode where each reader reads what goes together, and the channel falls back to any constant:
+zero, or its mean over the data.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from ehap_tf.sensitivity.gate_derivatives import (
     GatedForward,
     channel_factors,
     gate_columns,
+    gate_count,
     gate_sketch_step,
 )
 from ehap_tf.sensitivity.gauss_newton import Vectors
+from ehap_tf.sensitivity.group_gates import find_groups, grouped_forward
 from ehap_tf.sensitivity.hutchinson import Step
 from ehap_tf.sensitivity.network import Network
 from ehap_tf.sensitivity.statistics import Floats
 
 
-def closing_forward(network: Network, constants: Floats) -> GatedForward:
-    """The network with a gate on every filter.
+def closing_forward(network: Network, constants: Floats | None) -> GatedForward:
+    """The network with a gate on every filter, in tied mode on every group of filters.
 
     Args:
         network: what to put gates into.
-        constants: for each filter of all layers what its channel is when the gate is closed.
+        constants: for each channel that `channel_means_step` looks at what it is when its gate is
+            closed; None for zeros.
 
     Raises:
         ValueError: a layer's channels cannot be followed.
     """
+    if network.residual == "tied":
+        readers = find_groups(network).readers
+        if constants is None:
+            return grouped_forward(network)
+        ends = np.cumsum([len(places) for places in readers.values()])
+        pieces = np.split(constants, ends[:-1])
+        return grouped_forward(network, dict(zip(readers, pieces, strict=True)))
     columns = _columns(network)
 
     def forward(inputs: Any, alpha: tf.Tensor) -> tf.Tensor:
         def gate(name: str, outputs: Any) -> Any:
             if name not in columns:
                 return outputs
-            constant = tf.constant(constants[columns[name]], outputs.dtype)
             factors = channel_factors(alpha[:, columns[name]], outputs)
+            if constants is None:
+                return outputs * factors
+            constant = tf.constant(constants[columns[name]], outputs.dtype)
             return constant + (outputs - constant) * factors
 
         return network.forward(inputs, gate)
@@ -51,33 +65,36 @@ def closing_forward(network: Network, constants: Floats) -> GatedForward:
 def channel_means_step(network: Network) -> Step:
     """Builds the function that sums each channel's mean over positions, times example weights.
 
+    The channels are those behind the gates, one a filter; in tied mode those that readers read.
+
     Returns:
         A step as `hutchinson_step` gives, with one row whatever the probes are.
     """
-    columns = _columns(network)
+    tied = network.residual == "tied"
+    places = list(find_groups(network).readers if tied else _columns(network))
 
     def step(
         inputs: Any, labels: Any, weights: tf.Tensor, first: tf.Tensor, probes: Any, scales: Any
     ) -> tuple[tf.Tensor, tf.Tensor]:
         del labels, first, probes, scales
-        seen: dict[str, list[tf.Tensor]] = {name: [] for name in columns}
+        seen: dict[str, list[tf.Tensor]] = {name: [] for name in places}
 
-        def look(name: str, outputs: Any) -> Any:
-            if name in columns:
-                values = tf.cast(outputs, network.dtype)
+        def look(name: str, tensor: Any) -> Any:
+            if name in seen:
+                values = tf.cast(tensor, network.dtype)
                 means = tf.reduce_mean(values, axis=list(range(1, values.shape.rank - 1)))
                 seen[name].append(tf.linalg.matvec(means, weights, transpose_a=True))
-            return outputs
+            return tensor
 
-        network.forward(inputs, look)
+        network.forward(inputs, **{"before" if tied else "after": look})
         # A layer that is called several times has several means for one gate.
-        sums = tf.concat([tf.add_n(seen[name]) / len(seen[name]) for name in columns], 0)
+        sums = tf.concat([tf.add_n(seen[name]) / len(seen[name]) for name in places], 0)
         return sums[tf.newaxis], tf.reduce_all(tf.math.is_finite(sums))
 
     return step
 
 
-def gate_rows_step(network: Network, vectors: Vectors, constants: Floats) -> Step:
+def gate_rows_step(network: Network, vectors: Vectors, constants: Floats | None) -> Step:
     """Builds the function that gives the sketch u on the gates, before it is squared.
 
     The Gauss-Newton matrix on the gates is the mean over probes of the sum over examples of u u^T.
@@ -88,12 +105,12 @@ def gate_rows_step(network: Network, vectors: Vectors, constants: Floats) -> Ste
         constants: as for `closing_forward`.
 
     Returns:
-        A step as `gauss_newton_step` gives, with values of shape (probes, examples * filters): u,
+        A step as `gauss_newton_step` gives, with values of shape (probes, examples * gates): u,
         example after example.
     """
     forward = closing_forward(network, constants)
     return gate_sketch_step(
-        network, forward, len(constants), vectors, lambda u: tf.reshape(u, [-1])
+        network, forward, gate_count(network), vectors, lambda u: tf.reshape(u, [-1])
     )
 
 

@@ -39,12 +39,14 @@ class Groups:
         of_filter: the group of each scored filter, layers end to end.
         readers: layer name -> for each of its input channels the group, or `count` for none.
         outputs: the same for the model's output.
+        blocks: the groups of each layer; those of layers that share groups are one block.
     """
 
     count: int
     of_filter: Places
     readers: Mapping[str, Places]
     outputs: Places
+    blocks: tuple[Places, ...]
 
     def shares(self, values: Floats) -> Floats:
         """One number a filter of one a group; the numbers of a group add up to its own."""
@@ -68,8 +70,15 @@ def find_groups(network: Network) -> Groups:
     return _GROUPS[network.model]
 
 
-def grouped_forward(network: Network) -> Callable[[Any, tf.Tensor], tf.Tensor]:
+def grouped_forward(
+    network: Network, constants: Mapping[str, Floats] | None = None
+) -> Callable[[Any, tf.Tensor], tf.Tensor]:
     """The network with a gate on every group.
+
+    Args:
+        network: what to put gates into.
+        constants: for each reader what its input channels are when their gates are closed; None
+            for zeros.
 
     Returns:
         `(inputs, alpha)` -> outputs; alpha has shape (batch, groups) or (1, groups).
@@ -83,15 +92,20 @@ def grouped_forward(network: Network) -> Callable[[Any, tf.Tensor], tf.Tensor]:
         # The last column stands for channels without a gate.
         padded = tf.concat([alpha, tf.ones_like(alpha[:, :1])], axis=1)
 
-        def scaled(tensor: tf.Tensor, places: Places) -> tf.Tensor:
+        def scaled(tensor: tf.Tensor, places: Places, closed: Floats | None = None) -> tf.Tensor:
             factors = tf.cast(tf.gather(padded, places, axis=1), tensor.dtype)
             ones = [1] * (tensor.shape.rank - 2)
             shape = tf.concat([tf.shape(factors)[:1], ones, tf.shape(factors)[1:]], 0)
-            return tensor * tf.reshape(factors, shape)
+            if closed is None:
+                return tensor * tf.reshape(factors, shape)
+            constant = tf.constant(closed, tensor.dtype)
+            return constant + (tensor - constant) * tf.reshape(factors, shape)
 
         def gate(name: str, tensor: Any) -> Any:
             places = groups.readers.get(name)
-            return tensor if places is None else scaled(tensor, places)
+            if places is None:
+                return tensor
+            return scaled(tensor, places, constants[name] if constants else None)
 
         outputs = network.forward(inputs, before=gate)
         if (groups.outputs < groups.count).any():
@@ -125,7 +139,20 @@ def _find(network: Network) -> Groups:
             if (gated < len(numbers)).any():
                 readers[call.path] = gated
     ((_, wanted),) = graph.outputs
-    return Groups(len(numbers), of_filter, readers, places(graph.ids.groups(wanted)))
+    blocks: list[set[int]] = []
+    for root in roots:
+        mine = set(np.searchsorted(numbers, root).tolist())
+        for other in [block for block in blocks if block & mine]:
+            blocks.remove(other)
+            mine |= other
+        blocks.append(mine)
+    return Groups(
+        len(numbers),
+        of_filter,
+        readers,
+        places(graph.ids.groups(wanted)),
+        tuple(np.array(sorted(block)) for block in blocks),
+    )
 
 
 def _ending(call: TracedCall) -> Flags:

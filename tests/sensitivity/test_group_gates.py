@@ -12,6 +12,7 @@ import tf_keras
 import ehap_tf as ehap
 from ehap_tf.channels import trace_channels
 from ehap_tf.pruning.selection import plan_from_flags
+from ehap_tf.sensitivity.criteria.joint_removal import joint_removal_losses
 from tests.sensitivity.networks import batch_norm, cross_entropy, examples, initializer, joined
 
 layers = tf_keras.layers
@@ -98,17 +99,28 @@ def test_the_oracle_removes_the_group_as_the_mask_does(model: tf_keras.Model) ->
     assert set(range(len(changes))) - set(plan.kept[least[1]]) == {int(np.argmin(changes))}
 
 
-def logits_with_gates(model: tf_keras.Model, x: Any, alpha: tf.Tensor) -> tf.Tensor:
-    """By hand: everything that reads channel c of the stream reads alpha[c] times it."""
+def logits_with_gates(
+    model: tf_keras.Model, x: Any, alpha: tf.Tensor, centered: bool = False
+) -> tf.Tensor:
+    """By hand: everything that reads channel c of the stream reads alpha[c] times it.
+
+    Centered: alpha[c] times its distance from the mean.
+    """
+
+    def close(tensor: tf.Tensor, axes: Any = (0, 1, 2)) -> tf.Tensor:
+        mean = tf.stop_gradient(tf.reduce_mean(tensor, axes, keepdims=True)) if centered else 0
+        return mean + (tensor - mean) * alpha
+
     get = {layer.name: layer for layer in model.layers}
     norms = [layer for layer in model.layers if isinstance(layer, layers.BatchNormalization)]
     stem_norm, first_norm, sum_norm = norms
     stream = tf.nn.relu(stem_norm(get["stem"](x), training=False))
-    y = get["first"](tf.nn.relu(get["inner"](stream * alpha)))
+    y = get["first"](tf.nn.relu(get["inner"](close(stream))))
     stream = stream + first_norm(y, training=False)
-    y = get["second"](tf.sigmoid(sum_norm(stream, training=False)) * alpha)
+    y = get["second"](close(tf.sigmoid(sum_norm(stream, training=False))))
     stream = tf.nn.max_pool2d(y + stream, 3, 3, "VALID")
-    return get["classifier"](tf.reshape(stream * alpha, [len(x), -1]))
+    # Each position of a flattened channel is an input of its own, with a mean of its own.
+    return get["classifier"](tf.reshape(close(stream, 0), [len(x), -1]))
 
 
 def test_derivatives_are_those_of_the_common_gate(model: tf_keras.Model) -> None:
@@ -134,6 +146,31 @@ def test_derivatives_are_those_of_the_common_gate(model: tf_keras.Model) -> None
     np.testing.assert_allclose(of_stream(taylor), gradient**2, rtol=1e-9)
     parts = rank(model, "obd", estimator="exact", residual="union")
     assert np.abs(of_stream(parts) - curvature / 2).max() > 0.1 * curvature.max() / 2
+
+
+@pytest.mark.parametrize("centered", [False, True])
+def test_joint_criteria_take_the_terms_between_common_gates(
+    model: tf_keras.Model, centered: bool
+) -> None:
+    x, _ = examples()
+    alpha = tf.ones([3], tf.float64)
+    with tf.GradientTape() as tape:
+        tape.watch(alpha)
+        logits = logits_with_gates(model, x, alpha, centered)
+    np.testing.assert_allclose(logits, model(x, training=False), rtol=1e-9)
+    jacobian = tape.jacobian(logits, alpha, experimental_use_pfor=False).numpy()
+    p = tf.nn.softmax(logits).numpy()
+    hessian = np.einsum("nk,kl->nkl", p, np.eye(4)) - np.einsum("nk,nl->nkl", p, p)
+    curvature = np.einsum("nkc,nkl,nld->cd", jacobian, hessian, jacobian) / len(x)
+    criterion = "obd_joint_centered" if centered else "obd_joint"
+    exact = rank(model, criterion, estimator="exact")
+    np.testing.assert_allclose(of_stream(exact.trace), np.diag(curvature), rtol=1e-9)
+    losses = joint_removal_losses(curvature)
+    np.testing.assert_allclose(of_stream(exact), losses, rtol=1e-9)
+    assert np.abs(losses - np.diag(curvature) / 2).max() > 0.05 * losses.max()
+    # "inner" is a layer of its own, whose terms with the stream do not count.
+    assert exact["inner"].min() == pytest.approx(exact.trace["inner"].min() / 2, rel=1e-9)
+    assert exact.provenance.residual == "tied"
 
 
 def test_the_sketch_of_groups_is_unbiased(model: tf_keras.Model) -> None:

@@ -6,7 +6,8 @@ the diagonal h_c = H_cc gives H_cd too, at the same cost, for the same rows u: H
 u u^T. A set R of filters changes the loss by about sum of H_cd / 2 over c, d in R, and the cheapest
 next filter is the one of least H_cc / 2 + sum of H_cd over d in R. Filters are taken one by one,
 layer by layer (between layers no terms are kept: the matrix stays small, and in the measurements of
-docs/results.md they did not help), and a filter's score is what it costs at its turn.
+docs/results.md they did not help), and a filter's score is what it costs at its turn. In tied mode
+what goes together has one gate, and layers that share such groups are one layer here.
 
 The centered form closes a gate to the channel's mean over the data instead of to zero. That is what
 a network sees whose BatchNorm statistics are estimated again after surgery, or whose biases take
@@ -22,10 +23,12 @@ import numpy as np
 from ehap_tf.sensitivity import sampling
 from ehap_tf.sensitivity.batches import MicroBatch
 from ehap_tf.sensitivity.closing_gates import channel_means_step, gate_rows_step
-from ehap_tf.sensitivity.criteria.gate_curvature import curvature_notes
+from ehap_tf.sensitivity.criteria.gate_curvature import by_filter, curvature_notes
 from ehap_tf.sensitivity.criteria.registry import Request, Result, register_criterion
 from ehap_tf.sensitivity.estimators import exact_sum, make_runner, prepare
+from ehap_tf.sensitivity.gate_derivatives import gate_count
 from ehap_tf.sensitivity.gauss_newton import Vectors, basis_vectors, sign_vectors
+from ehap_tf.sensitivity.group_gates import find_groups
 from ehap_tf.sensitivity.network import Network
 from ehap_tf.sensitivity.output_curvature import require_known_curvature
 from ehap_tf.sensitivity.statistics import Floats
@@ -69,10 +72,10 @@ def joint_removal_losses(curvature: Floats) -> Floats:
 
 
 def _joint(request: Request, centered: bool) -> Result:
-    network = prepare(request)
+    network = prepare(request, by_group=True)
     require_known_curvature(network)
-    size = sum(layer.filters for layer in network.layers)
-    constants = channel_means(request, network) if centered else np.zeros(size)
+    size = gate_count(network)
+    constants = channel_means(request, network) if centered else None
     exact = request.estimator == "exact"
     trace_error, probes = None, 0
     if exact:
@@ -91,9 +94,11 @@ def _joint(request: Request, centered: bool) -> Result:
         )
         trace, probes = estimate.mean, estimate.probes
         trace_error = estimate.standard_error
-    matrices = [total / max(probes, 1) for total in curvature.sums]
-    return Result(
-        scores=np.concatenate([joint_removal_losses(matrix) for matrix in matrices]),
+    scores = np.zeros(size)
+    for part, total in zip(curvature.parts, curvature.sums, strict=True):
+        scores[part] = joint_removal_losses(total / max(probes, 1))
+    result = Result(
+        scores=scores,
         trace=trace,
         trace_standard_error=trace_error,
         estimator="exact" if exact else "gauss_newton",
@@ -102,13 +107,14 @@ def _joint(request: Request, centered: bool) -> Result:
         quantity=f"curvature of the loss between {'centered ' if centered else ''}gates of a layer",
         notes=curvature_notes(request, network),
     )
+    return by_filter(network, result)
 
 
 def channel_means(request: Request, network: Network) -> Floats:
-    """The mean of every filter's channel over examples and positions, where the next layer reads.
+    """The mean of every channel over examples and positions, where the next layer reads.
 
     Returns:
-        Shape (filters of all layers,).
+        As `closing_forward` takes them.
     """
     runner = make_runner(request, network, channel_means_step(network))
     total = runner.sum(np.zeros(1, np.int32), request.batch)[0]
@@ -120,30 +126,35 @@ class _LayerCurvature:
     """Adds up u u^T, layer by layer, while the probes are drawn.
 
     Attributes:
+        parts: for each layer the numbers of its gates.
         sums: one matrix a layer: the sum over probes and examples.
     """
 
     def __init__(
-        self, request: Request, network: Network, vectors: Vectors, constants: Floats
+        self, request: Request, network: Network, vectors: Vectors, constants: Floats | None
     ) -> None:
         self._batch = request.batch
         self._runner = make_runner(request, network, gate_rows_step(network, vectors, constants))
-        ends = np.cumsum([layer.filters for layer in network.layers]).tolist()
-        self._parts = [slice(a, b) for a, b in zip([0, *ends[:-1]], ends, strict=True)]
-        self.sums: list[Floats] = [np.zeros((p.stop - p.start,) * 2) for p in self._parts]
+        self._gates = gate_count(network)
+        if network.residual == "tied":
+            self.parts = list(find_groups(network).blocks)
+        else:
+            ends = np.cumsum([layer.filters for layer in network.layers])
+            self.parts = np.split(np.arange(self._gates), ends[:-1])
+        self.sums: list[Floats] = [np.zeros((len(part),) * 2) for part in self.parts]
 
     def sample(self, probes: np.ndarray) -> Floats:
-        """The diagonal of each probe, shape (probes, filters)."""
-        squares = np.zeros((len(probes), self._parts[-1].stop))
+        """The diagonal of each probe, shape (probes, gates)."""
+        squares = np.zeros((len(probes), self._gates))
         for batch in self._batch:
             rows = self._rows(probes, batch)
             squares += np.square(rows).sum(axis=1)
-            for part, total in zip(self._parts, self.sums, strict=True):
-                mine = rows[..., part].reshape(-1, part.stop - part.start)
+            for part, total in zip(self.parts, self.sums, strict=True):
+                mine = rows[..., part].reshape(-1, len(part))
                 total += mine.T @ mine
         return squares
 
     def _rows(self, probes: np.ndarray, batch: MicroBatch) -> Floats:
-        """The sketch of a micro-batch, shape (probes, examples, filters)."""
+        """The sketch of a micro-batch, shape (probes, examples, gates)."""
         rows = self._runner.sum(probes, [batch])
         return rows.reshape(len(probes), len(batch), -1)
