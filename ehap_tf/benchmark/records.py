@@ -1,7 +1,7 @@
 """The measurements of a benchmark in one small JSON file: what is there is not measured again.
 
-The file holds no path and no date, so that it can be committed and a benchmark
-goes on elsewhere. The rankings lie beside it; they are only needed to measure more.
+The file holds no date and no path (but that of a `folder:` data set), so that it can be committed
+and a benchmark goes on elsewhere. The rankings lie beside it; they are only needed to measure more.
 """
 
 from __future__ import annotations

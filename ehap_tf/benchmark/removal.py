@@ -234,7 +234,8 @@ def rank_nothing(model: tf_keras.Model) -> dict[str, np.ndarray]:
 
 def below_all_others(scores: FilterScores, flags: dict[str, np.ndarray]) -> FilterScores:
     """The scores with those of removed filters lower than any other."""
-    lowest = min(float(values.min()) for values in scores.values()) - 1.0
+    # Also as sums over what goes together, and divided by costs.
+    lowest = -1e15 * (1 + sum(float(np.abs(values).sum()) for values in scores.values()))
     values = {name: np.where(flags[name], scores[name], lowest) for name in scores}
     return FilterScores(values, scores.provenance)
 

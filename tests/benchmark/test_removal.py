@@ -15,7 +15,7 @@ from ehap_tf.benchmark.__main__ import main
 from ehap_tf.benchmark.gated_model import GatedModel
 from ehap_tf.benchmark.removal import below_all_others
 from ehap_tf.pruning import plan_pruning, prune, recalibrate
-from ehap_tf.sensitivity import rank_filters
+from ehap_tf.sensitivity import FilterScores, Provenance, rank_filters
 from tests.pruning.nets import batch, random_scores, relative_error, shake, small_residual_net
 
 layers = tf_keras.layers
@@ -60,6 +60,19 @@ def test_the_gated_twin_can_be_ranked_and_removed_filters_stay_last() -> None:
     more = plan_pruning(model, last, prune_ratio=0.5)
     for name, stays in more.flags().items():
         assert not (stays & ~plan.flags()[name]).any()
+
+
+def test_what_went_together_stays_last() -> None:
+    """A group's score is a sum, which must not lift it above filters that are there."""
+    model = small_residual_net()
+    first = {"stem": np.full(6, 9.0), "b": np.full(6, 9.0), "a": np.full(5, 9.0)}
+    first["stem"][:3] = first["b"][:3] = 0.1
+    plan = plan_pruning(model, first, prune_ratio=0.2, residual="tied")
+    assert plan.kept["stem"].tolist() == plan.kept["b"].tolist() == [3, 4, 5]
+    anew = {"stem": np.full(6, 9.0), "b": np.full(6, 9.0), "a": 9 + np.arange(5) / 10}
+    last = below_all_others(FilterScores(anew, Provenance("some")), plan.flags())
+    again = plan_pruning(model, last, prune_ratio=0.2, residual="tied")
+    assert again.to_json() == plan.to_json()
 
 
 def test_the_command_measures_paths_and_goes_on_where_it_was(
