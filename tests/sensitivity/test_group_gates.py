@@ -154,7 +154,7 @@ def test_joint_criteria_take_the_terms_between_common_gates(
 ) -> None:
     x, _ = examples()
     alpha = tf.ones([3], tf.float64)
-    with tf.GradientTape() as tape:
+    with tf.GradientTape(persistent=True) as tape:
         tape.watch(alpha)
         logits = logits_with_gates(model, x, alpha, centered)
     np.testing.assert_allclose(logits, model(x, training=False), rtol=1e-9)
