@@ -33,7 +33,7 @@ class Records:
     Args:
         directory: made if need be; None keeps the records in a folder that goes away.
         settings: what every measurement depends on, as JSON values; "model" is the `digest` of the
-            network.
+            network, where there is one.
         rankings: folder of rankings that several benchmarks share; None keeps them in `directory`.
 
     Raises:
@@ -54,7 +54,8 @@ class Records:
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
         self._rankings = self.directory / "rankings"
         # By network: the rankings of one are never taken for those of another.
-        self._shared = pathlib.Path(rankings or self._rankings) / _file_name(self.settings["model"])
+        network = _file_name(self.settings.get("model", ""))
+        self._shared = pathlib.Path(rankings or self._rankings) / network
         if not (self.directory / FILE).exists():
             return
         found = self._content()["settings"]
@@ -141,7 +142,7 @@ def beside(output: str | None, records: str | None = None) -> pathlib.Path | Non
     return path.with_name(path.stem + "_records")
 
 
-def digest(path: pathlib.Path | None, seed: int) -> str:
+def digest(path: pathlib.Path | None, seed: int = 0) -> str:
     """Tells one network from another: by its file or folder, or by the seed of random weights."""
     if path is None:
         return f"random weights of seed {seed}"
