@@ -81,6 +81,10 @@ class Records:
         write_text(self.directory / FILE, json.dumps(content, indent=1) + "\n")
         return row
 
+    def find(self, name: str) -> Row | None:
+        """The measurement called `name`, or None where there is none."""
+        return self.rows().get(name)
+
     def rows(self) -> dict[str, Row]:
         """All measurements that are there, by name."""
         return dict(self._content()["rows"]) if (self.directory / FILE).exists() else {}

@@ -24,7 +24,8 @@ def test_networks_of_the_same_size_are_compared_and_kept(
     shake(tf_keras.Model(inputs, outputs)).save(tmp_path / "net.keras")
     arguments = (
         f"implants --model={tmp_path / 'net.keras'} --dataset=digits --examples=16 --probes=2 "
-        "--implant_ratio=0.5 --target_params 0.6 --round_to=2 --finetune_epochs=1 --finetune_images=256 "
+        "--implant_ratio=0.5 --target_params 0.6 --round_to=2 "
+        "--finetune_epochs=1 --finetune_images=256 "
         f"--output={tmp_path / 'table.json'}"
     ).split()
     assert main(arguments) == 0
