@@ -1,9 +1,14 @@
-"""Rank correlation of sampled curvature with the exact one, against probes and seconds."""
+"""Rank correlation of sampled curvature with the exact one, against probes and seconds.
+
+The reference and each case are kept beside the output: what is there is not measured again.
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+import functools
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,12 +17,18 @@ from scipy import stats
 
 from ehap_tf.benchmark import output
 from ehap_tf.benchmark.isolation import MeasurementError, measure
-from ehap_tf.benchmark.subject import add_subject_arguments, load_subject, subject_settings
+from ehap_tf.benchmark.records import Records, Row, add_records_argument, beside, digest
+from ehap_tf.benchmark.subject import (
+    add_subject_arguments,
+    load_subject,
+    subject_settings,
+    trained_source,
+)
 
 COLUMNS = {
     "case": "estimator, precision",
     "probes": "probes",
-    "seconds": "seconds",
+    "seconds": "seconds, without start-up",
     "spearman": "Spearman",
     "negative": "negative scores",
     "error": "failed",
@@ -35,8 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--counts",
-        default="1,2,4,8,16,32,64,150",
-        help="numbers of probes; default 1,2,4,8,16,32,64,150",
+        default="1,2,4,8,16,32,64,150,300",
+        help="numbers of probes; default 1,2,4,8,16,32,64,150,300",
     )
     parser.add_argument(
         "--reference",
@@ -45,14 +56,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "with another seed; default exact",
     )
     output.add_output_arguments(parser)
+    add_records_argument(parser)
 
 
 def run(options: argparse.Namespace) -> None:
     """Computes the reference, then every case, each in a process of its own."""
     counts = [int(count) for count in options.counts.split(",")]
     subject = subject_settings(options) | {"batch_size": options.batch_size}
+    settings = {name: value for name, value in subject.items() if name != "data_dir"} | {
+        "model": digest(trained_source(options.model, options.dataset), options.seed),
+        "reference": options.reference,
+    }
+    records = Records(beside(options.output, options.records), settings)
     try:
-        reference = measure(f"{__name__}:reference_scores", subject | {"kind": options.reference})
+        reference = records.row(
+            "reference",
+            lambda: measure(f"{__name__}:reference_scores", subject | {"kind": options.reference}),
+        )
     except MeasurementError as error:
         raise ValueError(f"the reference failed: {error}") from None
     rows: list[dict[str, Any]] = [{"case": f"reference {options.reference}"} | reference["row"]]
@@ -65,7 +85,10 @@ def run(options: argparse.Namespace) -> None:
             "reference": reference["scores"],
         }
         try:
-            found = measure(f"{__name__}:measure_fidelity", arguments)
+            found = records.row(
+                f"{case} {options.counts}",
+                functools.partial(_case, arguments),
+            )["rows"]
         except MeasurementError as error:
             found = [{"error": str(error)}]
         rows += [{"case": case.replace(":", " ")} | row for row in found]
@@ -73,6 +96,10 @@ def run(options: argparse.Namespace) -> None:
     for line in time_to_reach(rows, 0.95):
         print(line)
     output.save(options, "fidelity", rows, plot(rows))
+
+
+def _case(arguments: dict[str, Any]) -> Row:
+    return {"rows": measure(f"{__name__}:measure_fidelity", arguments)}
 
 
 def reference_scores(kind: str, batch_size: int, **subject: Any) -> dict[str, Any]:
@@ -120,16 +147,30 @@ def measure_fidelity(
     ]
 
 
-def time_to_reach(rows: Iterable[dict[str, Any]], correlation: float) -> list[str]:
-    """One line a case: the first measured number of probes that reached a correlation."""
-    lines: dict[str, str] = {}
+def time_to_reach(rows: Sequence[dict[str, Any]], correlation: float) -> list[str]:
+    """One line a case: the first measured number of probes that reached a correlation, and when.
+
+    The times are compared with the slowest case's. One that never got there counts with all the
+    time that it was given.
+    """
+    ends: dict[str, dict[str, Any]] = {}
     for row in rows:
-        if row.get("spearman", 0) >= correlation and row["case"] not in lines:
-            lines[row["case"]] = (
-                f"{row['case']}: Spearman {correlation} by {row['probes']} probes, "
-                f"{row['seconds']:.3g} s"
-            )
-    return list(lines.values())
+        end = ends.get(row["case"], {})
+        if "spearman" in row and not end.get("spearman", -math.inf) >= correlation:
+            ends[row["case"]] = row
+    slowest = max(ends.values(), key=lambda row: row["seconds"], default={})
+    lines = []
+    for case, row in ends.items():
+        line = f"{case}: Spearman {row['spearman']:.3f}"
+        if row["spearman"] < correlation:
+            line += f", short of {correlation},"
+        line += f" after {row['probes']} probes, {row['seconds']:.3g} s"
+        if row is not slowest:
+            at_least = "at least " if slowest["spearman"] < correlation else ""
+            times = slowest["seconds"] / row["seconds"]
+            line += f", {at_least}{times:.3g} times as fast as {slowest['case']}"
+        lines.append(line)
+    return lines
 
 
 def plot(rows: list[dict[str, Any]]) -> Figure:

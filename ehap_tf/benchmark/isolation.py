@@ -31,8 +31,11 @@ def measure(function: str, arguments: Mapping[str, Any], timeout: float | None =
         MeasurementError: the process failed or took too long.
     """
     with tempfile.TemporaryDirectory() as folder:
+        # In a file: a command line has room for the scores of small networks only.
+        given = pathlib.Path(folder) / "arguments.json"
+        given.write_text(json.dumps(arguments), encoding="utf-8")
         result = pathlib.Path(folder) / "result.json"
-        command = [sys.executable, "-m", __name__, function, json.dumps(arguments), str(result)]
+        command = [sys.executable, "-m", __name__, function, str(given), str(result)]
         try:
             done = subprocess.run(
                 command, stderr=subprocess.PIPE, text=True, timeout=timeout, check=False
@@ -48,7 +51,8 @@ def measure(function: str, arguments: Mapping[str, Any], timeout: float | None =
 
 def _main(function: str, arguments: str, result: str) -> None:
     module, _, name = function.partition(":")
-    value = getattr(importlib.import_module(module), name)(**json.loads(arguments))
+    given = json.loads(pathlib.Path(arguments).read_text(encoding="utf-8"))
+    value = getattr(importlib.import_module(module), name)(**given)
     pathlib.Path(result).write_text(json.dumps(value), encoding="utf-8")
 
 

@@ -16,14 +16,26 @@ SUBJECT_FLAGS = ("model", "dataset", "data_dir", "examples", "seed")
 
 
 def add_subject_arguments(
-    parser: argparse.ArgumentParser, model: str = "resnet32", examples: int = 128
+    parser: argparse.ArgumentParser,
+    model: str = "resnet32",
+    examples: int = 128,
+    several: bool = False,
 ) -> None:
-    """Adds the flags in `SUBJECT_FLAGS`."""
+    """Adds the flags in `SUBJECT_FLAGS`.
+
+    Args:
+        parser: of the benchmark.
+        model: the default.
+        examples: the default.
+        several: `--model` and `--examples` give lists, of what stands between commas.
+    """
+    listed = ", or several, separated by commas" if several else ""
     parser.add_argument(
         "--model",
+        type=_names if several else str,
         default=model,
         help="a built-in name (trained where saved_models/NAME_DATASET/baseline.keras exists, else "
-        f"with random weights) or the path of a saved model; default {model}",
+        f"with random weights) or the path of a saved model{listed}; default {model}",
     )
     parser.add_argument(
         "--dataset",
@@ -33,9 +45,20 @@ def add_subject_arguments(
     )
     parser.add_argument("--data_dir", default=None, help="TFDS data directory")
     parser.add_argument(
-        "--examples", type=int, default=examples, help=f"in the Hessian batch; default {examples}"
+        "--examples",
+        type=_numbers if several else int,
+        default=str(examples),
+        help=f"in the Hessian batch{listed}; default {examples}",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the sample and the probes")
+
+
+def _names(text: str) -> list[str]:
+    return text.split(",")
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
 
 
 def subject_settings(options: argparse.Namespace) -> dict[str, Any]:

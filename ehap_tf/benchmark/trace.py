@@ -1,10 +1,16 @@
-"""Seconds a probe and peak memory of curvature estimates, by estimator and precision."""
+"""Seconds a probe and peak memory of curvature estimates, by estimator and precision.
+
+With several models the growth of the time with the MACs is printed, with several numbers of
+examples that of the memory with the Hessian batch.
+"""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +26,7 @@ PEER = "torch_loop"
 COLUMNS = {
     "case": "estimator, precision",
     "model": "model",
+    "macs": "MACs of an example",
     "examples": "examples",
     "seconds_per_probe": "s / probe",
     "cpu_seconds_per_probe": "CPU s / probe",
@@ -34,7 +41,7 @@ COLUMNS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of this benchmark."""
-    add_subject_arguments(parser)
+    add_subject_arguments(parser, several=True)
     parser.add_argument("--batch_size", type=int, default=128, help="micro-batch; default 128")
     parser.add_argument(
         "--estimators",
@@ -57,28 +64,40 @@ def run(options: argparse.Namespace) -> None:
             f"--probes must be a multiple of 8, at least 16. Received: {options.probes}"
         )
     rows: list[dict[str, Any]] = []
-    for model in options.model.split(","):
-        for estimator in options.estimators.split(","):
-            # The peer has one precision.
-            precisions = "fp32" if estimator == PEER else options.precisions
-            for precision in precisions.split(","):
-                arguments = subject_settings(options) | {
-                    "model": model,
-                    "estimator": estimator,
-                    "precision": precision,
-                    "batch_size": options.batch_size,
-                    "probes": options.probes,
-                }
-                row = {"case": f"{estimator} {precision}", "model": model}
-                row |= {"examples": options.examples}
-                try:
-                    row |= measure(f"{__name__}:measure_trace", arguments, options.timeout)
-                except MeasurementError as error:
-                    row |= {"error": str(error)}
-                rows.append(row)
+    for model, examples, (estimator, precision) in itertools.product(
+        options.model, options.examples, _cases(options)
+    ):
+        subject = {"model": model, "examples": examples}
+        arguments = {
+            "estimator": estimator,
+            "precision": precision,
+            "batch_size": options.batch_size,
+            "probes": options.probes,
+        }
+        row: dict[str, Any] = {"case": f"{estimator} {precision}"} | subject
+        try:
+            row |= measure(
+                f"{__name__}:measure_trace",
+                subject_settings(options) | subject | arguments,
+                options.timeout,
+            )
+        except MeasurementError as error:
+            row |= {"error": str(error)}
+        rows.append(row)
     add_speedups(rows)
     output.show("Curvature estimates: time and memory", rows, COLUMNS)
+    for line in (*time_growth(rows), *memory_growth(rows)):
+        print(line)
     output.save(options, "trace", rows, plot(rows))
+
+
+def _cases(options: argparse.Namespace) -> list[tuple[str, str]]:
+    """(estimator, precision) of all measurements; the peer has one precision."""
+    return [
+        (estimator, precision)
+        for estimator in options.estimators.split(",")
+        for precision in ("fp32" if estimator == PEER else options.precisions).split(",")
+    ]
 
 
 def measure_trace(
@@ -89,6 +108,7 @@ def measure_trace(
     The first 8 probes build and compile the graph and are timed apart; `seconds_per_probe` is the
     median of the other groups of 8.
     """
+    from ehap_tf.pruning import count_macs
     from ehap_tf.sensitivity import rank_filters
     from ehap_tf.sensitivity.memory import PeakMemory
 
@@ -110,7 +130,10 @@ def measure_trace(
         progress=lambda *_: ticks.append((time.perf_counter(), time.process_time())),
     )
     wall, cpu = np.diff(np.array(ticks), axis=0).T
-    return {
+    macs: dict[str, float] = {}
+    with contextlib.suppress(ValueError):  # an input of any size has no number
+        macs = {"macs": count_macs(model)}
+    return macs | {
         "seconds_per_probe": float(np.median(wall[1:])) / 8,
         "cpu_seconds_per_probe": float(np.median(cpu[1:])) / 8,
         "first_seconds": float(wall[0]),
@@ -121,19 +144,63 @@ def measure_trace(
 
 
 def add_speedups(rows: list[dict[str, Any]]) -> None:
-    """Relative to the first case of the same model."""
-    first: dict[str, float] = {}
-    for row in rows:
-        if "seconds_per_probe" in row:
-            base = first.setdefault(row["model"], row["seconds_per_probe"])
-            row["speedup"] = base / row["seconds_per_probe"]
+    """Relative to the first case of the same model and number of examples."""
+    for _, alike in _grouped(rows, "model", "examples"):
+        for row in alike:
+            row["speedup"] = alike[0]["seconds_per_probe"] / row["seconds_per_probe"]
+
+
+def time_growth(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How the time grows with the size of the model.
+
+    Returns:
+        One line for each case that was measured on several models: the exponent p of
+        seconds ~ MACs^p by least squares (1 is linear), and the time a MAC of the largest model
+        relative to the smallest.
+    """
+    lines = []
+    for (case, examples), alike in _grouped(rows, "case", "examples"):
+        sized = sorted((row for row in alike if "macs" in row), key=lambda row: row["macs"])
+        if len({row["macs"] for row in sized}) < 2:
+            continue
+        macs, seconds = (np.array([row[k] for row in sized]) for k in ("macs", "seconds_per_probe"))
+        exponent = np.polyfit(np.log(macs), np.log(seconds), 1)[0]
+        per_mac = seconds / macs
+        lines.append(
+            f"{case}, {examples} examples, {sized[0]['model']} to {sized[-1]['model']}: seconds a "
+            f"probe ~ MACs^{exponent:.3f}; {per_mac[-1] / per_mac[0]:.3f} times as long a MAC"
+        )
+    return lines
+
+
+def memory_growth(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One line for each case that was measured with several Hessian batches: their peaks."""
+    lines = []
+    for (case, model), alike in _grouped(rows, "case", "model"):
+        if len({row["examples"] for row in alike}) < 2:
+            continue
+        peaks = ", ".join(
+            f"{row['peak_megabytes']:.0f} MB with {row['examples']}"
+            for row in sorted(alike, key=lambda row: row["examples"])
+        )
+        lines.append(f"{case}, {model}, by examples in the Hessian batch: peak {peaks}")
+    return lines
+
+
+def _grouped(
+    rows: Sequence[Mapping[str, Any]], *keys: str
+) -> Iterator[tuple[tuple[Any, ...], list[Any]]]:
+    """The rows that were measured, grouped by what they have in common, in their order."""
+    done = [row for row in rows if "seconds_per_probe" in row]
+    for values in dict.fromkeys(tuple(row[key] for key in keys) for row in done):
+        yield values, [row for row in done if tuple(row[key] for key in keys) == values]
 
 
 def plot(rows: list[dict[str, Any]]) -> Figure:
     """Two bar charts: seconds a probe and memory above the loaded process."""
     done: list[Mapping[str, Any]] = [row for row in rows if "seconds_per_probe" in row]
     figure = Figure(figsize=(9, 1.2 + 0.4 * max(1, len(done))), layout="constrained")
-    labels = [f"{row['model']}\n{row['case']}" for row in done]
+    labels = [f"{row['model']}, {row['examples']} examples\n{row['case']}" for row in done]
     for axes, key, title in zip(
         figure.subplots(1, 2, sharey=True),
         ("seconds_per_probe", "added_megabytes"),

@@ -14,6 +14,9 @@ from ehap_tf.data import as_dataset
 
 _MEMORY_LIMIT = 1 << 30
 
+_ENDLESS = 10_000_000
+"""Examples after which a stream that does not know its length is taken for an endless one."""
+
 
 @dataclasses.dataclass(frozen=True)
 class MicroBatch:
@@ -64,7 +67,8 @@ class HessianBatch:
             128 examples of arrays.
 
     Raises:
-        ValueError: no data, infinite data, shuffled data, negative or non-finite weights.
+        ValueError: no data, infinite data, shuffled data, weights that are negative, not finite or
+            all zero.
     """
 
     def __init__(self, data: Any, batch_size: int | None = None) -> None:
@@ -76,11 +80,14 @@ class HessianBatch:
         self._checksums: list[int] = []
         self._memory: list[MicroBatch] | None = []
         self.examples = 0
-        held = 0
+        held, some_count = 0, False
         for batch in self._read():
             _check(batch)
             self._checksums.append(batch.checksum())
             self.examples += len(batch)
+            if self.examples > _ENDLESS:
+                self._refuse_endless()
+            some_count = some_count or bool(batch.weights.any())
             held += sum(a.nbytes for a in tf.nest.flatten((batch.inputs, batch.labels)))
             if self._memory is not None and held <= _MEMORY_LIMIT:
                 self._memory.append(batch)
@@ -88,6 +95,11 @@ class HessianBatch:
                 self._memory = None
         if not self.examples:
             raise ValueError("data must have at least one example. Received: an empty dataset")
+        if not some_count:
+            raise ValueError(
+                "sample_weight must be above 0 for some example. Received: zero for all of "
+                f"{self.examples}"
+            )
         self.micro_batches = len(self._checksums)
         self._check_repeatable()
 
@@ -132,6 +144,14 @@ class HessianBatch:
         again = next(self._read(), None)
         if again is None or again.checksum() != self._checksums[0]:
             self._refuse(0)
+
+    def _refuse_endless(self) -> None:
+        if self._dataset.cardinality() == tf.data.UNKNOWN_CARDINALITY:
+            raise ValueError(
+                "data must end. Received: a tf.data.Dataset that does not know its length and gave "
+                f"more than {_ENDLESS:,} examples; take a part of it, data.take(batches), or tell "
+                "its length with tf.data.experimental.assert_cardinality"
+            )
 
     def _refuse(self, number: int) -> None:
         raise ValueError(

@@ -86,7 +86,8 @@ class ProbeRunner:
             ):
                 rows = open_rows[i]
                 products = np.asarray(values, np.float64)
-                usable = self._scales.update(bool(finite), products)
+                weightless = not np.any(group[i][0][2])
+                usable = self._scales.update(bool(finite), products, weightless)
                 result = results[i]
                 if result is None:
                     result = results[i] = np.zeros((len(rows), products.shape[1]))

@@ -100,6 +100,9 @@ def smooth_parts(model: tf_keras.Model, skipped: Collection[int] = ()) -> list[s
             found.append(f"{name} ({type(layer).__name__})")
         elif activation is not None and activation not in _LINEAR_ACTIVATIONS:
             found.append(f"{name} ({type(layer).__name__}, {activation})")
+        elif any(node.call_kwargs.get("training") for node in layer.inbound_nodes):
+            # BatchNorm then divides by the deviation of what it is given.
+            found.append(f"{name} ({type(layer).__name__}, in training mode)")
     for prunable in find_prunable(model):
         if len(prunable.layer.inbound_nodes) > 1:
             found.append(f"{prunable.name} (used {len(prunable.layer.inbound_nodes)} times)")

@@ -32,12 +32,15 @@ class Scales:
         """(loss_scale, probe_scale)."""
         return np.array([self.loss_scale, self.probe_scale])
 
-    def update(self, gradient_finite: bool, products: np.ndarray) -> np.ndarray:
+    def update(
+        self, gradient_finite: bool, products: np.ndarray, weightless: bool = False
+    ) -> np.ndarray:
         """Learns from a call.
 
         Args:
             gradient_finite: whether the scaled inner gradient was finite.
             products: per probe, shape (probes, size).
+            weightless: the examples do not count in the loss, so that zeros are right.
 
         Returns:
             For each probe whether its result can be used; the others have to be repeated.
@@ -53,7 +56,7 @@ class Scales:
                     "large weights or inputs"
                 )
             return finite
-        vanished = finite & (products == 0).all(axis=1)
+        vanished = finite & (products == 0).all(axis=1) & (not weightless)
         if not gradient_finite:
             self.loss_scale = self._within(self.loss_scale / 2)
         elif not finite.all():

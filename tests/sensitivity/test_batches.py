@@ -74,6 +74,26 @@ def test_shuffled_data_are_refused() -> None:
         HessianBatch(stream)
 
 
+def test_a_stream_of_unknown_length_has_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "_ENDLESS", 6)
+
+    def examples(count: int | None) -> tf.data.Dataset:
+        def generate() -> Any:
+            i = 0
+            while count is None or i < count:
+                yield np.zeros(2, np.float32), i
+                i += 1
+
+        signature = (tf.TensorSpec([2]), tf.TensorSpec([], tf.int64))
+        return tf.data.Dataset.from_generator(generate, output_signature=signature).batch(2)
+
+    with pytest.raises(ValueError, match="more than 6 examples"):
+        HessianBatch(examples(None))
+    assert HessianBatch(examples(6)).examples == 6
+    told = examples(10).apply(tf.data.experimental.assert_cardinality(5))
+    assert HessianBatch(told).examples == 10
+
+
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
@@ -82,6 +102,7 @@ def test_shuffled_data_are_refused() -> None:
         ((np.array([[1.0, np.nan]]), np.zeros(1)), "finite"),
         ((np.zeros((2, 2)), np.zeros(2), np.array([1.0, -1.0])), "not negative"),
         ((np.zeros((2, 2)), np.zeros(2), np.array([1.0, np.nan])), "finite"),
+        ((np.zeros((2, 2)), np.zeros(2), np.zeros(2)), "above 0 for some example"),
         (tf.data.Dataset.from_tensors((np.zeros((2, 2)), np.zeros(2))).repeat(), "endless"),
         (tf.data.Dataset.from_tensors((np.zeros((2, 2)), np.zeros(2))).take(0), "empty"),
     ],

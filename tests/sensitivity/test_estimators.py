@@ -8,6 +8,9 @@ import tensorflow as tf
 import tf_keras
 
 import ehap_tf as ehap
+from ehap_tf.sensitivity import estimators, gauss_newton, hutchinson
+from ehap_tf.sensitivity.probes import example_signs, kernel_signs
+from ehap_tf.sensitivity.scaling import Scales
 from tests.sensitivity.networks import (
     CLASSES,
     cross_entropy,
@@ -69,12 +72,70 @@ def test_estimates_are_within_four_standard_errors(
 
 
 @pytest.mark.parametrize("estimator", ["hutchinson", "gauss_newton"])
-def test_the_same_check_rejects_a_biased_estimate(
-    relu_net: tf_keras.Model, relu_truth: np.ndarray, estimator: str
+def test_the_same_check_rejects_a_biased_estimator(
+    relu_net: tf_keras.Model,
+    relu_truth: np.ndarray,
+    estimator: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Signs of which three in four are 1: products of different weights do not average to 0."""
+
+    def leaning_kernels(seed: int, *arguments: Any) -> list[tf.Tensor]:
+        draws = [kernel_signs(seed + i, *arguments) for i in (0, 100)]
+        return [tf.maximum(a, b) for a, b in zip(*draws, strict=True)]
+
+    def leaning_examples(seed: int, *arguments: Any) -> tf.Tensor:
+        return tf.maximum(*(example_signs(seed + i, *arguments) for i in (0, 100)))
+
+    monkeypatch.setattr(hutchinson, "kernel_signs", leaning_kernels)
+    monkeypatch.setattr(gauss_newton, "example_signs", leaning_examples)
     scores = rank(relu_net, estimator=estimator, probes=400, seed=1)
-    biased = relu_truth * 1.5
-    assert largest_deviation(scores, biased) > 4
+    assert largest_deviation(scores, relu_truth) > 4
+
+
+@pytest.mark.parametrize("estimator", ["hutchinson", "gauss_newton"])
+def test_as_many_products_as_the_budget_says(
+    relu_net: tf_keras.Model, estimator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+
+    def counted(probe: tf.Tensor) -> tf.Tensor:
+        def count(number: np.ndarray) -> np.ndarray:
+            drawn.append(int(number))
+            return number
+
+        found = tf.numpy_function(count, [probe], tf.int32)
+        found.set_shape([])
+        return found
+
+    def kernels(seed: int, probe: tf.Tensor, *rest: Any) -> list[tf.Tensor]:
+        return kernel_signs(seed, counted(probe), *rest)
+
+    def each_example(seed: int, probe: tf.Tensor, *rest: Any) -> tf.Tensor:
+        return example_signs(seed, counted(probe), *rest)
+
+    monkeypatch.setattr(hutchinson, "kernel_signs", kernels)
+    monkeypatch.setattr(gauss_newton, "example_signs", each_example)
+    scores = rank(relu_net, estimator=estimator, probes=19, data=examples(40), batch_size=32)
+    # Each on both micro-batches.
+    assert sorted(drawn) == sorted([*range(19)] * 2) and scores.probes == 19
+
+
+@pytest.mark.parametrize("estimator", ["hutchinson", "gauss_newton"])
+def test_the_loss_scale_changes_nothing(
+    relu_net: tf_keras.Model, estimator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = rank(relu_net, estimator=estimator, probes=20)
+    made: list[Scales] = []
+
+    def growing(adaptive: bool) -> Scales:
+        made.append(Scales(True, patience=1))
+        return made[-1]
+
+    monkeypatch.setattr(estimators, "Scales", growing)
+    scaled = rank(relu_net, estimator=estimator, probes=20)
+    np.testing.assert_array_less([2.0**12, 1], made[0].values())
+    np.testing.assert_allclose(joined(scaled.trace), joined(plain.trace), rtol=1e-9)
 
 
 def test_gauss_newton_of_a_smooth_network_is_not_called_the_hessian() -> None:
@@ -136,6 +197,35 @@ def test_the_variance_of_a_probe_is_what_the_hessian_says(relu_net: tf_keras.Mod
     found = joined(scores.trace_standard_error) ** 2 * 1500
     # A sample variance of 1500 values of moderate kurtosis: 4 standard errors are below 25%.
     np.testing.assert_allclose(found, expected, rtol=0.25)
+
+
+def test_the_variance_of_a_sketch_is_that_of_a_quadratic_form_of_signs() -> None:
+    """For r' A r it is 2 sum_{i != j} A_ij^2, A of softmax regression written out."""
+    rng = np.random.default_rng(3)
+    model, x, y = linear_model(3), rng.normal(size=(12, 5)), rng.integers(0, 3, 12)
+    logits = x @ model.get_layer("dense").get_weights()[0]
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    factor = np.stack([np.diag(np.sqrt(q)) - np.outer(q, np.sqrt(q)) for q in p])
+    expected = []
+    for c in range(3):
+        # Row (i, k) of the gradient of filter c: x_i S_i[c, k] / sqrt(N).
+        rows = (factor[:, c, :, np.newaxis] * x[:, np.newaxis, :]).reshape(36, 5) / np.sqrt(12)
+        form = rows @ rows.T
+        expected.append(2 * (np.square(form).sum() - np.square(np.diag(form)).sum()))
+    scores = rank(model, data=(x, y), estimator="gauss_newton", probes=1500, seed=2)
+    found = joined(scores.trace_standard_error) ** 2 * 1500
+    np.testing.assert_allclose(found, expected, rtol=0.25)
+
+
+def test_a_batch_norm_in_training_mode_is_not_linear() -> None:
+    inputs = layers.Input((6, 6, 2))
+    x = layers.Conv2D(3, 3)(inputs)
+    x = layers.BatchNormalization(name="restless")(x, training=True)
+    model = tf_keras.Model(inputs, layers.Dense(CLASSES)(layers.GlobalAveragePooling2D()(x)))
+    x, y = examples()
+    scores = rank(model, data=(x.astype(np.float32), y), estimator="gauss_newton", probes=2)
+    assert scores.provenance.quantity == "Gauss-Newton trace"
+    assert "restless (BatchNormalization, in training mode)" in scores.provenance.notes[0]
 
 
 def test_filters_permuted_give_scores_permuted(relu_net: tf_keras.Model) -> None:
@@ -238,24 +328,26 @@ def test_a_softmax_layer_counts_as_logits() -> None:
     np.testing.assert_allclose(scores[name], expected["dense"], rtol=1e-12)
 
 
-def test_hessian_diagonal_agrees_with_finite_differences() -> None:
+def test_the_trace_agrees_with_finite_differences_of_gradients() -> None:
     model, (x, y) = residual_net("tanh"), examples()
     kernel, loss = model.get_layer("second").kernel, cross_entropy()
     start, step = kernel.numpy(), 1e-4
 
-    def loss_with(value: np.ndarray) -> float:
+    def gradient_with(value: np.ndarray) -> np.ndarray:
         kernel.assign(value)
-        return float(loss(y, model(x, training=False)))
+        with tf.GradientTape() as tape:
+            value = loss(y, model(x, training=False))
+        return tape.gradient(value, kernel).numpy()
 
     trace = np.zeros(3)
     for index in np.ndindex(*start.shape):
         moved = np.zeros_like(start)
         moved[index] = step
-        second = loss_with(start + moved) - 2 * loss_with(start) + loss_with(start - moved)
-        trace[index[-1]] += second / step**2
+        difference = gradient_with(start + moved) - gradient_with(start - moved)
+        trace[index[-1]] += difference[index] / (2 * step)
     kernel.assign(start)
     scores = rank(model, estimator="exact")
-    np.testing.assert_allclose(scores.trace["second"], trace, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(scores.trace["second"], trace, rtol=1e-6, atol=1e-8)
 
 
 def test_a_loss_that_sums_gives_the_trace_of_the_sum(relu_net: tf_keras.Model) -> None:

@@ -111,6 +111,15 @@ def test_a_network_that_is_random_at_inference_is_refused() -> None:
         ehap.rank_filters(model, data(), cross_entropy(), probes=1)
 
 
+def test_small_outputs_hide_no_randomness() -> None:
+    inputs = layers.Input((6, 6, 2))
+    x = layers.Flatten()(layers.Dropout(0.5, name="restless")(inputs, training=True))
+    small = tf_keras.initializers.RandomNormal(stddev=1e-8, seed=0)
+    model = tf_keras.Model(inputs, layers.Dense(4, kernel_initializer=small)(x))
+    with pytest.raises(ValueError, match="'restless'"):
+        ehap.rank_filters(model, data(), cross_entropy(), probes=1)
+
+
 def test_nan_labels_are_refused() -> None:
     inputs = layers.Input((4,))
     model = tf_keras.Model(inputs, layers.Dense(2)(inputs))
@@ -193,6 +202,23 @@ def test_float16_repeats_what_overflows(model: tf_keras.Model) -> None:
     np.testing.assert_allclose(
         joined(half), joined(full), rtol=0.05, atol=0.05 * np.abs(joined(full)).max()
     )
+
+
+@pytest.mark.parametrize("estimator", ["hutchinson", "gauss_newton"])
+def test_float16_takes_micro_batches_without_weight(model: tf_keras.Model, estimator: str) -> None:
+    x, y = examples(64)
+    x, counts = x.astype(np.float32), (np.arange(64) < 32).astype(np.float32)
+    arguments: dict[str, Any] = {
+        "loss": cross_entropy(),
+        "estimator": estimator,
+        "precision": "fp16",
+        "probes": 2,
+        "batch_size": 32,
+    }
+    found = joined(ehap.rank_filters(model, (x, y, counts), **arguments))
+    # The mean over 64 examples of a loss that is zero for half of them.
+    expected = joined(ehap.rank_filters(model, (x[:32], y[:32]), **arguments)) / 2
+    np.testing.assert_allclose(found, expected, rtol=0.02, atol=0.02 * np.abs(expected).max())
 
 
 def test_the_oracle_goes_on_from_its_checkpoint(

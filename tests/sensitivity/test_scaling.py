@@ -26,6 +26,14 @@ def test_a_product_that_is_all_zero_raises_the_scale() -> None:
     np.testing.assert_array_equal(scales.values(), before * [1, 2])
 
 
+def test_zeros_of_examples_without_weight_are_right() -> None:
+    scales = Scales(adaptive=True)
+    before = scales.values()
+    assert scales.update(True, ZERO, weightless=True).all()
+    assert not scales.update(True, OVERFLOW, weightless=True).any()
+    np.testing.assert_array_equal(scales.values(), before * [1, 0.5])
+
+
 def test_good_calls_let_the_scales_grow() -> None:
     scales = Scales(adaptive=True, patience=4)
     before = scales.values()
