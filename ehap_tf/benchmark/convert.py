@@ -1,29 +1,32 @@
 """Every architecture family of `tf_keras.applications` as a full-integer file, dense and pruned.
 
 Random weights and a calibration of a few random batches: what is measured is whether every layer
-becomes integer operators that compute what the quantized Keras model computes.
+becomes integer operators that compute what the quantized Keras model computes. Every file is a
+record of its own, so that a benchmark that was killed goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
+import itertools
 import pathlib
 import tempfile
 import time
-from typing import Any
 
 import numpy as np
 
 from ehap_tf.benchmark.families import FAMILIES, build_family, parse_families
 from ehap_tf.benchmark.isolation import MeasurementError, measure
-from ehap_tf.benchmark.output import add_output_arguments, save, show
+from ehap_tf.benchmark.output import add_output_arguments, markdown, save, show
+from ehap_tf.benchmark.records import Records, Row, add_records_argument, beside
 from ehap_tf.pruning import count_macs, plan_pruning, prune
 from ehap_tf.quantization import TFLiteModel, export_tflite, quantize
 from ehap_tf.sensitivity import rank_filters
 
 EXAMPLES = 32
-FAMILY_SECONDS = 3600
+FILE_SECONDS = 3600
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,37 +52,35 @@ class ConversionRow:
     seconds: float
 
 
-def convert_family(family: str, ratios: list[float]) -> list[dict[str, Any]]:
-    """Rows of one family, as `measure` can hand them from process to process."""
+def convert_family(family: str, removed: float) -> Row:
+    """One `ConversionRow`, as `measure` can hand it from process to process."""
     model = build_family(family)
     x = np.random.default_rng(0).uniform(0, 1, (EXAMPLES, *model.input_shape[1:]))
     x = x.astype(np.float32)
-    scores = rank_filters(model, None, criterion="magnitude")
-    rows = []
-    for ratio in ratios:
-        network = prune(model, plan_pruning(model, scores, prune_ratio=ratio)) if ratio else model
-        start = time.perf_counter()
-        qat = quantize(network, method="ptq", representative_data=(x,))
-        with tempfile.TemporaryDirectory() as folder:
-            file = export_tflite(qat, pathlib.Path(folder) / "net.tflite", allow_float=True)
-            seconds = time.perf_counter() - start
-            difference = TFLiteModel(file.path)(x) - qat.predict(x, verbose=0)
-        row = ConversionRow(
-            family=family,
-            removed=ratio,
-            macs=count_macs(network),
-            bytes=file.bytes,
-            operators=sum(file.operators.values()),
-            float_operators=sorted(set(file.float_operators)),
-            steps=float(np.abs(difference).mean() / file.output.scale),
-            seconds=seconds,
-        )
-        rows.append(dataclasses.asdict(row))
-    return rows
+    if removed:
+        scores = rank_filters(model, None, criterion="magnitude")
+        model = prune(model, plan_pruning(model, scores, prune_ratio=removed))
+    start = time.perf_counter()
+    qat = quantize(model, method="ptq", representative_data=(x,))
+    with tempfile.TemporaryDirectory() as folder:
+        file = export_tflite(qat, pathlib.Path(folder) / "net.tflite", allow_float=True)
+        seconds = time.perf_counter() - start
+        difference = TFLiteModel(file.path)(x) - qat.predict(x, verbose=0)
+    row = ConversionRow(
+        family=family,
+        removed=removed,
+        macs=count_macs(model),
+        bytes=file.bytes,
+        operators=sum(file.operators.values()),
+        float_operators=sorted(set(file.float_operators)),
+        steps=float(np.abs(difference).mean() / file.output.scale),
+        seconds=seconds,
+    )
+    return dataclasses.asdict(row)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds --families, --ratios and --output."""
+    """Adds --families, --ratios, --output and --records."""
     parser.add_argument(
         "--families", default=",".join(FAMILIES), help="comma-separated; all of them by default"
     )
@@ -87,6 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--ratios", default="0,0.3", help="shares of the filters to remove first, comma-separated"
     )
     add_output_arguments(parser)
+    add_records_argument(parser)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -97,27 +99,30 @@ def run(options: argparse.Namespace) -> None:
     """
     families = parse_families(options.families)
     ratios = [float(ratio) for ratio in options.ratios.split(",")]
+    records = Records(beside(options.output, options.records), {"examples": EXAMPLES})
     rows, failed = [], []
-    for family in families:
-        arguments = {"family": family, "ratios": ratios}
+    for family, removed in itertools.product(families, ratios):
+        arguments = {"family": family, "removed": removed}
+        convert = functools.partial(measure, f"{__name__}:convert_family", arguments, FILE_SECONDS)
+        name = f"{family} {removed:g}"
         try:
-            made = measure(f"{__name__}:convert_family", arguments, FAMILY_SECONDS)
+            row = records.row(name, convert)
         except MeasurementError as error:
-            failed.append(f"{family}: {error}")
+            failed.append(f"{name}: {error}")
             print(failed[-1], flush=True)
             continue
-        for row in made:
-            rows.append(row)
-            floats = ", ".join(row["float_operators"]) or "none"
-            print(
-                f"{family} {row['removed']:g}: float operators {floats}, mean difference "
-                f"{row['steps']:.2f} steps, {row['seconds']:.0f} s",
-                flush=True,
-            )
-            if row["float_operators"]:
-                failed.append(f"{family}: {floats} in floating point")
-    show("full-integer files of the families of tf_keras.applications", rows, _COLUMNS)
-    save(options, "convert", rows)
+        floats = ", ".join(row["float_operators"]) or "none"
+        print(
+            f"{name}: float operators {floats}, mean difference {row['steps']:.2f} steps, "
+            f"{row['seconds']:.0f} s",
+            flush=True,
+        )
+        if row["float_operators"]:
+            failed.append(f"{name}: {floats} in floating point")
+        rows.append(row)
+    shown = [row | {"float_operators": len(row["float_operators"])} for row in rows]
+    show("full-integer files of the families of tf_keras.applications", shown, _COLUMNS)
+    save(options, "convert", rows, table=markdown(shown, _COLUMNS))
     if failed:
         raise ValueError("; ".join(failed))
 
@@ -128,7 +133,7 @@ _COLUMNS = {
     "macs": "MACs",
     "bytes": "bytes",
     "operators": "operators",
-    "float_operators": "in float",
+    "float_operators": "float operators",
     "steps": "mean difference, steps",
     "seconds": "seconds",
 }
