@@ -23,20 +23,15 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     block raises, it is removed and `path` stays as it was.
 
     Raises:
-        OSError: the folder cannot be written, or the disk is full.
+        OSError: the folder cannot be written, `path` is a folder, or the disk is full.
     """
     path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(
-        dir=path.parent, prefix=f".{path.stem}-", suffix=f".partial{path.suffix}"
-    )
-    os.close(descriptor)
-    temporary = pathlib.Path(name)
+    temporary = _empty_file_beside(path)
     try:
         try:
             yield temporary
         except OSError as error:
-            if error.filename not in (None, name):
+            if error.filename not in (None, str(temporary)):
                 raise
             # A full disk is reported without a name, or with the temporary one.
             reason = error.strerror or str(error)
@@ -49,6 +44,26 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
         _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def require_writable(path: str | os.PathLike[str]) -> None:
+    """Raises now what writing `path` would raise after an hour of work; makes its folder.
+
+    Raises:
+        OSError: the folder cannot be written, or `path` is a folder.
+    """
+    _empty_file_beside(pathlib.Path(path)).unlink()
+
+
+def _empty_file_beside(path: pathlib.Path) -> pathlib.Path:
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(
+        dir=path.parent, prefix=f".{path.stem}-", suffix=f".partial{path.suffix}"
+    )
+    os.close(descriptor)
+    return pathlib.Path(name)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -13,6 +13,7 @@ import tensorflow as tf
 import tf_keras
 
 from ehap_tf.data import as_dataset
+from ehap_tf.files import require_writable
 from ehap_tf.models import require_finite_weights, require_functional
 from ehap_tf.models.keras3 import either_keras, to_keras3
 from ehap_tf.pruning import (
@@ -24,7 +25,13 @@ from ehap_tf.pruning import (
     prune,
 )
 from ehap_tf.pruning import recalibrate as recalibrate_model
-from ehap_tf.quantization import TFLiteFile, evaluate_tflite, export_tflite, quantize
+from ehap_tf.quantization import (
+    FreezeBatchNorm,
+    TFLiteFile,
+    evaluate_tflite,
+    export_tflite,
+    quantize,
+)
 from ehap_tf.sensitivity import FilterScores, rank_filters
 
 
@@ -116,8 +123,9 @@ def compress(
     Raises:
         TypeError: the model is subclassed.
         ValueError: an argument is out of range, data is empty or infinite, or no loss is known.
-        OSError: `path` cannot be written.
+        OSError: `path` cannot be written (noticed before anything else).
     """
+    require_writable(path)
     require_functional(model)
     require_finite_weights(model)
     if len(model.outputs) != 1:
@@ -165,10 +173,12 @@ def compress(
     with _timed(seconds, "quantize"):
         calibration = first_examples(train_data, 1280)
         qat = quantize(slim, weight_bits=weight_bits, representative_data=calibration)
-        _fit(qat, train_data, validation_data, qat_epochs, rate / 10, **options)
+        _fit(
+            qat, train_data, validation_data, qat_epochs, rate / 10, freeze_bn=True, **options
+        )  # fmt: skip
     report["qat_accuracy"] = accuracy_on(qat, validation_data)
     with _timed(seconds, "export"):
-        file = export_tflite(qat, path)
+        file = export_tflite(qat, path, data=calibration)
         report |= {
             "tflite_accuracy": evaluate_tflite(file.path, validation_data),
             "tflite_bytes": file.bytes,
@@ -233,8 +243,12 @@ def _fit(
     momentum: float = 0.9,
     batch_size: int,
     verbose: int,
+    freeze_bn: bool = False,
 ) -> None:
-    """Trains in place and leaves the best validation weights."""
+    """Trains in place and leaves the best validation weights.
+
+    With `freeze_bn`, the second half of the training sees the affine maps of the integer file.
+    """
     if epochs < 0:
         raise ValueError(f"epochs must be at least 0. Received: {epochs}")
     if epochs == 0:
@@ -252,6 +266,8 @@ def _fit(
     )
     best = _BestWeights() if validation_data is not None else None
     callbacks = [tf_keras.callbacks.TerminateOnNaN(), *([best] if best else [])]
+    if freeze_bn:
+        callbacks.append(FreezeBatchNorm(epochs * steps // 2))
     validation = None if validation_data is None else as_dataset(validation_data, batch_size)
     history = model.fit(
         batches, validation_data=validation, epochs=epochs, callbacks=callbacks, verbose=verbose

@@ -34,6 +34,7 @@ class RunDirectory:
         self.finetuned = path / "finetuned.keras"
         self.qat = path / "qat.h5"
         self.tflite = path / "model_int8.tflite"
+        self.tflite_metadata = path / "model_int8.tflite.json"
         self.report = path / "report.json"
         self.report_page = path / "report.html"
         self.logs = path / "logs"

@@ -1,6 +1,6 @@
 """INT8: the quantization scheme, the QAT model, the TFLite file and what it is worth."""
 
-from ehap_tf.quantization.batch_norm import freeze_batch_norm
+from ehap_tf.quantization.batch_norm import FreezeBatchNorm, freeze_batch_norm
 from ehap_tf.quantization.evaluate import TFLiteModel, evaluate_tflite, measure_latency_ms
 from ehap_tf.quantization.export import export_float_tflite, export_tflite
 from ehap_tf.quantization.metadata import Normalization, read_metadata
@@ -12,6 +12,7 @@ from ehap_tf.quantization.tflite_file import TensorSpec, TFLiteFile, inspect_tfl
 
 __all__ = [
     "EhapQuantizeScheme",
+    "FreezeBatchNorm",
     "LayerQuality",
     "Normalization",
     "QuantizationReport",

@@ -27,10 +27,42 @@ def freeze_batch_norm(qat: tf_keras.Model) -> None:
     do not change: training then sees the very affine maps that are folded into the file. Gamma and
     beta keep training, so that the list of trainable variables (and with it the optimizer's state)
     stays as it is. Keras reads the flag while tracing: compile the model again after freezing it,
-    and retrace a training step of your own.
+    and retrace a training step of your own. `FreezeBatchNorm` does it inside `fit`.
     """
     for layer in batch_norms(qat):
         layer.trainable = False
+
+
+class FreezeBatchNorm(tf_keras.callbacks.Callback):
+    """Calls `freeze_batch_norm` inside the `fit` of a QAT model, after a number of steps.
+
+    Args:
+        freeze_bn_after: training steps before it, counted by the optimizer: a training that is
+            resumed with its optimizer freezes where it would have.
+
+    Raises:
+        ValueError: `freeze_bn_after` is negative.
+    """
+
+    def __init__(self, freeze_bn_after: int) -> None:
+        super().__init__()
+        if freeze_bn_after < 0:
+            raise ValueError(f"freeze_bn_after must be at least 0. Received: {freeze_bn_after}")
+        self.freeze_bn_after = freeze_bn_after
+        self._done = False
+
+    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
+        """Starts anew."""
+        self._done = False
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        """Freezes when it is time."""
+        if self._done or int(self.model.optimizer.iterations) < self.freeze_bn_after:
+            return
+        freeze_batch_norm(self.model)
+        # The step was traced with the statistics moving.
+        self.model.make_train_function(force=True)
+        self._done = True
 
 
 @contextlib.contextmanager

@@ -12,16 +12,24 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import tf_keras
 
 from ehap_tf.files import atomic_path
 from ehap_tf.models.keras3 import either_keras
 from ehap_tf.quantization.canonical import canonical_model
+from ehap_tf.quantization.evaluate import TFLiteModel
 from ehap_tf.quantization.graph import walk
+from ehap_tf.quantization.inputs import input_batches
 from ehap_tf.quantization.integer_graph import IntegerGraph
 from ehap_tf.quantization.metadata import Normalization, write_metadata
 from ehap_tf.quantization.tflite_file import TFLiteFile, inspect_tflite
+
+LARGEST_DIFFERENCE = 10.0
+"""Mean distance of a file's outputs from its model's, in steps of the output: rounding the other
+way now and then makes one or two of it, an operator that computes something else tens."""
+COMPARED_BATCHES = 2
 
 IO_DTYPES = {"int8": tf.int8, "uint8": tf.uint8, "float32": tf.float32}
 
@@ -34,6 +42,7 @@ def export_tflite(
     allow_float: bool = False,
     normalization: Normalization | None = None,
     labels: Sequence[str] | None = None,
+    data: Any = None,
 ) -> TFLiteFile:
     """Writes a QAT model as a full-integer TFLite file, loads it again and checks it.
 
@@ -48,16 +57,22 @@ def export_tflite(
         allow_float: accept operators that compute in floating point.
         normalization: of the pixels, if it is not part of the model; goes into the metadata.
         labels: the classes' names in the order of the outputs; go into the metadata.
+        data: real inputs, as `representative_data` of `quantize`; the file's outputs on the first
+            two batches (up to 256 examples of arrays) are compared with those of `qat`.
 
     Returns:
         What the file holds, read from the file.
 
     Raises:
         OSError: the path cannot be written (noticed before converting).
-        ValueError: the model has not seen data; the file holds float operators.
+        ValueError: the model has not seen data; the file holds float operators, or computes
+            something else than the model; `data` is empty or of another shape.
     """
     if io_dtype not in IO_DTYPES:
         raise ValueError(f"io_dtype must be one of {tuple(IO_DTYPES)}. Received: {io_dtype!r}")
+    outputs = qat.outputs[0].shape[-1]
+    if labels is not None and len(labels) != outputs:
+        raise ValueError(f"labels must name the {outputs} outputs. Received: {len(labels)} names")
     with atomic_path(path) as temporary:
         graph = IntegerGraph(qat)
         converter = _converter(qat, graph)
@@ -72,9 +87,42 @@ def export_tflite(
                 f"{', '.join(file.float_operators)}. Replace the layers these come from, or pass "
                 "allow_float=True."
             )
+        if data is not None:
+            file = _compared(file, qat, data)
     file = dataclasses.replace(file, path=pathlib.Path(path))
     write_metadata(file, normalization, labels)
     return file
+
+
+def _compared(file: TFLiteFile, qat: tf_keras.Model, data: Any) -> TFLiteFile:
+    """Adds to `file` how far its outputs are from those of `qat`.
+
+    Raises:
+        ValueError: too far; `data` is empty; the model has several inputs or outputs.
+    """
+    if len(qat.inputs) != 1 or len(qat.outputs) != 1:
+        raise ValueError(
+            "data can be compared for a model with one input and one output. Received: "
+            f"{len(qat.inputs)} inputs and {len(qat.outputs)} outputs"
+        )
+    integer = TFLiteModel(file.path)
+    pairs = [
+        (integer(x), np.asarray(qat(x, training=False)))
+        for x in input_batches(data, COMPARED_BATCHES)
+    ]
+    if not pairs:
+        raise ValueError("data is empty.")
+    received, expected = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    difference = float(np.abs(received - expected).mean() / (file.output.scale or 1.0))
+    if difference > LARGEST_DIFFERENCE:
+        raise ValueError(
+            "the file's outputs must be those of the QAT model, up to "
+            f"{LARGEST_DIFFERENCE:g} steps of the output in the mean. Received: {difference:.3g} "
+            f"steps. One of the operators {', '.join(file.operators)} computes something else in "
+            "integers; please report it with the model."
+        )
+    same = received.argmax(axis=-1) == expected.argmax(axis=-1)
+    return dataclasses.replace(file, difference=difference, agreement=float(same.mean()))
 
 
 @either_keras()

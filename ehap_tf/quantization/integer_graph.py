@@ -66,8 +66,10 @@ class IntegerGraph:
             for layer in qat.layers
             if type(unwrapped(layer)).__name__ in KERNELS
         }
-        self._folded = {
-            self._readers[name][0] for name in self.kernels if self.batch_norm_of(name) is not None
+        self._slopes = {
+            layer.name: _slopes(layer, rounding)
+            for layer in qat.layers
+            if type(unwrapped(layer)).__name__ == "PReLU" and layer is not unwrapped(layer)
         }
         self._ranges: dict[int, Range] = {}
         self._alive: list[tf.Tensor] = []
@@ -88,6 +90,9 @@ class IntegerGraph:
             y = x
         elif kind in KERNELS:
             y = self._matrix_layer(layer, x)
+        elif layer.name in self._slopes:
+            # In the shape in which the converter sees its PRELU.
+            y = tf.nn.relu(x) + (-self._slopes[layer.name]) * tf.nn.relu(-x)
         elif isinstance(inner, ScatterChannels):
             y = x if layer.name in self._scatters.values() else self._scatter(inner, x)
         elif self._rounding and is_plain_relu(inner):
@@ -176,6 +181,12 @@ class IntegerGraph:
         )
         y = tf.nn.conv2d(x, kernel.constant(), 1, "VALID")
         return tf.quantization.fake_quant_with_min_max_args(y, *self._ranges[id(x)])
+
+
+def _slopes(wrapper: QuantizeWrapper, rounding: bool) -> np.ndarray:
+    """The slopes of the PReLU inside `wrapper`."""
+    slopes, quantizer, _ = wrapper._weight_vars[0]
+    return quantizer(slopes, False, {}).numpy() if rounding else slopes.numpy()
 
 
 def output_range(layer: tf_keras.layers.Layer) -> Range | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,14 @@ from ehap_tf.quantization.batch_norm import inference_affine
 from ehap_tf.quantization.builder import GraphBuilder
 from ehap_tf.quantization.canonical import canonical_model
 from ehap_tf.quantization.graph import consumers, producers, rebuild
+from ehap_tf.quantization.own_layers import EhapQuantizeLayer
 from ehap_tf.quantization.quantizers import EhapActivationQuantizer
-from ehap_tf.quantization.registry import KERNELS, EhapQuantizeRegistry
+from ehap_tf.quantization.registry import (
+    KEEPS_GRID,
+    KERNELS,
+    EhapQuantizeRegistry,
+    averages_on_grid,
+)
 
 FUSES_RELU = frozenset({*KERNELS, "BatchNormalization", "Add", "Subtract", "Multiply"})
 """Operators that end in a ReLU at no cost, so that nothing is quantized between."""
@@ -59,6 +65,8 @@ class EhapQuantizeLayoutTransform(default_layout.Default8BitQuantizeLayoutTransf
         """
         flat = _attach_batch_norms(canonical_model(model), self._quantize_tensor)
         flat = self._surround_float_layers(flat)
+        annotated = {n for n, entry in layer_quantize_map.items() if entry.get("quantize_config")}
+        flat = self._round_averages(flat, annotated)
         configs: dict[str, dict[str, Any]] = {}
         readers = consumers(flat)
         by_name = {layer.name: layer for layer in flat.layers}
@@ -96,12 +104,52 @@ class EhapQuantizeLayoutTransform(default_layout.Default8BitQuantizeLayoutTransf
 
         return rebuild(flat, visit)
 
+    def _round_averages(self, flat: tf_keras.Model, annotated: Set[str]) -> tf_keras.Model:
+        """Rounds averages that stay on their input's grid, as their integer kernels do.
+
+        The quantizer of that grid becomes a layer, which is called on the averages once more, never
+        in training mode: there it rounds and does not follow their range.
+
+        Args:
+            flat: every tensor's grid is that of a `QuantizeLayer` or of a layer to be wrapped.
+            annotated: layers with a quantizer of the caller's, whose grid stays theirs alone.
+        """
+        sources = producers(flat)
+        by_name = {layer.name: layer for layer in flat.layers}
+        grids: dict[str, str] = {}
+        for layer in flat.layers:
+            if averages_on_grid(layer):
+                (source,) = sources[layer.name]
+                while type(by_name[source]).__name__ in KEEPS_GRID:
+                    (source,) = sources[source]
+                if source not in annotated:
+                    grids[layer.name] = source
+        if not grids:
+            return flat
+        rounding = {source: self._grid_layer(by_name[source]) for source in set(grids.values())}
+
+        def visit(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            y = layer(*args, **kwargs)
+            if layer.name in rounding and rounding[layer.name] is not layer:
+                y = rounding[layer.name](y)
+            if layer.name in grids:
+                y = rounding[grids[layer.name]](y, training=False)
+            return y
+
+        return rebuild(flat, visit)
+
+    def _grid_layer(self, layer: tf_keras.layers.Layer) -> QuantizeLayer:
+        if isinstance(layer, QuantizeLayer):
+            return layer
+        (quantizer,) = self._registry.get_quantize_config(layer).get_output_quantizers(layer)
+        return EhapQuantizeLayer(quantizer, name=f"{layer.name}_quantize")
+
     def _quantize_tensor(self, tensor: Any) -> Any:
         quantizer = EhapActivationQuantizer(
             self._registry.activation_bits, self._registry.percentile
         )
         name = f"{tensor._keras_history.layer.name}_quantize"
-        return QuantizeLayer(quantizer, name=name)(tensor)
+        return EhapQuantizeLayer(quantizer, name=name)(tensor)
 
 
 def is_plain_relu(layer: Any) -> bool:
@@ -116,6 +164,8 @@ def is_plain_relu(layer: Any) -> bool:
 def _ends_inside_operator(layer: tf_keras.layers.Layer, readers: list[Any]) -> bool:
     if len(readers) != 1:
         return False
+    if isinstance(readers[0], QuantizeLayer):
+        return True
     if is_plain_relu(readers[0]):
         return type(layer).__name__ in FUSES_RELU
     return type(layer).__name__ in KERNELS and _is_batch_norm(readers[0])

@@ -47,12 +47,7 @@ def write_metadata(
         normalization: of the pixels, if it is not part of the model.
         labels: the classes' names in the order of the outputs.
 
-    Raises:
-        ValueError: as many labels as outputs are needed.
     """
-    outputs = file.output.shape[-1]
-    if labels is not None and len(labels) != outputs:
-        raise ValueError(f"labels must name the {outputs} outputs. Received: {len(labels)} names")
     content: dict[str, Any] = {
         "format": FORMAT,
         "file": file.path.name,
@@ -62,6 +57,8 @@ def write_metadata(
         "output": _tensor(file.output),
         "operators": dict(file.operators),
         "float_operators": list(file.float_operators),
+        "difference_from_qat_model_in_steps": file.difference,
+        "agreement_with_qat_model": file.agreement,
         "normalization": None,
         "labels": None if labels is None else list(labels),
     }

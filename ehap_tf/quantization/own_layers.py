@@ -1,4 +1,4 @@
-"""Single TFLite operators that Keras has no layer for."""
+"""Single TFLite operators that Keras has no layer for, and TFMOT's layer that quantizes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,23 @@ from typing import Any
 
 import tensorflow as tf
 import tf_keras
+from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer import (
+    QuantizeLayer,
+)
+
+
+class EhapQuantizeLayer(QuantizeLayer):
+    """TFMOT's layer, built once.
+
+    TFMOT's does not note that it is built. Keras builds a layer of a `.keras` file by its saved
+    shape, and again when it is called: with twice the variables, which the file does not have.
+    """
+
+    def build(self, input_shape: Any) -> None:
+        """Makes the variables of the quantizer."""
+        if not self.built:
+            super().build(input_shape)
+            self.built = True
 
 
 class EhapHardSwish(tf_keras.layers.Layer):

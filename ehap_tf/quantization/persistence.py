@@ -1,4 +1,4 @@
-"""QAT models on disk: `.h5`, whole or absent, readable by a fresh process."""
+"""QAT models on disk: `.h5` or `.keras`, whole or absent, readable by a fresh process."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from ehap_tf.files import CorruptFileError, atomic_path
 from ehap_tf.quantization.scheme import quantization_scope
 from ehap_tf.quantization.wrappers import keep_frozen
 
+SUFFIXES = (".h5", ".keras")
+
 
 def save_qat(qat: tf_keras.Model, path: str | os.PathLike[str]) -> None:
     """Writes a model from `quantize` to `path`, atomically.
 
     Args:
-        qat: the model; trained or not, compiled or not (the optimizer is not saved).
-        path: ends in `.h5`. TFMOT's wrappers do not load back from `.keras`.
+        qat: the model; trained or not, compiled or not (`.h5` leaves the optimizer out).
+        path: ends in `.h5` or `.keras`.
 
     Raises:
         ValueError: another suffix.
@@ -26,9 +28,12 @@ def save_qat(qat: tf_keras.Model, path: str | os.PathLike[str]) -> None:
     """
     _check_suffix(path)
     with atomic_path(path) as temporary, warnings.catch_warnings():
-        # Keras recommends its newer format, from which TFMOT's wrappers cannot be read.
+        # Keras recommends its newer format.
         warnings.simplefilter("ignore", UserWarning)
-        tf_keras.models.save_model(qat, temporary, save_format="h5", include_optimizer=False)
+        if temporary.suffix == ".h5":
+            tf_keras.models.save_model(qat, temporary, save_format="h5", include_optimizer=False)
+        else:
+            tf_keras.models.save_model(qat, temporary, save_format="keras")
 
 
 def load_qat(path: str | os.PathLike[str]) -> tf_keras.Model:
@@ -53,5 +58,8 @@ def load_qat(path: str | os.PathLike[str]) -> tf_keras.Model:
 
 
 def _check_suffix(path: str | os.PathLike[str]) -> None:
-    if pathlib.Path(path).suffix != ".h5":
-        raise ValueError(f"path of a QAT model must end in '.h5'. Received: {os.fspath(path)!r}")
+    if pathlib.Path(path).suffix not in SUFFIXES:
+        raise ValueError(
+            f"path of a QAT model must end in {' or '.join(SUFFIXES)}. "
+            f"Received: {os.fspath(path)!r}"
+        )

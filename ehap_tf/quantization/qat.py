@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,12 @@ from ehap_tf.models.keras3 import either_keras
 from ehap_tf.quantization.batch_norm import ranges_only
 from ehap_tf.quantization.correction import correct_biases, reestimate_batch_norm
 from ehap_tf.quantization.graph import rebuild
+from ehap_tf.quantization.inputs import input_batches
 from ehap_tf.quantization.scheme import EhapQuantizeScheme, quantization_scope
 from ehap_tf.quantization.wrappers import keep_frozen, training_forward
 
 METHODS = ("qat", "ptq")
 CALIBRATION_BATCHES = 10
-CALIBRATION_BATCH_SIZE = 128
 
 
 @either_keras(lambda qat: qat)
@@ -81,10 +81,10 @@ def quantize(
     keep_frozen(qat)
     if representative_data is not None:
         if reestimate:
-            reestimate_batch_norm(qat, _batches(representative_data, CALIBRATION_BATCHES))
+            reestimate_batch_norm(qat, input_batches(representative_data, CALIBRATION_BATCHES))
         calibrate(qat, representative_data)
         if bias_correction:
-            correct_biases(qat, _batches(representative_data, CALIBRATION_BATCHES))
+            correct_biases(qat, input_batches(representative_data, CALIBRATION_BATCHES))
     return qat
 
 
@@ -126,7 +126,7 @@ def calibrate(
     with ranges_only(qat):
         # A function of its own, traced while nothing but the ranges can change.
         forward = training_forward(qat)
-        for x in _batches(representative_data, batches):
+        for x in input_batches(representative_data, batches):
             if not expected.is_compatible_with(x.shape):
                 raise ValueError(
                     f"representative_data must hold inputs of shape {tuple(expected)}. "
@@ -138,16 +138,3 @@ def calibrate(
             seen += 1
     if not seen:
         raise ValueError("representative_data is empty.")
-
-
-def _batches(data: Any, count: int) -> Iterator[np.ndarray]:
-    if isinstance(data, tf.data.Dataset):
-        for element in data.take(count):
-            x = element[0] if isinstance(element, tuple | list) else element
-            yield np.asarray(x, np.float32)
-        return
-    x = data[0] if isinstance(data, tuple | list) else data
-    x = np.asarray(x)
-    size = max(1, min(CALIBRATION_BATCH_SIZE, len(x) // count or len(x)))
-    for start in range(0, min(len(x), size * count), size):
-        yield np.asarray(x[start : start + size], np.float32)

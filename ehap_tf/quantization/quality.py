@@ -199,7 +199,8 @@ def _outputs(qat: tf_keras.Model, x: tf.Tensor, rounding: bool) -> dict[str, np.
     def keep(layer: tf_keras.layers.Layer, x: tf.Tensor, y: tf.Tensor) -> None:
         del x
         if output_range(layer) is not None:
-            found[layer.name] = y.numpy().astype(np.float64)
+            # A layer's first call sets the grid; later ones round averages to it.
+            found.setdefault(layer.name, y.numpy().astype(np.float64))
 
     IntegerGraph(qat, rounding, keep)([tf.cast(x, tf.float32)])
     return found

@@ -19,6 +19,9 @@ KERNELS = {
 }
 """Layer class -> attribute of its kernel, and which of its weights share a scale."""
 
+WEIGHTS = KERNELS | {"PReLU": ("alpha", "slopes")}
+"""The same for every layer with weights that the file holds as integers."""
+
 IDENTITIES = frozenset(
     {
         "ActivityRegularization",
@@ -74,6 +77,14 @@ ACTIVATION_OUTPUTS = {
 """Activation function -> its output; "unit" and "signed_unit" are prescribed by the kernels."""
 
 
+def averages_on_grid(layer: tf_keras.layers.Layer) -> bool:
+    """Whether the integer kernel computes new values and rounds them to its input's grid."""
+    kind = type(layer).__name__
+    return kind == "AveragePooling2D" or (
+        kind == "UpSampling2D" and getattr(layer, "interpolation", "nearest") != "nearest"
+    )
+
+
 class EhapQuantizeRegistry(default_registry.Default8BitQuantizeRegistry):
     """TFMOT's registry with quantization of our own for every layer of the canonical graph.
 
@@ -107,7 +118,7 @@ class EhapQuantizeRegistry(default_registry.Default8BitQuantizeRegistry):
         Raises:
             ValueError: there is no integer kernel.
         """
-        kernel, grouping = KERNELS.get(type(layer).__name__, (None, "channel"))
+        weights, grouping = WEIGHTS.get(type(layer).__name__, (None, "channel"))
         output = self._output(layer)
         if output is None:
             raise ValueError(
@@ -116,7 +127,7 @@ class EhapQuantizeRegistry(default_registry.Default8BitQuantizeRegistry):
                 "integer file."
             )
         return EhapQuantizeConfig(
-            weights=[] if kernel is None else [kernel],
+            weights=[] if weights is None else [weights],
             grouping=grouping,
             output=output,
             weight_bits=self.weight_bits,

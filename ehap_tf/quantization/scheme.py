@@ -12,10 +12,16 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_schem
 from ehap_tf.channels import ScatterChannels
 from ehap_tf.quantization.configs import EhapQuantizeConfig
 from ehap_tf.quantization.layout import EhapQuantizeLayoutTransform
-from ehap_tf.quantization.own_layers import EhapHardSwish, EhapMean, EhapRsqrt
+from ehap_tf.quantization.own_layers import (
+    EhapHardSwish,
+    EhapMean,
+    EhapQuantizeLayer,
+    EhapRsqrt,
+)
 from ehap_tf.quantization.quantizers import (
     EhapActivationQuantizer,
     EhapFixedQuantizer,
+    EhapSlopeQuantizer,
     EhapWeightQuantizer,
 )
 from ehap_tf.quantization.registry import EhapQuantizeRegistry
@@ -87,8 +93,10 @@ def quantization_scope() -> Any:
                 EhapWeightQuantizer,
                 EhapActivationQuantizer,
                 EhapFixedQuantizer,
+                EhapSlopeQuantizer,
                 EhapHardSwish,
                 EhapMean,
+                EhapQuantizeLayer,
                 EhapRsqrt,
                 ScatterChannels,
             )

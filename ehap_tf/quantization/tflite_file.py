@@ -57,6 +57,9 @@ class TFLiteFile:
         tensor_types: number of tensors of each type.
         input: the (first) input.
         output: the (first) output.
+        difference: mean distance of its outputs from the QAT model's on real inputs, in steps of
+            the output; None where `export_tflite` was given none.
+        agreement: share of those inputs for which both say the same class; likewise.
     """
 
     path: pathlib.Path
@@ -66,6 +69,8 @@ class TFLiteFile:
     tensor_types: Mapping[str, int]
     input: TensorSpec
     output: TensorSpec
+    difference: float | None = None
+    agreement: float | None = None
 
     @property
     def float_ops(self) -> int:

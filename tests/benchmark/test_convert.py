@@ -1,4 +1,4 @@
-"""Conversion of the families: a record a file, so that neither a kill nor a failure loses others."""
+"""Conversion of the families: a record a file, so that a kill or a failure loses no other."""
 
 from __future__ import annotations
 

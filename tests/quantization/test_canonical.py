@@ -9,6 +9,8 @@ import tf_keras
 
 from ehap_tf.quantization import quantize
 from ehap_tf.quantization.canonical import canonical_model
+from ehap_tf.quantization.graph import consumers
+from ehap_tf.quantization.integer_graph import output_range
 from ehap_tf.quantization.layout import EhapQuantizeLayoutTransform
 from ehap_tf.quantization.registry import EhapQuantizeRegistry
 from tests.quantization.nets import NETS, build, conv, head, images, layers
@@ -68,6 +70,26 @@ def test_each_operator_quantizes_once():
     # First convolution with its BatchNorm and ReLU, second with its BatchNorm, Add with its ReLU,
     # pool, classifier.
     assert len(observed) == 5
+
+
+def test_averages_are_rounded_to_the_grid_they_are_read_from():
+    model = build("pools")
+    flat, configs = EhapQuantizeLayoutTransform(EhapQuantizeRegistry()).apply(model, {})
+    convolution = model.layers[1].name
+    (pool,) = (layer for layer in flat.layers if isinstance(layer, layers.AveragePooling2D))
+    grid = f"{convolution}_quantize"
+    assert configs[convolution]["quantize_config"].output == "none"
+    assert {name for name, readers in consumers(flat).items() if grid in readers} == {
+        convolution,
+        pool.name,
+    }
+
+    qat = quantize(model, representative_data=(images(),))
+    averages = tf_keras.Model(qat.inputs, qat.get_layer(grid).get_output_at(-1))
+    low, high = output_range(qat.get_layer(grid))
+    steps = averages.predict(images(8), verbose=0) * 255.0 / (high - low)
+    np.testing.assert_allclose(steps, np.rint(steps), atol=1e-2)
+    assert np.unique(np.rint(steps)).size > 20
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -24,6 +25,9 @@ from ehap_tf.quantization import (
 )
 from ehap_tf.quantization.correction import correct_biases
 from tests.quantization.nets import build, images, layers, randomize
+
+# The working directory of the process is another one than that of the tests.
+PATHS = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +72,41 @@ def test_inputs_and_outputs_of_other_types(qat, file, io_dtype, tmp_path):
     assert other.float_operators == ()
     expected, received = TFLiteModel(file.path)(images()), TFLiteModel(other.path)(images())
     np.testing.assert_allclose(received, expected, atol=1e-5)
+
+
+def test_outputs_are_compared_with_the_model_on_real_inputs(qat, file, tmp_path):
+    assert (file.difference, file.agreement) == (None, None)
+    compared = export_tflite(qat, tmp_path / "net.tflite", data=(images(),))
+    expected, received = qat.predict(images(), verbose=0), TFLiteModel(file.path)(images())
+    steps = np.abs(received - expected).mean() / file.output.scale
+    assert compared.difference == pytest.approx(steps, abs=1e-4)
+    assert compared.agreement == np.mean(received.argmax(1) == expected.argmax(1))
+    assert read_metadata(compared.path)["agreement_with_qat_model"] == compared.agreement
+
+
+def test_file_that_computes_something_else_is_refused(qat, tmp_path, monkeypatch):
+    class Mirrored(TFLiteModel):
+        def __call__(self, examples):
+            return -super().__call__(examples)
+
+    monkeypatch.setattr("ehap_tf.quantization.export.TFLiteModel", Mirrored)
+    with pytest.raises(ValueError, match=r"up to 10 steps .*Received: \d\d.* CONV_2D"):
+        export_tflite(qat, tmp_path / "net.tflite", data=(images(),))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"labels": ("a", "b")}, "labels must name the 4 outputs. Received: 2"),
+        ({"data": (images(0),)}, "data is empty"),
+        ({"data": (np.zeros((2, 9, 8, 3)),)}, r"9, 8, 3"),
+    ],
+)
+def test_wrong_arguments_leave_no_file(qat, tmp_path, options, text):
+    with pytest.raises(ValueError, match=text):
+        export_tflite(qat, tmp_path / "net.tflite", **options)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_unknown_type_is_named(qat, tmp_path):
@@ -148,22 +187,38 @@ def test_bias_correction_removes_the_mean_error(model):
 
 
 def test_fresh_process_loads_the_qat_model(qat, tmp_path):
-    save_qat(qat, tmp_path / "qat.h5")
+    """From every form that Keras has; weights go into a model that is built anew."""
+    names = ("qat.h5", "qat.keras", "saved_model", "qat_weights.h5", "float.keras")
+    for name in names[:2]:
+        save_qat(qat, tmp_path / name)
+    qat.save(tmp_path / "saved_model", save_format="tf")
+    qat.save_weights(tmp_path / "qat_weights.h5")
+    build("union_block").save(tmp_path / "float.keras")
     np.save(tmp_path / "x.npy", images(4))
-    code = (
-        "import sys, numpy as np; from ehap_tf.quantization import load_qat; "
-        "x = np.load(sys.argv[2]); "
-        "np.save(sys.argv[3], load_qat(sys.argv[1]).predict(x, verbose=0))"
-    )
-    paths = [str(tmp_path / name) for name in ("qat.h5", "x.npy", "y.npy")]
-    subprocess.run([sys.executable, "-c", code, *paths], check=True)
-    np.testing.assert_allclose(
-        np.load(tmp_path / "y.npy"), qat.predict(images(4), verbose=0), atol=1e-6
-    )
+    code = """
+import numpy as np, tf_keras
+from ehap_tf.quantization import load_qat, quantization_scope, quantize
+
+def rebuilt():
+    model = quantize(tf_keras.models.load_model("float.keras"))
+    model.load_weights("qat_weights.h5")
+    return model
+
+def from_saved_model():
+    with quantization_scope():
+        return tf_keras.models.load_model("saved_model", compile=False)
+
+x = np.load("x.npy")
+loaders = (lambda: load_qat("qat.h5"), lambda: load_qat("qat.keras"), from_saved_model, rebuilt)
+np.save("y.npy", [load().predict(x, verbose=0) for load in loaders])
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, env=PATHS)
+    for received in np.load(tmp_path / "y.npy"):
+        np.testing.assert_allclose(received, qat.predict(images(4), verbose=0), atol=1e-6)
 
 
 def test_other_suffix_is_refused(qat, tmp_path):
     with pytest.raises(ValueError, match=r"\.h5"):
-        save_qat(qat, tmp_path / "qat.keras")
+        save_qat(qat, tmp_path / "qat.tflite")
     with pytest.raises(FileNotFoundError):
         load_qat(tmp_path / "absent.h5")

@@ -119,8 +119,10 @@ def test_uncalibrated_model_is_not_exported(tmp_path):
 
 def test_unwritable_path_is_noticed_first(qat, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OSError):
-        export_tflite(qat, tmp_path / "file" / "net.tflite")
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "file" / "net.tflite", tmp_path / "folder"):
+        with pytest.raises(OSError):
+            export_tflite(qat, path)
 
 
 def test_float_file_is_the_float_model(tmp_path):

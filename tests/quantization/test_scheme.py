@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import tensorflow_model_optimization as tfmot
@@ -9,6 +11,7 @@ import tf_keras
 
 from ehap_tf.quantization import (
     EhapQuantizeScheme,
+    FreezeBatchNorm,
     calibrate,
     freeze_batch_norm,
     quantization_scope,
@@ -17,8 +20,9 @@ from ehap_tf.quantization import (
 from tests.quantization.nets import build, images, layers, randomize
 
 
-def test_quantize_apply_gives_the_same_model():
-    model = build("union_block")
+@pytest.mark.parametrize("name", ["union_block", "pools"])
+def test_quantize_apply_gives_the_same_model(name):
+    model = build(name)
     ours = quantize(model, representative_data=(images(),))
     with quantization_scope():
         annotated = tfmot.quantization.keras.quantize_annotate_model(model)
@@ -71,6 +75,24 @@ def test_frozen_statistics_stay_while_gamma_trains():
     qat.fit(images(), np.ones((64, 4)), batch_size=16, epochs=1, verbose=0)
     assert all((w.numpy() == b).all() for w, b in zip(moving, before[0], strict=True))
     assert any((w.numpy() != b).any() for w, b in zip(gammas, before[1], strict=True))
+
+
+def test_statistics_freeze_after_the_given_steps():
+    qat = quantize(build("union_block"), representative_data=(images(),))
+    moving = [w for w in qat.weights if "moving" in w.name]
+    history = []
+    record = tf_keras.callbacks.LambdaCallback(
+        on_batch_end=lambda batch, logs: history.append([w.numpy() for w in moving])
+    )
+    qat.compile(tf_keras.optimizers.SGD(0.01), "mse")
+    callbacks = [FreezeBatchNorm(3), record]
+    qat.fit(images(), np.ones((64, 4)), batch_size=8, epochs=1, verbose=0, callbacks=callbacks)
+    assert len(history) == 8
+    stands = [
+        all((a == b).all() for a, b in zip(before, after, strict=True))
+        for before, after in itertools.pairwise(history)
+    ]
+    assert stands == 2 * [False] + 5 * [True]
 
 
 def test_layers_that_are_not_trainable_do_not_train():

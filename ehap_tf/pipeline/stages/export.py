@@ -11,6 +11,7 @@ from ehap_tf.models import load_model
 from ehap_tf.pipeline.config import PipelineConfig
 from ehap_tf.pipeline.job import Figures, Job, Stage, select
 from ehap_tf.quantization import (
+    Normalization,
     evaluate_tflite,
     export_float_tflite,
     export_tflite,
@@ -29,12 +30,19 @@ def settings(config: PipelineConfig) -> dict[str, Any]:
 
 
 def run(job: Job, fingerprint: str) -> Figures:
-    """Writes `model_int8.tflite`."""
+    """Writes `model_int8.tflite` and its metadata."""
     del fingerprint
     job.console.say("export: converting to full-integer TFLite")
     qat, slim = load_qat(job.run.qat), load_model(job.run.finetuned)
-    exported = export_tflite(qat, job.run.tflite)
-    test = job.dataset.test
+    dataset = job.dataset
+    test = dataset.test
+    exported = export_tflite(
+        qat,
+        job.run.tflite,
+        normalization=Normalization(dataset.mean, dataset.std),
+        labels=dataset.class_names,
+        data=evaluation_batches(dataset.validation, dataset, COMPARED_BATCH_SIZE),
+    )
     with tempfile.TemporaryDirectory() as scratch:
         path = pathlib.Path(scratch) / "float.tflite"
         export_float_tflite(load_model(job.run.baseline), path)
@@ -52,11 +60,11 @@ def run(job: Job, fingerprint: str) -> Figures:
         "baseline_latency_ms": baseline_latency,
         "slim_latency_ms": slim_latency,
         "tflite_accuracy": evaluate_tflite(
-            job.run.tflite, (normalize(test.images, job.dataset), test.labels)
+            job.run.tflite, (normalize(test.images, dataset), test.labels)
         ),
     }
     job.console.say("export: measuring the quantization error of each layer", level=2)
-    batches = evaluation_batches(job.dataset.validation, job.dataset, COMPARED_BATCH_SIZE)
+    batches = evaluation_batches(dataset.validation, dataset, COMPARED_BATCH_SIZE)
     figures["quantization"] = quantization_report(
         slim, qat, job.run.tflite, batches, batches=COMPARED_BATCHES
     ).to_json()
@@ -67,6 +75,6 @@ STAGE = Stage(
     name="export",
     settings=settings,
     inputs=lambda run: (run.qat, run.finetuned, run.baseline),
-    outputs=lambda run: (run.tflite,),
+    outputs=lambda run: (run.tflite, run.tflite_metadata),
     run=run,
 )
