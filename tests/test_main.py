@@ -104,6 +104,17 @@ def test_flag_files_are_valid_and_hold_what_was_published(pytestconfig):
         assert f"{config.model}_{config.dataset}" == name
 
 
+def test_the_yardstick_sees_each_image_as_often(pytestconfig):
+    folder = pytestconfig.rootpath / "flags"
+    pruned, whole = (
+        parse(f"--flagfile={folder}/mlperf_tiny_{name}.cfg") for name in ("resnet32", "resnet8")
+    )
+    assert whole.train_epochs == pruned.train_epochs + pruned.finetune_epochs
+    same = ("dataset", "qat_epochs", "batch_size", "learning_rate", "weight_decay")
+    assert all(getattr(whole, name) == getattr(pruned, name) for name in same)
+    assert whole.amount == {"prune_ratio": 0.0}
+
+
 def test_a_setting_survives_json():
     config = parse("--stages=train", "--target_macs=0.5")
     assert PipelineConfig.from_dict(config.to_dict()) == config

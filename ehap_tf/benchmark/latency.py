@@ -19,7 +19,7 @@ import tf_keras
 from matplotlib.figure import Figure
 
 from ehap_tf.benchmark.isolation import measure
-from ehap_tf.benchmark.output import add_output_arguments, save, show
+from ehap_tf.benchmark.output import add_output_arguments, markdown, save, show
 from ehap_tf.models import MODEL_NAMES, build_model, load_model
 from ehap_tf.progress import ProgressCallback, no_progress
 from ehap_tf.pruning import count_macs, plan_pruning, prune
@@ -197,7 +197,7 @@ def run(options: argparse.Namespace) -> None:
     values = [dataclasses.asdict(row) for row in rows]
     title = f"Latency of {options.model}, median of {options.runs} inferences, best of "
     show(f"{title}{options.rounds} rounds", values, columns)
-    save(options, "latency", values, bars(rows))
+    save(options, "latency", values, bars(rows), markdown(values, columns))
 
 
 def _export_int8(model: tf_keras.Model, path: pathlib.Path) -> TFLiteFile:

@@ -38,18 +38,23 @@ class EhapQuantizeScheme(QuantizeScheme):
     - Activations, the model's input and output included: asymmetric, 8 bits, a warm-started
       moving average of the observed range.
     - BatchNorm and ReLU are part of the operator before them; layers that only move values
-      (pools, padding, reshapes, `ScatterChannels`) keep their input's scale.
+      (pools, padding, reshapes, `ScatterChannels`) keep their input's scale, to which
+      averages among them are rounded.
 
-    Usable without the rest of this package:
+    Usable with TFMOT's own functions:
+
+        import tensorflow_model_optimization as tfmot
+        from ehap_tf import EhapQuantizeScheme, calibrate, quantization_scope
 
         with quantization_scope():
             annotated = tfmot.quantization.keras.quantize_annotate_model(model)
             qat = tfmot.quantization.keras.quantize_apply(annotated, EhapQuantizeScheme())
+        calibrate(qat, (x,))
 
     Args:
         weight_bits: 8, or 4 (stored as 4 bits in the file).
         activation_bits: 8.
-        percentile: share in percent of an activation's values that its range holds.
+        act_percentile: share in percent of an activation's values that its range holds.
         allow_float: keep layers without an integer kernel in float.
 
     Raises:
@@ -60,7 +65,7 @@ class EhapQuantizeScheme(QuantizeScheme):
         self,
         weight_bits: int = 8,
         activation_bits: int = 8,
-        percentile: float = 100.0,
+        act_percentile: float = 100.0,
         allow_float: bool = False,
     ) -> None:
         if weight_bits not in WEIGHT_BITS:
@@ -69,9 +74,11 @@ class EhapQuantizeScheme(QuantizeScheme):
             raise ValueError(
                 f"activation_bits must be one of {ACTIVATION_BITS}. Received: {activation_bits!r}"
             )
-        if not 50.0 < percentile <= 100.0:
-            raise ValueError(f"percentile must be in (50, 100]. Received: {percentile!r}")
-        self._registry = EhapQuantizeRegistry(weight_bits, activation_bits, percentile, allow_float)
+        if not 50.0 < act_percentile <= 100.0:
+            raise ValueError(f"act_percentile must be in (50, 100]. Received: {act_percentile!r}")
+        self._registry = EhapQuantizeRegistry(
+            weight_bits, activation_bits, act_percentile, allow_float
+        )
 
     def get_layout_transformer(self) -> EhapQuantizeLayoutTransform:
         """The rewriting of the model into the operators of the file."""

@@ -66,6 +66,12 @@ def untrained(model):
     return tf_keras.models.clone_model(model)
 
 
+def test_a_path_that_cannot_be_written_is_noticed_first(model, data, tmp_path):
+    with pytest.raises(IsADirectoryError):
+        ehap.compress(model, *data, path=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_finetune_returns_a_trained_copy(model, data):
     random = untrained(model)
     before = random.get_weights()

@@ -53,6 +53,15 @@ def test_errors_while_writing_name_the_file(tmp_path, filename):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_path_is_tried_without_a_trace(tmp_path):
+    files.require_writable(tmp_path / "new" / "model.tflite")
+    assert list((tmp_path / "new").iterdir()) == []
+    (tmp_path / "file").write_text("in the way")
+    for path in (tmp_path, tmp_path / "file" / "model.tflite"):
+        with pytest.raises(OSError, match=str(tmp_path)):
+            files.require_writable(path)
+
+
 def test_errors_that_name_another_file_keep_its_name(tmp_path):
     with pytest.raises(FileNotFoundError) as caught, files.atomic_path(tmp_path / "model.keras"):
         open(tmp_path / "other")  # noqa: SIM115
