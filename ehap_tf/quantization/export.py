@@ -29,7 +29,7 @@ from ehap_tf.quantization.tflite_file import TFLiteFile, inspect_tflite
 LARGEST_DIFFERENCE = 10.0
 """Mean distance of a file's outputs from its model's, in steps of the output: rounding the other
 way now and then makes one or two of it, an operator that computes something else tens."""
-COMPARED_BATCHES = 2
+COMPARED_BATCHES = 16
 
 IO_DTYPES = {"int8": tf.int8, "uint8": tf.uint8, "float32": tf.float32}
 
@@ -58,7 +58,7 @@ def export_tflite(
         normalization: of the pixels, if it is not part of the model; goes into the metadata.
         labels: the classes' names in the order of the outputs; go into the metadata.
         data: real inputs, as `representative_data` of `quantize`; the file's outputs on the first
-            two batches (up to 256 examples of arrays) are compared with those of `qat`.
+            16 batches (up to 2,048 examples of arrays) are compared with those of `qat`.
 
     Returns:
         What the file holds, read from the file.

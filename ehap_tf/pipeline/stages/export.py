@@ -22,6 +22,8 @@ from ehap_tf.quantization import (
 
 COMPARED_BATCHES, COMPARED_BATCH_SIZE = 4, 32
 """Validation images on which the error of each layer is measured."""
+CHECK_BATCH_SIZE = 128
+"""Test images, in batches, on which the file is compared with the QAT model."""
 
 
 def settings(config: PipelineConfig) -> dict[str, Any]:
@@ -41,7 +43,7 @@ def run(job: Job, fingerprint: str) -> Figures:
         job.run.tflite,
         normalization=Normalization(dataset.mean, dataset.std),
         labels=dataset.class_names,
-        data=evaluation_batches(dataset.validation, dataset, COMPARED_BATCH_SIZE),
+        data=evaluation_batches(test, dataset, CHECK_BATCH_SIZE),
     )
     with tempfile.TemporaryDirectory() as scratch:
         path = pathlib.Path(scratch) / "float.tflite"
@@ -54,6 +56,8 @@ def run(job: Job, fingerprint: str) -> Figures:
         "tflite_bytes": exported.bytes,
         "tflite_float_ops": exported.float_ops,
         "tflite_operators": dict(exported.operators),
+        "tflite_agreement": exported.agreement,
+        "tflite_difference": exported.difference,
         "baseline_tflite_bytes": baseline_bytes,
         "slim_tflite_bytes": slim_bytes,
         "tflite_latency_ms": measure_latency_ms(job.run.tflite),
