@@ -208,7 +208,7 @@ def _copied(model: tf_keras.Model) -> tf_keras.Model:
     # Layers wrapped for quantization are found by name in a scope of TFMOT's, whose import takes
     # seconds: only where there are some.
     scope: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
-    if any(type(layer).__name__.startswith("QuantizeWrapper") for layer in model.layers):
+    if any("QuantizeWrapper" in type(layer).__name__ for layer in model.layers):
         from ehap_tf.quantization import quantization_scope
 
         scope = quantization_scope()

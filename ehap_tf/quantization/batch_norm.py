@@ -34,7 +34,7 @@ def freeze_batch_norm(qat: tf_keras.Model) -> None:
 
 
 class FreezeBatchNorm(tf_keras.callbacks.Callback):
-    """Calls `freeze_batch_norm` inside the `fit` of a QAT model, after a number of steps.
+    """Calls `freeze_batch_norm` inside the `fit` of a QAT model, until its end.
 
     Args:
         freeze_bn_after: training steps before it, counted by the optimizer: a training that is
@@ -49,20 +49,25 @@ class FreezeBatchNorm(tf_keras.callbacks.Callback):
         if freeze_bn_after < 0:
             raise ValueError(f"freeze_bn_after must be at least 0. Received: {freeze_bn_after}")
         self.freeze_bn_after = freeze_bn_after
-        self._done = False
-
-    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
-        """Starts anew."""
-        self._done = False
+        self._frozen: list[tf_keras.layers.Layer] = []
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, float] | None = None) -> None:
         """Freezes when it is time."""
-        if self._done or int(self.model.optimizer.iterations) < self.freeze_bn_after:
+        if self._frozen or int(self.model.optimizer.iterations) < self.freeze_bn_after:
             return
-        freeze_batch_norm(self.model)
-        # The step was traced with the statistics moving.
-        self.model.make_train_function(force=True)
-        self._done = True
+        self._frozen = [layer for layer in batch_norms(self.model) if layer.trainable]
+        if self._frozen:
+            freeze_batch_norm(self.model)
+            # The step was traced with the statistics moving.
+            self.model.make_train_function(force=True)
+
+    def on_train_end(self, logs: dict[str, float] | None = None) -> None:
+        """Leaves the layers as they were."""
+        for layer in self._frozen:
+            layer.trainable = True
+        if self._frozen:
+            self.model.train_function = None
+        self._frozen = []
 
 
 @contextlib.contextmanager

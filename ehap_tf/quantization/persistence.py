@@ -10,7 +10,6 @@ import tf_keras
 
 from ehap_tf.files import CorruptFileError, atomic_path
 from ehap_tf.quantization.scheme import quantization_scope
-from ehap_tf.quantization.wrappers import keep_frozen
 
 SUFFIXES = (".h5", ".keras")
 
@@ -48,13 +47,11 @@ def load_qat(path: str | os.PathLike[str]) -> tf_keras.Model:
         raise FileNotFoundError(f"there is no QAT model at {os.fspath(path)!r}.")
     try:
         with quantization_scope():
-            qat = tf_keras.models.load_model(path, compile=False)
+            return tf_keras.models.load_model(path, compile=False)
     except Exception as error:  # h5py and Keras raise whatever the broken byte happens to hit.
         raise CorruptFileError(
             f"{os.fspath(path)!r} is not a QAT model, or is damaged: {error}"
         ) from error
-    keep_frozen(qat)
-    return qat
 
 
 def _check_suffix(path: str | os.PathLike[str]) -> None:

@@ -8,9 +8,6 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 import tf_keras
-from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapper import (
-    QuantizeWrapperV2,
-)
 
 from ehap_tf.models.keras3 import either_keras
 from ehap_tf.quantization.batch_norm import ranges_only
@@ -18,7 +15,7 @@ from ehap_tf.quantization.correction import correct_biases, reestimate_batch_nor
 from ehap_tf.quantization.graph import rebuild
 from ehap_tf.quantization.inputs import input_batches
 from ehap_tf.quantization.scheme import EhapQuantizeScheme, quantization_scope
-from ehap_tf.quantization.wrappers import keep_frozen, training_forward
+from ehap_tf.quantization.wrappers import EhapQuantizeWrapper, training_forward
 
 METHODS = ("qat", "ptq")
 CALIBRATION_BATCHES = 10
@@ -78,7 +75,6 @@ def quantize(
     with quantization_scope():
         flat, configs = scheme.get_layout_transformer().apply(model, {})
         qat = _wrap(flat, configs)
-    keep_frozen(qat)
     if representative_data is not None:
         if reestimate:
             reestimate_batch_norm(qat, input_batches(representative_data, CALIBRATION_BATCHES))
@@ -98,7 +94,7 @@ def _wrap(flat: tf_keras.Model, configs: Mapping[str, Mapping[str, Any]]) -> tf_
     def visit(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if layer.name not in configs:
             return layer(*args, **kwargs)
-        wrapper = QuantizeWrapperV2(layer, configs[layer.name]["quantize_config"])
+        wrapper = EhapQuantizeWrapper(layer, configs[layer.name]["quantize_config"])
         # Keras would translate the wrapper's Python for each of them, half of the whole time; no
         # layer with an integer kernel needs it.
         return tf.autograph.experimental.do_not_convert(wrapper)(*args, **kwargs)

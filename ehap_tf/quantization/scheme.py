@@ -25,6 +25,7 @@ from ehap_tf.quantization.quantizers import (
     EhapWeightQuantizer,
 )
 from ehap_tf.quantization.registry import EhapQuantizeRegistry
+from ehap_tf.quantization.wrappers import EhapQuantizeWrapper
 
 WEIGHT_BITS = (4, 8)
 ACTIVATION_BITS = (8,)
@@ -104,6 +105,7 @@ def quantization_scope() -> Any:
                 EhapHardSwish,
                 EhapMean,
                 EhapQuantizeLayer,
+                EhapQuantizeWrapper,
                 EhapRsqrt,
                 ScatterChannels,
             )

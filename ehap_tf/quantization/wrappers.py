@@ -12,6 +12,7 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer
 )
 from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapper import (
     QuantizeWrapper,
+    QuantizeWrapperV2,
 )
 
 
@@ -20,17 +21,28 @@ def unwrapped(layer: tf_keras.layers.Layer) -> tf_keras.layers.Layer:
     return layer.layer if isinstance(layer, QuantizeWrapper) else layer
 
 
-def keep_frozen(qat: tf_keras.Model) -> None:
-    """Takes the weights of layers that are not trainable off the list of trainable weights.
+class EhapQuantizeWrapper(QuantizeWrapperV2):
+    """TFMOT's wrapper, without its way of listing weights.
 
-    The wrapper puts every quantized weight on it, whatever the layer says. A BatchNorm's gamma and
-    beta stay there: only its statistics freeze, see `freeze_batch_norm`.
+    TFMOT's puts a layer's quantized weights on the list of trainable ones whatever the layer says,
+    and lists the weights of a frozen BatchNorm twice, so that files do not load back. Here each
+    weight is listed once, in the same order after loading, and those of a layer that is not
+    trainable do not train. A BatchNorm's gamma and beta do: only its statistics freeze, see
+    `freeze_batch_norm`.
     """
-    for layer in qat.layers:
-        inner = unwrapped(layer)
-        frozen = inner is not layer and not inner.trainable
-        if frozen and not isinstance(inner, tf_keras.layers.BatchNormalization):
-            layer._trainable_weights = []
+
+    @property
+    def trainable_weights(self) -> list[tf.Variable]:
+        """What an optimizer may change."""
+        is_norm = isinstance(self.layer, tf_keras.layers.BatchNormalization)
+        return super().trainable_weights if is_norm or self.layer.trainable else []
+
+    @property
+    def non_trainable_weights(self) -> list[tf.Variable]:
+        """All other weights."""
+        trainable = {id(weight) for weight in self.trainable_weights}
+        weights = self._dedup_weights([*self._trainable_weights, *super().non_trainable_weights])
+        return [weight for weight in weights if id(weight) not in trainable]
 
 
 def training_forward(qat: tf_keras.Model) -> Callable[[tf.Tensor], Any]:

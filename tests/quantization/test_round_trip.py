@@ -12,12 +12,14 @@ from ehap_tf.quantization import (
     evaluate_tflite,
     export_float_tflite,
     export_tflite,
+    freeze_batch_norm,
     load_qat,
     measure_latency_ms,
     quantize,
     save_qat,
 )
 from ehap_tf.quantization.evaluate import TFLiteModel
+from tests.quantization.nets import build
 
 layers = tf_keras.layers
 
@@ -85,7 +87,21 @@ def test_quantize_leaves_the_model_alone():
     assert names == [layer.name for layer in model.layers]
 
 
-def test_qat_model_survives_the_disk(qat, tmp_path):
+@pytest.mark.parametrize("suffix", ["h5", "keras"])
+@pytest.mark.parametrize("name", ["pre_activation", "pools", "prelu"])
+def test_qat_model_survives_the_disk(name, suffix, tmp_path):
+    """Layers that are not trainable (the identity before a BatchNorm), shared ones, slopes."""
+    qat = quantize(build(name), representative_data=(images(),))
+    save_qat(qat, tmp_path / f"qat.{suffix}")
+    loaded = load_qat(tmp_path / f"qat.{suffix}")
+    assert (loaded.predict(images(), verbose=0) == qat.predict(images(), verbose=0)).all()
+    trainable = [weight.shape for weight in qat.trainable_weights]
+    assert [weight.shape for weight in loaded.trainable_weights] == trainable
+
+
+def test_frozen_qat_model_survives_the_disk(tmp_path):
+    qat = quantize(build("union_block"), representative_data=(images(),))
+    freeze_batch_norm(qat)
     save_qat(qat, tmp_path / "qat.h5")
     loaded = load_qat(tmp_path / "qat.h5")
     assert (loaded.predict(images(), verbose=0) == qat.predict(images(), verbose=0)).all()

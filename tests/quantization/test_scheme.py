@@ -93,6 +93,7 @@ def test_statistics_freeze_after_the_given_steps():
         for before, after in itertools.pairwise(history)
     ]
     assert stands == 2 * [False] + 5 * [True]
+    assert all(layer.trainable for layer in qat.layers if "norm" in layer.name)
 
 
 def test_layers_that_are_not_trainable_do_not_train():
