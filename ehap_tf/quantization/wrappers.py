@@ -25,17 +25,28 @@ class EhapQuantizeWrapper(QuantizeWrapperV2):
     """TFMOT's wrapper, without its way of listing weights.
 
     TFMOT's puts a layer's quantized weights on the list of trainable ones whatever the layer says,
-    and lists the weights of a frozen BatchNorm twice, so that files do not load back. Here each
-    weight is listed once, in the same order after loading, and those of a layer that is not
-    trainable do not train. A BatchNorm's gamma and beta do: only its statistics freeze, see
-    `freeze_batch_norm`.
+    lists others once or twice, depending on whether the layer was built before it, and both for a
+    frozen BatchNorm: files do not load back. Here each weight is listed once, in the same order
+    after loading, and those of a layer that is not trainable do not train. A BatchNorm's gamma and
+    beta do: only its statistics freeze, see `freeze_batch_norm`.
     """
+
+    _trainable_norm = False
+
+    def build(self, input_shape: Any) -> None:
+        """Makes the variables of the quantizers."""
+        super().build(input_shape)
+        # The layer has lost these, its attributes being the quantized tensors; it keeps the rest.
+        self._trainable_weights[:] = [weight for weight, *_ in self._weight_vars]
+        is_norm = isinstance(self.layer, tf_keras.layers.BatchNormalization)
+        self._trainable_norm = is_norm and self.layer.trainable
 
     @property
     def trainable_weights(self) -> list[tf.Variable]:
         """What an optimizer may change."""
-        is_norm = isinstance(self.layer, tf_keras.layers.BatchNormalization)
-        return super().trainable_weights if is_norm or self.layer.trainable else []
+        if self._trainable_norm:
+            return list(self.layer._trainable_weights)
+        return super().trainable_weights if self.layer.trainable else []
 
     @property
     def non_trainable_weights(self) -> list[tf.Variable]:

@@ -99,11 +99,12 @@ def test_qat_model_survives_the_disk(name, suffix, tmp_path):
     assert [weight.shape for weight in loaded.trainable_weights] == trainable
 
 
-def test_frozen_qat_model_survives_the_disk(tmp_path):
+@pytest.mark.parametrize("suffix", ["h5", "keras"])
+def test_frozen_qat_model_survives_the_disk(suffix, tmp_path):
     qat = quantize(build("union_block"), representative_data=(images(),))
     freeze_batch_norm(qat)
-    save_qat(qat, tmp_path / "qat.h5")
-    loaded = load_qat(tmp_path / "qat.h5")
+    save_qat(qat, tmp_path / f"qat.{suffix}")
+    loaded = load_qat(tmp_path / f"qat.{suffix}")
     assert (loaded.predict(images(), verbose=0) == qat.predict(images(), verbose=0)).all()
 
 
