@@ -12,7 +12,6 @@ from tensorflow_model_optimization.quantization.keras import QuantizeConfig, qua
 from ehap_tf.quantization.quantizers import (
     EhapActivationQuantizer,
     EhapFixedQuantizer,
-    EhapSlopeQuantizer,
     EhapWeightQuantizer,
 )
 
@@ -24,8 +23,7 @@ class EhapQuantizeConfig(QuantizeConfig):
 
     Args:
         weights: attribute names of the layer's weights to quantize.
-        grouping: which weights share a scale, see `EhapWeightQuantizer`; "slopes" for those of
-            PReLU, see `EhapSlopeQuantizer`.
+        grouping: which weights share a scale, see `EhapWeightQuantizer`.
         output: "none" (the next layer quantizes, or the values stay where they are on their
             grid), "observed" (a moving range), "unit" ([0, 255/256], softmax and sigmoid) or
             "signed_unit" ([-1, 127/128], tanh).
@@ -56,11 +54,7 @@ class EhapQuantizeConfig(QuantizeConfig):
         self, layer: tf_keras.layers.Layer
     ) -> list[tuple[tf.Variable, quantizers.Quantizer]]:
         """The weights to quantize, each with its quantizer."""
-        quantizer = (
-            EhapSlopeQuantizer()
-            if self.grouping == "slopes"
-            else EhapWeightQuantizer(self.weight_bits, self.grouping)
-        )
+        quantizer = EhapWeightQuantizer(self.weight_bits, self.grouping)
         return [(getattr(layer, name), quantizer) for name in self.weights]
 
     def get_activations_and_quantizers(self, layer: tf_keras.layers.Layer) -> list[Any]:

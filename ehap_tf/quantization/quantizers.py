@@ -1,6 +1,6 @@
-"""The quantizers: symmetric for kernels, asymmetric for slopes and activations.
+"""The two quantizers: symmetric for weights, asymmetric for activations.
 
-All emulate integers, x -> scale * (clip(round(x / scale) + zero_point) - zero_point), with
+Both emulate integers, x -> scale * (clip(round(x / scale) + zero_point) - zero_point), with
 the straight-through gradient: 1 inside the range, 0 outside.
 """
 
@@ -104,37 +104,6 @@ def fake_quantize_symmetric(values: tf.Tensor, limits: tf.Tensor, bits: int) -> 
     return tf.quantization.fake_quant_with_min_max_vars(
         values, -limits, limits, num_bits=bits, narrow_range=True
     )
-
-
-class EhapSlopeQuantizer(quantizers.Quantizer):
-    """Asymmetric 8-bit quantization of PReLU's slopes, as the TFLite converter does it.
-
-    One scale for all; the range is that of the current slopes and 0.
-    """
-
-    def build(self, tensor_shape: Any, name: str, layer: tf_keras.layers.Layer) -> dict[str, Any]:
-        """Makes no variables."""
-        del tensor_shape, name, layer
-        return {}
-
-    def __call__(
-        self, inputs: tf.Tensor, training: bool, weights: dict[str, Any], **kwargs: Any
-    ) -> tf.Tensor:
-        """Returns `inputs` with every value at the nearest of 256 levels."""
-        del training, weights, kwargs
-        values = tf.stop_gradient(inputs)
-        low = tf.minimum(tf.reduce_min(values), 0.0)
-        high = tf.maximum(tf.reduce_max(values), 0.0)
-        return tf.quantization.fake_quant_with_min_max_vars(inputs, low, high)
-
-    def get_config(self) -> dict[str, Any]:
-        """No arguments."""
-        return {}
-
-    def __eq__(self, other: object) -> bool:
-        return type(other) is type(self)
-
-    __hash__ = None  # type: ignore[assignment]
 
 
 class EhapActivationQuantizer(quantizers.Quantizer):

@@ -19,7 +19,7 @@ KERNELS = {
 }
 """Layer class -> attribute of its kernel, and which of its weights share a scale."""
 
-WEIGHTS = KERNELS | {"PReLU": ("alpha", "slopes")}
+WEIGHTS = KERNELS | {"PReLU": ("alpha", "tensor")}
 """The same for every layer with weights that the file holds as integers."""
 
 IDENTITIES = frozenset(
@@ -118,7 +118,8 @@ class EhapQuantizeRegistry(default_registry.Default8BitQuantizeRegistry):
         Raises:
             ValueError: there is no integer kernel.
         """
-        weights, grouping = WEIGHTS.get(type(layer).__name__, (None, "channel"))
+        kind = type(layer).__name__
+        weights, grouping = WEIGHTS.get(kind, (None, "channel"))
         output = self._output(layer)
         if output is None:
             raise ValueError(
@@ -130,7 +131,8 @@ class EhapQuantizeRegistry(default_registry.Default8BitQuantizeRegistry):
             weights=[] if weights is None else [weights],
             grouping=grouping,
             output=output,
-            weight_bits=self.weight_bits,
+            # Only kernels have 4-bit forms in the file.
+            weight_bits=self.weight_bits if kind in KERNELS else 8,
             activation_bits=self.activation_bits,
             percentile=self.percentile,
         )

@@ -21,7 +21,6 @@ from ehap_tf.quantization.own_layers import (
 from ehap_tf.quantization.quantizers import (
     EhapActivationQuantizer,
     EhapFixedQuantizer,
-    EhapSlopeQuantizer,
     EhapWeightQuantizer,
 )
 from ehap_tf.quantization.registry import EhapQuantizeRegistry
@@ -101,7 +100,6 @@ def quantization_scope() -> Any:
                 EhapWeightQuantizer,
                 EhapActivationQuantizer,
                 EhapFixedQuantizer,
-                EhapSlopeQuantizer,
                 EhapHardSwish,
                 EhapMean,
                 EhapQuantizeLayer,

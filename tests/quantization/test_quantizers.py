@@ -10,7 +10,6 @@ import tf_keras
 from ehap_tf.quantization.quantizers import (
     EhapActivationQuantizer,
     EhapFixedQuantizer,
-    EhapSlopeQuantizer,
     EhapWeightQuantizer,
     activation_range,
 )
@@ -145,23 +144,11 @@ def test_fixed_range_is_that_of_the_softmax_kernel():
     np.testing.assert_allclose(quantized, [0.0, 128 / 256, 255 / 256])
 
 
-@pytest.mark.parametrize("slopes", [[0.1, 0.3, 0.25], [-0.2, 0.4, 0.01], [0.0, 0.0, 0.0]])
-def test_slopes_are_asymmetric_and_keep_zero(slopes):
-    values = np.asarray(slopes, np.float32)
-    quantized = EhapSlopeQuantizer()(tf.constant(values), False, {}).numpy()
-    step = (max(values.max(), 0.0) - min(values.min(), 0.0)) / 255.0
-    assert np.abs(quantized - values).max() <= 0.501 * step + 1e-9
-    if step:
-        integers(quantized, step)
-    assert EhapSlopeQuantizer()(tf.constant([0.0, *slopes]), False, {}).numpy()[0] == 0.0
-
-
 def test_configurations_survive():
     for quantizer in (
         EhapWeightQuantizer(4, "depthwise"),
         EhapActivationQuantizer(8, 99.9),
         EhapFixedQuantizer(-1.0, 1.0),
-        EhapSlopeQuantizer(),
     ):
         assert type(quantizer).from_config(quantizer.get_config()) == quantizer
     with pytest.raises(ValueError, match="grouping"):
