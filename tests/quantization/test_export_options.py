@@ -79,8 +79,10 @@ def test_outputs_are_compared_with_the_model_on_real_inputs(qat, file, tmp_path)
     compared = export_tflite(qat, tmp_path / "net.tflite", data=(images(),))
     expected, received = qat.predict(images(), verbose=0), TFLiteModel(file.path)(images())
     steps = np.abs(received - expected).mean() / file.output.scale
-    assert compared.difference == pytest.approx(steps, abs=1e-4)
-    assert compared.agreement == np.mean(received.argmax(1) == expected.argmax(1))
+    # Traced and eager sums may round one value of the 256 in the other direction.
+    assert compared.difference == pytest.approx(steps, abs=1.5 / 256)
+    same = np.mean(received.argmax(1) == expected.argmax(1))
+    assert compared.agreement == pytest.approx(same, abs=1.5 / 64)
     assert read_metadata(compared.path)["agreement_with_qat_model"] == compared.agreement
 
 
