@@ -24,11 +24,10 @@ def test_layer_is_integer_in_the_file(name, tmp_path):
     assert "GATHER" not in file.operators
     difference = TFLiteModel(file.path)(images()) - qat.predict(images(), verbose=0)
     steps = np.abs(difference) / file.output.scale
-    # The QAT model does not round averages of pools and the slopes of PReLU, and rounding half a
-    # step the other way goes through all layers behind; an operator that computed something else
-    # is off by tens of steps.
-    assert steps.max() <= 6.001
-    assert steps.mean() <= 0.75
+    # Ties are rounded the other way now and then, and that goes through all layers behind; an
+    # operator that computed something else is off by tens of steps.
+    assert steps.max() <= 3.001
+    assert steps.mean() <= 0.5
 
 
 @pytest.mark.slow
