@@ -69,7 +69,7 @@ class IntegerGraph:
         self._slopes = {
             layer.name: _slopes(layer, rounding)
             for layer in qat.layers
-            if type(unwrapped(layer)).__name__ == "PReLU" and getattr(layer, "_weight_vars", ())
+            if type(unwrapped(layer)).__name__ == "PReLU" and hasattr(layer, "_weight_vars")
         }
         self._ranges: dict[int, Range] = {}
         self._alive: list[tf.Tensor] = []

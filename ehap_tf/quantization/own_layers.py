@@ -19,6 +19,8 @@ class EhapQuantizeLayer(QuantizeLayer):
     shape, and again when it is called: with twice the variables, which the file does not have.
     """
 
+    built: bool
+
     def build(self, input_shape: Any) -> None:
         """Makes the variables of the quantizer."""
         if not self.built:
