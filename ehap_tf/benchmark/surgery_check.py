@@ -144,7 +144,7 @@ def enliven(model: tf_keras.Model, seed: int = 0) -> tf_keras.Model:
                 weight.assign(rng.uniform(low, low + 1.0, weight.shape))
         if isinstance(getattr(layer, "bias", None), tf.Variable):
             layer.bias.assign(rng.normal(0, 0.02, layer.bias.shape))
-            kernel = getattr(layer, "kernel", getattr(layer, "depthwise_kernel", None))
+            kernel: Any = getattr(layer, "kernel", getattr(layer, "depthwise_kernel", None))
             kernel.assign(1.7 * kernel)
     return model
 
