@@ -18,7 +18,7 @@ import tensorflow as tf
 import tf_keras
 
 from ehap_tf.benchmark.families import FAMILIES
-from ehap_tf.channels import ChannelGraph, trace_channels
+from ehap_tf.channels import trace_channels
 from ehap_tf.pruning import (
     PruningPlan,
     count_macs,
@@ -83,7 +83,7 @@ def operate(family: str, model: tf_keras.Model, residual: str, prune_ratio: floa
     graph = trace_channels(model, residual)
     scores = {layer: rng.random(len(ids)) for layer, ids in graph.ids.atoms.items()}
     filters = sum(len(ids) for ids in graph.ids.atoms.values())
-    frozen = _frozen(graph)
+    frozen = graph.frozen_filters()
     plan, plan_seconds = _timed(
         lambda: plan_pruning(model, scores, prune_ratio=prune_ratio, residual=residual)
     )
@@ -158,15 +158,6 @@ def _with_fitting_statistics(
         if isinstance(layer, tf_keras.layers.BatchNormalization):
             layer.set_weights(masked.get_layer(layer.name).get_weights())
     return masked
-
-
-def _frozen(graph: ChannelGraph) -> dict[str, tuple[int, str]]:
-    found = {}
-    for layer, ids in graph.ids.atoms.items():
-        reasons = [reason for atom in ids.tolist() if (reason := graph.ids.frozen_reason(atom))]
-        if reasons:
-            found[layer] = (len(reasons), reasons[0])
-    return found
 
 
 def _timed(function: Any) -> tuple[Any, float]:
