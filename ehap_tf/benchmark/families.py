@@ -44,13 +44,20 @@ def parse_families(text: str) -> list[str]:
     return families
 
 
-def build_family(family: str) -> tf_keras.Model:
-    """The smallest member on its smallest input, with random weights and norm statistics."""
+def build_family(family: str, activation: str | None = "softmax") -> tf_keras.Model:
+    """The smallest member on its smallest input, with random weights and norm statistics.
+
+    Args:
+        family: one of `FAMILIES`.
+        activation: of the classifier; None gives logits.
+    """
     name, side = FAMILIES[family]
     constructor: Any = None
     for module in (tf_keras.applications, *vars(tf_keras.applications).values()):
         constructor = constructor or getattr(module, name, None)
-    model = constructor(weights=None, input_shape=(side, side, 3), classes=10)
+    model = constructor(
+        weights=None, input_shape=(side, side, 3), classes=10, classifier_activation=activation
+    )
     rng = np.random.default_rng(0)
     for layer in model._flatten_layers(include_self=False):
         if isinstance(layer, tf_keras.layers.BatchNormalization):

@@ -1,5 +1,6 @@
 """Which channels of a functional model line up, and where a removal acts."""
 
+from ehap_tf.channels.activations import zero_at_zero
 from ehap_tf.channels.graph import (
     RESIDUAL_MODES,
     ChannelGraph,
@@ -32,4 +33,5 @@ __all__ = [
     "register_channel_rule",
     "trace_channels",
     "weight_axes",
+    "zero_at_zero",
 ]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
 import tf_keras
 
-from ehap_tf.channels.ids import Ids
+from ehap_tf.channels.activations import activation_name, mixes_channels, zero_at_zero
+from ehap_tf.channels.ids import Flags, Ids
 from ehap_tf.channels.rules import (
     Call,
     Effect,
@@ -26,11 +28,12 @@ def _channels_first(call: Call) -> bool:
 
 def _fused_activation_note(call: Call, out: Ids) -> str | None:
     """Freezes the filters when the layer's own activation looks across channels."""
-    if getattr(call.layer, "activation", None) is tf_keras.activations.softmax:
-        reason = f"softmax in {call.path!r} mixes channels"
-        call.ids.freeze(out, reason)
-        return reason
-    return None
+    activation = call.layer.activation
+    if not mixes_channels(activation, len(call.output_shapes[0])):
+        return None
+    reason = f"the activation {activation_name(activation)} of {call.path!r} mixes channels"
+    call.ids.freeze(out, reason)
+    return reason
 
 
 @register_channel_rule(layers.Conv1D)
@@ -120,7 +123,7 @@ def depthwise_convolution(call: Call) -> Effect:
     if _channels_first(call):
         return frozen(call, f"{call.path!r} is channels_first; only channels_last can be pruned")
     (arriving,) = call.inputs
-    preserves_zero = not layer.use_bias and _zero_stays_zero(layer)
+    preserves_zero = not layer.use_bias and zero_at_zero(layer.activation)
     if not preserves_zero:
         arriving = call.ids.settle(arriving, f"{call.path!r} makes something of a zero channel")
     out = np.repeat(arriving, layer.depth_multiplier)
@@ -132,6 +135,7 @@ def depthwise_convolution(call: Call) -> Effect:
         weights={"depthwise_kernel": (*spatial, arriving, None), "bias": (out,)},
         macs=MacTerm(factor, (out,)),
         preserves_zero=preserves_zero,
+        note=_fused_activation_note(call, out),
     )
 
 
@@ -161,16 +165,15 @@ def separable_convolution(call: Call) -> Effect:
     )
 
 
+@dataclasses.dataclass(frozen=True)
 class _SeparableMacs(MacTerm):
     """places * (kernel positions * between + between * out)."""
 
-    def __init__(self, factor: float, axes: tuple[Ids, Ids], kernel_positions: int) -> None:
-        super().__init__(factor, axes)
-        object.__setattr__(self, "_kernel_positions", kernel_positions)
+    kernel_positions: int = 1
 
-    def count(self, alive: np.ndarray) -> int:
+    def count(self, alive: Flags) -> float:
         between, out = (int(alive[ids].sum()) for ids in self.axes)
-        return round(self.factor * between * (self._kernel_positions + out))  # type: ignore[attr-defined]
+        return self.factor * between * (self.kernel_positions + out)
 
 
 @register_channel_rule(layers.Dense)
@@ -187,10 +190,3 @@ def dense(call: Call) -> Effect:
         macs=MacTerm(positions(call.output_shapes[0]), (arriving, out)),
         note=_fused_activation_note(call, out),
     )
-
-
-def _zero_stays_zero(layer: tf_keras.layers.Layer) -> bool:
-    activation = getattr(layer, "activation", None)
-    if activation is None:
-        return True
-    return bool(np.all(np.asarray(activation(np.zeros((1, 1), np.float32))) == 0))

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-import tensorflow as tf
 import tf_keras
 
-from ehap_tf.channels.ids import Ids
+from ehap_tf.channels.activations import activation_name, mixes_channels, zero_at_zero
+from ehap_tf.channels.ids import Flags, Ids
 from ehap_tf.channels.rules import Call, Effect, frozen, pass_on, register_channel_rule
 
 layers = tf_keras.layers
-
-
-def _zero_at_zero(activation: object) -> bool:
-    """Whether an elementwise function maps 0 to 0."""
-    return bool(np.all(np.asarray(activation(tf.zeros((1, 1)))) == 0))  # type: ignore[operator]
 
 
 @register_channel_rule(layers.BatchNormalization)
@@ -26,7 +21,7 @@ def batch_normalization(call: Call) -> Effect:
     if list(np.atleast_1d(axis)) not in ([rank - 1], [-1]):
         return frozen(call, f"{call.path!r} normalises axis {axis}, not the last one")
     ids = call.ids.settle(ids, f"{call.path!r} makes something of a zero channel")
-    names = ("gamma", "beta", "moving_mean", "moving_variance")
+    names = ("gamma", "beta", "moving_mean", "moving_variance", "renorm_mean", "renorm_stddev")
     return Effect([ids], [ids], weights=dict.fromkeys(names, (ids,)))
 
 
@@ -34,9 +29,11 @@ def batch_normalization(call: Call) -> Effect:
 def activation(call: Call) -> Effect:
     """An activation by name or function."""
     function = call.layer.activation
-    if function in (tf_keras.activations.softmax, tf.nn.softmax, tf.nn.log_softmax):
-        return frozen(call, f"softmax in {call.path!r} mixes channels")
-    return pass_on(call, preserves_zero=_zero_at_zero(function))
+    rank = len(call.input_shapes[0])
+    if mixes_channels(function, rank):
+        name = activation_name(function)
+        return frozen(call, f"the activation {name} of {call.path!r} mixes channels")
+    return pass_on(call, preserves_zero=zero_at_zero(function, rank))
 
 
 @register_channel_rule(layers.Softmax)
@@ -46,10 +43,15 @@ def softmax(call: Call) -> Effect:
 
 
 @register_channel_rule(layers.ReLU)
+def relu(call: Call) -> Effect:
+    """Zero at zero, unless a slope starts below a threshold: then it is -slope * threshold."""
+    layer = call.layer
+    return pass_on(call, preserves_zero=not (layer.negative_slope and layer.threshold))
+
+
 @register_channel_rule(layers.ThresholdedReLU)
 @register_channel_rule(layers.LeakyReLU)
 @register_channel_rule(layers.ELU)
-@register_channel_rule(layers.Dropout)
 @register_channel_rule(layers.SpatialDropout1D)
 @register_channel_rule(layers.SpatialDropout2D)
 @register_channel_rule(layers.SpatialDropout3D)
@@ -57,6 +59,20 @@ def softmax(call: Call) -> Effect:
 def zero_to_zero(call: Call) -> Effect:
     """Elementwise with f(0) = 0."""
     return pass_on(call, preserves_zero=True)
+
+
+@register_channel_rule(layers.Dropout)
+def dropout(call: Call) -> Effect:
+    """The identity at inference; a mask that states the number of channels is stated anew."""
+    (ids,) = call.inputs
+    shape = call.layer.noise_shape
+    if shape is None or shape[-1] in (None, 1):
+        return pass_on(call, preserves_zero=True)
+
+    def noise_shape(alive: Flags) -> tuple[int | None, ...]:
+        return (*shape[:-1], int(alive[ids].sum()))
+
+    return pass_on(call, config={"noise_shape": noise_shape}, preserves_zero=True)
 
 
 @register_channel_rule(layers.GaussianNoise)

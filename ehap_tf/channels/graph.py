@@ -87,8 +87,7 @@ class ChannelGraph:
             params, macs = costs.get(call.path, (self._parameters(call, alive) - saved, 0.0))
             term = call.effect.macs
             if term is not None:
-                own = term.factor if np.isnan(term.factor) else float(term.count(alive))
-                macs += own - term.factor * saved / (call.effect.implantable or 1)
+                macs += term.count(alive) - term.factor * saved / (call.effect.implantable or 1)
             costs[call.path] = (params, macs)
         return costs
 
@@ -116,6 +115,15 @@ class ChannelGraph:
     def implantable(self) -> set[str]:
         """Paths of the layers whose filters can become 1x1."""
         return {call.path for call in self.calls.values() if call.effect.implantable}
+
+    def frozen_filters(self) -> dict[str, tuple[int, str]]:
+        """Layer path -> how many of its filters cannot be removed, and why, where there are any."""
+        found = {}
+        for layer, ids in self.ids.atoms.items():
+            reasons = [why for atom in ids.tolist() if (why := self.ids.frozen_reason(atom))]
+            if reasons:
+                found[layer] = (len(reasons), reasons[0])
+        return found
 
     def _saved(self, call: TracedCall, alive: Flags, implants: Mapping[str, int] | None) -> int:
         """Kernel entries that the 1x1 filters of a layer do without."""

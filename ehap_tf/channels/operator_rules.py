@@ -55,13 +55,18 @@ def operator(call: Call) -> Effect:
             return product(call)
     elif symbol in _ELEMENTWISE and not _has_array(call):
         return pass_on(call)
-    return frozen(call, f"no channel rule for the operator tf.{symbol} (layer {call.path!r})")
+    return frozen(
+        call,
+        f"no channel rule for the operator tf.{symbol} (layer {call.path!r}); "
+        "a Keras layer in its place, or one of your own with a rule, can be pruned",
+    )
 
 
 def _has_array(call: Call) -> bool:
     """Whether a constant with more than one number takes part, for instance one a channel."""
-    constants = tf.nest.flatten((call.node.call_args, call.node.call_kwargs))
-    return any(np.size(c) > 1 for c in constants if isinstance(c, np.ndarray | tf.Tensor))
+    constants = (*call.node.call_args, *call.node.call_kwargs.values())
+    kinds = (np.ndarray, tf.Tensor, tf.Variable, list, tuple)
+    return any(np.size(c) > 1 for c in constants if isinstance(c, kinds))
 
 
 def _reduction(call: Call) -> Effect:

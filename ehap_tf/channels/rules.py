@@ -18,12 +18,15 @@ class MacTerm:
     factor: float
     axes: tuple[Ids, ...]
 
-    def count(self, alive: Flags) -> int:
-        """Multiply-accumulates of one example when `alive` marks the ids that are there."""
+    def count(self, alive: Flags) -> float:
+        """Multiply-accumulates of one example when `alive` marks the ids that are there.
+
+        NaN where `factor` is: the number of positions is not fixed.
+        """
         product = self.factor
         for ids in self.axes:
             product *= int(alive[ids].sum())
-        return round(product)
+        return product
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,19 +97,25 @@ Rule = Callable[[Call], Effect]
 
 _RULES: dict[type, Rule] = {}
 
+# A subclass that overrides one of these computes something that its base's rule does not know.
+_COMPUTATION = ("call", "build", "convolution_op")
+
 
 def register_channel_rule(layer_class: type, rule: Rule | None = None) -> Any:
     """Teaches the channel graph what a layer class does to channels.
 
     A rule is a function from a `Call` to an `Effect`. It holds for subclasses too, unless they
-    have a rule of their own. Without a rule a layer is unknown: the channels that it touches are
-    frozen, which is always right and never slim.
+    have a rule of their own or compute something else: a subclass that overrides `call`, `build`
+    or `convolution_op` is unknown. Without a rule a layer is unknown: the channels that it touches
+    are frozen, which is always right and never slim. See "Layers of your own" in the
+    documentation.
 
     Args:
         layer_class: the class of the layer.
         rule: the rule; when absent, the function is a decorator.
 
     Example:
+        >>> from ehap_tf.channels import Effect, register_channel_rule
         >>> @register_channel_rule(MyScale)  # y = x * self.scale, one scale a channel
         ... def my_scale(call):
         ...     (ids,) = call.inputs
@@ -124,10 +133,14 @@ def register_channel_rule(layer_class: type, rule: Rule | None = None) -> Any:
 
 
 def rule_of(layer: tf_keras.layers.Layer) -> Rule:
-    """The rule of the layer's class or of its nearest registered base, else `unknown`."""
+    """The rule of the layer's class or of the base that it computes the same as, else `unknown`."""
     for layer_class in type(layer).__mro__:
         if layer_class in _RULES:
-            return _RULES[layer_class]
+            same = all(
+                getattr(type(layer), name, None) is getattr(layer_class, name, None)
+                for name in _COMPUTATION
+            )
+            return _RULES[layer_class] if same else unknown
     return unknown
 
 

@@ -9,12 +9,16 @@ from typing import Any
 
 import tf_keras
 
+# How the configuration's names of what can be called end.
+_CALLABLES = ("activation", "_regularizer", "_constraint", "_initializer")
+
 
 def layer_from(layer: tf_keras.layers.Layer, config: Mapping[str, Any]) -> tf_keras.layers.Layer:
     """A new layer of the same class with another configuration.
 
-    The function of a Lambda layer is handed on: writing it to bytes and back, as `from_config`
-    does, would lose what it encloses.
+    Functions and objects that are not Keras' own are handed on: reading an activation, regularizer,
+    constraint or initializer back by its name would need a registration, and writing the function
+    of a Lambda layer to bytes and back would lose what it encloses.
     """
     if isinstance(layer, tf_keras.layers.Lambda):
         return tf_keras.layers.Lambda(
@@ -26,7 +30,21 @@ def layer_from(layer: tf_keras.layers.Layer, config: Mapping[str, Any]) -> tf_ke
             trainable=config.get("trainable", True),
             dtype=config.get("dtype"),
         )
-    return type(layer).from_config(config)
+    return type(layer).from_config({**config, **_not_of_keras(layer, config)})
+
+
+def _not_of_keras(layer: tf_keras.layers.Layer, config: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key in config:
+        value = getattr(layer, key, None)
+        if not (callable(value) and key.endswith(_CALLABLES)):
+            continue
+        home = str(getattr(value, "__module__", None))
+        if isinstance(value, tf_keras.layers.Layer):
+            found[key] = layer_from(value, value.get_config())
+        elif not home.startswith("tf_keras."):
+            found[key] = value
+    return found
 
 
 class ZeroInitializers:
@@ -48,7 +66,7 @@ class ZeroInitializers:
 
     def apply(self, layer: tf_keras.layers.Layer) -> None:
         """Replaces the initializers of a layer, and of the layers inside it, for the time being."""
-        for module in (layer, *layer.submodules):
+        for module in layer._flatten_layers():
             for name, value in list(vars(module).items()):
                 if name.endswith("_initializer") and isinstance(
                     value, tf_keras.initializers.Initializer

@@ -22,8 +22,7 @@ import numpy.typing as npt
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.channels import ChannelGraph, Ids, TracedCall, weight_axes
-from ehap_tf.pruning.zeroing import zero_at_zero
+from ehap_tf.channels import ChannelGraph, Ids, TracedCall, weight_axes, zero_at_zero
 from ehap_tf.sensitivity.gates import Gate, find_gates
 
 _PRODUCTS = ("__operators__.mul", "math.multiply")
@@ -168,7 +167,7 @@ def _scaling_weights(call: TracedCall) -> tuple[tuple[tuple[tf.Variable, int], .
     name = f"{call.path!r} ({type(layer).__name__})"
     if isinstance(layer, tf_keras.layers.BatchNormalization) and not layer.scale:
         return (), f"{name} has no gamma"
-    if not zero_at_zero(layer):
+    if not zero_at_zero(getattr(layer, "activation", None)):
         return (), f"the activation of {name} is not zero at zero"
     trainable = {id(weight) for weight in layer.trainable_weights}
     axes_of = weight_axes(call)

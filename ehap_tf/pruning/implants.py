@@ -76,7 +76,7 @@ def crop(
     name = fresh_name(f"{layer.name}_implant_crop")
     rank = len(amounts)
     cropping = amounts[0] if rank == 1 else tuple(amounts)
-    return _CROPPING[rank](cropping, name=name)(tensor)
+    return _CROPPING[rank](cropping, name=name, dtype=layer.dtype_policy)(tensor)
 
 
 def _crop_of_axis(

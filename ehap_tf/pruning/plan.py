@@ -29,7 +29,8 @@ class PruningPlan:
         macs_before, macs_after: multiply-accumulates of one example; NaN where the input size is
             not fixed.
         costs: layer path -> parameters before and after, multiply-accumulates before and after.
-        frozen: layer path -> why channels around it cannot be removed.
+        frozen: layer path -> why channels around it cannot be removed; for a layer with filters
+            why they, or some of them, stay whatever their scores.
     """
 
     kept: Mapping[str, npt.NDArray[np.int64]]
@@ -85,42 +86,51 @@ class PruningPlan:
         return plan
 
     def summary(self) -> str:
-        """A table for people: a line a layer with filters, then the sums, then what is frozen."""
-        rows = [("layer", "kept", "1x1", "removed", "parameters", "MACs")]
-        for layer, count in self.filters.items():
-            kept, small = len(self.kept[layer]), len(self.implanted.get(layer, ()))
+        """A table for people.
+
+        A line for each layer with filters or parameters, with the reason why filters stay whatever
+        they are worth; then the sums, then the layers that the other reasons come from.
+        """
+        rows = [("layer", "kept", "1x1", "removed", "parameters", "MACs", "why filters stay")]
+        for layer in [*self.costs, *(layer for layer in self.filters if layer not in self.costs)]:
             params, params_after, macs, macs_after = self.costs.get(layer, (0, 0, 0, 0))
+            counts = self._counts([layer]) if layer in self.filters else ("", "", "")
             rows.append(
                 (
                     layer,
-                    str(kept),
-                    str(small),
-                    str(count - kept - small),
+                    *counts,
                     f"{params:,.0f} -> {params_after:,.0f}",
-                    f"{macs:,.0f} -> {macs_after:,.0f}",
+                    f"{macs:,.0f} -> {macs_after:,.0f}" if macs else "",
+                    self.frozen.get(layer, "") if layer in self.filters else "",
                 )
             )
-        total = sum(self.filters.values())
-        kept = sum(map(len, self.kept.values()))
-        small = sum(map(len, self.implanted.values()))
         rows.append(
             (
                 "model",
-                str(kept),
-                str(small),
-                str(total - kept - small),
+                *self._counts(list(self.filters)),
                 f"{self.params_before:,} -> {self.params_after:,}",
                 f"{self.macs_before:,.0f} -> {self.macs_after:,.0f}",
+                "",
             )
         )
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        lines = [
-            row[0].ljust(widths[0])
-            + "".join("  " + cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))
-            for row in rows
+        lines = []
+        for first, *numbers, reason in rows:
+            cells = [cell.rjust(width) for cell, width in zip(numbers, widths[1:-1], strict=True)]
+            lines.append("  ".join((first.ljust(widths[0]), *cells, reason)).rstrip())
+        lines += [
+            f"frozen: {layer}: {reason}"
+            for layer, reason in self.frozen.items()
+            if layer not in self.filters
         ]
-        lines += [f"frozen: {layer}: {reason}" for layer, reason in self.frozen.items()]
         return "\n".join(lines)
+
+    def _counts(self, layers: Sequence[str]) -> tuple[str, str, str]:
+        """Filters of some layers: kept, 1x1, removed."""
+        kept = sum(len(self.kept[layer]) for layer in layers)
+        small = sum(len(self.implanted.get(layer, ())) for layer in layers)
+        total = sum(self.filters[layer] for layer in layers)
+        return str(kept), str(small), str(total - kept - small)
 
     def flags(self) -> dict[str, Flags]:
         """Layer path -> for each filter whether its channel stays, implanted ones included."""

@@ -125,7 +125,7 @@ class Schedule:
         least = self._left(units, units.without_lowest(int(units.free.sum())), whole)
         if self.target.reached(self.graph, least):
             return
-        held = ", ".join(units.fixed_layers()) or "none"
+        held = ", ".join(units.held()) or "no layer"
         what = f"at most {removed(least)} filters can go"
         if self.target.kind != "filters":
             share = cost_of(self.graph, self.target.kind, least) / cost_of(
@@ -134,8 +134,8 @@ class Schedule:
             what = f"at least {share:.4g} is left"
         raise ValueError(
             f"the target of {self.target.value:g} ({self.target.kind}) cannot be reached: {what} "
-            f"with prune_ratio_limit={self.prune_ratio_limit:g} and the layers that keep all their "
-            f"filters ({held})"
+            f"with prune_ratio_limit={self.prune_ratio_limit:g} and round_to={self.round_to}. "
+            f"Filters stay in: {held}"
         )
 
     def _units(self, alive: Mapping[str, Flags], scores: Mapping[str, Floats]) -> Units:

@@ -12,7 +12,7 @@ from ehap_tf.channels import ChannelGraph, Flags, trace_channels
 from ehap_tf.models.keras3 import either_keras
 from ehap_tf.pruning.implants import IMPLANT_INITS
 from ehap_tf.pruning.plan import PruningPlan
-from ehap_tf.pruning.units import COST_KINDS, Choice, Units
+from ehap_tf.pruning.units import COST_KINDS, Choice, Units, stays_because
 
 
 @either_keras()
@@ -96,11 +96,11 @@ def plan_pruning(
     if prune_ratio is not None:
         choice = units.above_threshold(prune_ratio)
     elif target_params is not None:
-        choice = _search(graph, units, "params", target_params, prune_ratio_limit)
+        choice = _search(graph, units, "params", target_params, prune_ratio_limit, round_to)
     else:
         assert target_macs is not None
-        choice = _search(graph, units, "macs", target_macs, prune_ratio_limit)
-    return plan_from_flags(graph, *units.flags(choice), implant_init)
+        choice = _search(graph, units, "macs", target_macs, prune_ratio_limit, round_to)
+    return plan_from_flags(graph, *units.flags(choice), implant_init, units.held())
 
 
 def plan_from_flags(
@@ -108,6 +108,7 @@ def plan_from_flags(
     alive: Mapping[str, Flags],
     implanted: Mapping[str, Flags] | None = None,
     implant_init: str = "zero",
+    held: Mapping[str, str] | None = None,
 ) -> PruningPlan:
     """The plan that keeps the filters with a flag.
 
@@ -116,7 +117,13 @@ def plan_from_flags(
         alive: layer path -> for each filter whether its channel stays.
         implanted: layer path -> for each filter whether it becomes 1x1.
         implant_init: as in `plan_pruning`.
+        held: layer path -> why filters of it stay; what the graph says when not given.
     """
+    if held is None:
+        held = {
+            layer: stays_because(number, len(graph.ids.atoms[layer]), reason)
+            for layer, (number, reason) in graph.frozen_filters().items()
+        }
     small = {layer: flags for layer, flags in (implanted or {}).items() if flags.any()}
     nothing: Flags = np.zeros(1, np.bool_)
     before = graph.costs(np.ones(len(graph.ids), np.bool_))
@@ -138,7 +145,7 @@ def plan_from_flags(
             for layer, (params, macs) in before.items()
             if params
         },
-        frozen=dict(graph.notes),
+        frozen={**graph.notes, **held},
         implant_init=implant_init,
     )
 
@@ -165,7 +172,9 @@ def _total(costs: Mapping[str, tuple[int, float]], kind: str) -> float:
     return total if np.isnan(total) else round(total)
 
 
-def _search(graph: ChannelGraph, units: Units, kind: str, fraction: float, limit: float) -> Choice:
+def _search(
+    graph: ChannelGraph, units: Units, kind: str, fraction: float, limit: float, round_to: int
+) -> Choice:
     """Removes as few of the lowest units as bring the cost down to a fraction of the whole."""
 
     def cost(choice: Choice) -> float:
@@ -179,12 +188,12 @@ def _search(graph: ChannelGraph, units: Units, kind: str, fraction: float, limit
     found = units.fewest(lambda choice: cost(choice) <= fraction * whole)
     if found is None:
         least = cost(units.without_lowest(int(units.free.sum())))
-        held = units.fixed_layers()
+        held = [f"{layer} ({reason})" for layer, reason in units.held().items()]
         names = ", ".join(held[:5]) + (f" and {len(held) - 5} more" if len(held) > 5 else "")
         raise ValueError(
             f"target_{kind}={fraction:g} cannot be reached: at least {least / whole:.4g} is left "
-            f"with prune_ratio_limit={limit:g} and the layers that keep all their filters "
-            f"({names or 'none'})"
+            f"with prune_ratio_limit={limit:g} and round_to={round_to}. Filters stay in: "
+            f"{names or 'no layer'}"
         )
     return found
 

@@ -111,14 +111,19 @@ class _Surgeon(Rebuilder):
             [value[..., np.searchsorted(stays, kept)] for value in weights.values()],
         )
         small = self.make_layer(call, small_config, small_weights)
-        both = tf_keras.layers.Concatenate(name=self.fresh_name(f"{name}_implant_concat"))(
-            [large(tensor), small(cropped)]
+        policy = call.layer.dtype_policy
+        concat = tf_keras.layers.Concatenate(
+            name=self.fresh_name(f"{name}_implant_concat"), dtype=policy
         )
+        both = concat([large(tensor), small(cropped)])
         order = np.searchsorted(stays, np.concatenate([kept, implanted]))
         if (np.diff(order) > 0).all():
             return both
         return ScatterChannels(
-            order.tolist(), len(stays), name=self.fresh_name(f"{name}_implant_order")
+            order.tolist(),
+            len(stays),
+            name=self.fresh_name(f"{name}_implant_order"),
+            dtype=policy,
         )(both)
 
     def _by_name(self, call: TracedCall) -> dict[str, Any]:

@@ -23,6 +23,11 @@ class Choice:
     implanted: Flags
 
 
+def stays_because(number: int, filters: int, reason: str) -> str:
+    """Says why a number of a layer's filters stay."""
+    return reason if number == filters else f"{number} of {filters} filters stay: {reason}"
+
+
 class Units:
     """The units of a traced model and what a layer must keep.
 
@@ -67,7 +72,7 @@ class Units:
         # ... and a unit in which nothing has a score stays as it is.
         has_score = np.bincount(self._unit, ~np.isnan(scored), count) > 0
         frozen = np.array([graph.ids.frozen_reason(root) is not None for root in roots.tolist()])
-        by_name = np.bincount(self._unit, self._named(keep_layers), count) > 0
+        self._by_name = by_name = np.bincount(self._unit, self._named(keep_layers), count) > 0
         if cost_aware:
             savings = np.bincount(self._unit, _savings(graph, cost_aware)[atoms], count)
             unit_scores = unit_scores / np.maximum(savings, 1)
@@ -125,13 +130,23 @@ class Units:
             implanted[name] = small[mine] & (name in self._graph.implantable)
         return alive, implanted
 
-    def fixed_layers(self) -> list[str]:
-        """The layers of which nothing can be removed."""
-        return [
-            name
-            for number, name in enumerate(self._layers)
-            if not self.free[self._unit[self._layer == number]].any()
-        ]
+    def held(self) -> dict[str, str]:
+        """The layers with filters that stay whatever their scores are, and why."""
+        frozen = self._graph.frozen_filters()
+        held = {}
+        for number, name in enumerate(self._layers):
+            units = self._unit[self._layer == number]
+            stays = ~self.free[units]
+            if not stays.any():
+                continue
+            if name in frozen:
+                reason = frozen[name][1]
+            elif self._by_name[units].any():
+                reason = "keep_layers names it or a layer that it lives with"
+            else:
+                reason = "it has no scores"
+            held[name] = stays_because(int(stays.sum()), len(stays), reason)
+        return held
 
     def _within_limits(self, stays: Flags, band: Flags) -> Choice:
         """Brings back the best removed units of every layer that would lose too many filters."""
@@ -178,13 +193,19 @@ def _savings(graph: ChannelGraph, kind: str) -> Floats:
     """For each id what its removal alone saves in the full model, in MACs or parameters."""
     alive = np.ones(len(graph.ids), np.bool_)
     savings = np.zeros(len(graph.ids))
+    seen: set[str] = set()
     for call in graph.calls.values():
         term = call.effect.macs
-        if term is None:
+        if term is None or (kind == "params" and call.path in seen):
             continue
+        seen.add(call.path)
         whole = term.count(alive)
         if kind == "params":
             whole = sum(int(np.prod(weight.shape)) for weight in call.layer.weights)
+        if np.isnan(whole):
+            raise ValueError(
+                "cost_aware='macs' needs a model whose input has a fixed size; give 'params'"
+            )
         for ids in term.axes:
             np.add.at(savings, ids, whole / max(len(ids), 1))
     return savings

@@ -10,13 +10,12 @@ behind it have to stay too.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.channels import ZERO, ChannelGraph, Flags, TracedCall, weight_axes
+from ehap_tf.channels import ZERO, ChannelGraph, Flags, TracedCall, weight_axes, zero_at_zero
 
 
 def weight_masks(graph: ChannelGraph, alive: Flags) -> Iterator[tuple[tf.Variable, Flags]]:
@@ -60,14 +59,8 @@ def not_removable_by_zeros(graph: ChannelGraph) -> dict[str, str]:
     return reasons
 
 
-def zero_at_zero(layer: tf_keras.layers.Layer) -> bool:
-    """Whether the activation that is part of a layer maps 0 to 0."""
-    activation: Any = getattr(layer, "activation", None)
-    return activation is None or bool(np.all(np.asarray(activation(tf.zeros((1, 1)))) == 0))
-
-
 def _zero_weights_give_zero(call: TracedCall) -> bool:
     layer = call.layer
     if isinstance(layer, tf_keras.layers.BatchNormalization):
         return bool(layer.scale)
-    return bool(call.effect.weights) and zero_at_zero(layer)
+    return bool(call.effect.weights) and zero_at_zero(getattr(layer, "activation", None))

@@ -12,6 +12,15 @@ from tests.pruning.nets import batch, random_scores, relative_error, shake
 
 layers = tf_keras.layers
 
+
+class Standardised(layers.Conv2D):
+    """Each filter looks at all of its input channels before it is applied."""
+
+    def convolution_op(self, inputs, kernel):
+        mean, variance = tf.nn.moments(kernel, [0, 1, 2], keepdims=True)
+        return super().convolution_op(inputs, (kernel - mean) / tf.sqrt(variance + 1e-5))
+
+
 MAPS = {
     "grouped": lambda: layers.Conv2D(6, 3, groups=2, padding="same"),
     "dilated": lambda: layers.Conv2D(5, 3, dilation_rate=2, padding="same"),
@@ -25,6 +34,10 @@ MAPS = {
     "relu6": lambda: layers.ReLU(6.0),
     "leaky": lambda: layers.LeakyReLU(),
     "elu": lambda: layers.ELU(),
+    "thresholded": lambda: layers.ThresholdedReLU(0.5),
+    "sloped relu": lambda: layers.ReLU(negative_slope=0.5, threshold=1.0),
+    "own function": lambda: layers.Activation(lambda x: tf.square(x) - 1.0),
+    "leaky inside": lambda: layers.Conv2D(5, 3, activation=tf.nn.leaky_relu),
     "prelu": lambda: layers.PReLU(alpha_initializer="uniform"),
     "prelu shared": lambda: layers.PReLU(alpha_initializer="uniform", shared_axes=[1, 2]),
     "max pool": lambda: layers.MaxPooling2D(3, 2, padding="same"),
@@ -32,6 +45,7 @@ MAPS = {
     "zero padding": lambda: layers.ZeroPadding2D(1),
     "cropping": lambda: layers.Cropping2D(1),
     "up sampling": lambda: layers.UpSampling2D(2),
+    "dropout of channels": lambda: layers.Dropout(0.5, noise_shape=(None, 1, 1, 8)),
     "dropout": lambda: layers.SpatialDropout2D(0.5),
     "noise": lambda: layers.GaussianNoise(0.5),
     "rescaling": lambda: layers.Rescaling(2.0, 1.0),
@@ -48,6 +62,10 @@ FREEZING = {
     "group norm": lambda: layers.GroupNormalization(4),
     "softmax": lambda: layers.Softmax(),
     "softmax by name": lambda: layers.Activation("softmax"),
+    "softmax of tf": lambda: layers.Activation(tf.nn.log_softmax),
+    "own mixing function": lambda: layers.Activation(lambda x: tf.nn.l2_normalize(x, -1)),
+    "depthwise with softmax": lambda: layers.DepthwiseConv2D(3, activation="softmax"),
+    "standardised kernels": lambda: Standardised(8, 3, name="standardised"),
     "mixing reshape": lambda: layers.Reshape((8, 16, 4)),
     "permute": lambda: layers.Permute((3, 1, 2)),
     "lambda": lambda: layers.Lambda(lambda x: x * 2),
@@ -89,16 +107,67 @@ def test_channels_stay_where_a_layer_mixes_them(name):
     check(model, plan)
 
 
-@pytest.mark.parametrize("rank", [1, 3])
-def test_convolutions_of_other_ranks(rank):
+OF_OTHER_RANKS = {
+    "Conv1D": lambda: layers.Conv1D(6, 3, padding="same", dilation_rate=2),
+    "Conv1DTranspose": lambda: layers.Conv1DTranspose(6, 3, strides=2),
+    "DepthwiseConv1D": lambda: layers.DepthwiseConv1D(3, depth_multiplier=2),
+    "SeparableConv1D": lambda: layers.SeparableConv1D(6, 3, depth_multiplier=2),
+    "pooling 1D": lambda: layers.AveragePooling1D(2),
+    "padding 1D": lambda: layers.ZeroPadding1D(1),
+    "Conv3D": lambda: layers.Conv3D(6, 3, padding="same", groups=2),
+    "Conv3DTranspose": lambda: layers.Conv3DTranspose(6, 3, strides=2),
+    "pooling 3D": lambda: layers.MaxPooling3D(2),
+    "up sampling 3D": lambda: layers.UpSampling3D(2),
+}
+
+
+@pytest.mark.parametrize("name", OF_OTHER_RANKS)
+def test_layers_of_other_ranks(name):
+    layer = OF_OTHER_RANKS[name]()
+    rank = 1 if "1D" in name else 3
     conv = {1: layers.Conv1D, 3: layers.Conv3D}[rank]
     pool = {1: layers.GlobalAveragePooling1D, 3: layers.GlobalAveragePooling3D}[rank]
     inputs = layers.Input((6,) * rank + (3,))
-    x = conv(6, 3, padding="same", name="before")(inputs)
+    x = layer(conv(6, 3, padding="same", name="before")(inputs))
     x = pool()(conv(5, 2, activation="relu")(x))
-    model = tf_keras.Model(inputs, layers.Dense(2)(x))
+    model = shake(tf_keras.Model(inputs, layers.Dense(2)(x)))
     plan = plan_pruning(model, random_scores(model), prune_ratio=0.5)
     assert len(plan.kept["before"]) < 6
+    check(model, plan)
+
+
+@pytest.mark.parametrize("residual", ["union", "tied"])
+def test_a_layer_that_makes_something_of_zero_between_branches(residual):
+    """In a sum a removed channel's place is zero, not what the layer makes of zero."""
+    inputs = layers.Input((6, 6, 3))
+    a = layers.ReLU(negative_slope=0.5, threshold=1.0)(layers.Conv2D(8, 3, name="a")(inputs))
+    b = layers.Conv2D(8, 3, name="b")(inputs)
+    x = layers.Conv2D(4, 1, name="after")(layers.Add()([a, b]))
+    model = shake(tf_keras.Model(inputs, layers.Dense(2)(layers.Flatten()(x))))
+    plan = plan_pruning(model, random_scores(model, 1), prune_ratio=0.5, residual=residual)
+    assert len(plan.kept["a"]) < 8
+    check(model, plan)
+
+
+def test_a_layer_as_activation_is_followed_where_it_has_no_weights():
+    free = sandwich(layers.Conv2D(8, 3, activation=layers.LeakyReLU(0.3), name="middle"))
+    frozen = sandwich(layers.Conv2D(8, 3, activation=layers.PReLU("uniform"), name="middle"))
+    for model, stays in ((free, False), (frozen, True)):
+        plan = plan_pruning(model, random_scores(model), prune_ratio=0.5)
+        assert (len(plan.kept["middle"]) == 8) == stays
+        assert ("PReLU" in plan.frozen.get("middle", "")) == stays
+
+
+def test_operators_with_one_number_a_channel_are_frozen():
+    inputs = layers.Input((6, 6, 3))
+    x = layers.Conv2D(4, 1, name="a")(inputs) * [1.0, 2.0, 3.0, 4.0]
+    x = layers.Conv2D(4, 1, name="b")(x) + tf.constant([1.0, 2.0, 3.0, 4.0])
+    x = tf.nn.relu(layers.Conv2D(4, 1, name="c")(x)) * 2 - 1
+    model = shake(tf_keras.Model(inputs, layers.Dense(2)(layers.Flatten()(x))))
+    plan = plan_pruning(model, random_scores(model), prune_ratio=0.6)
+    assert [len(plan.kept[name]) for name in "ab"] == [4, 4]
+    assert len(plan.kept["c"]) < 4
+    assert "Keras layer in its place" in plan.frozen["a"]
     check(model, plan)
 
 

@@ -10,6 +10,8 @@ import subprocess
 import numpy as np
 import pytest
 
+from ehap_tf.channels.rules import _RULES
+
 DOCS = pathlib.Path(__file__).resolve().parents[2] / "docs"
 
 
@@ -35,6 +37,18 @@ def test_the_tutorial_is_one_program(tmp_path, monkeypatch, capsys):
     x, y = names["test"]
     right = [names["classify"](image).argmax() == label for image, label in zip(x, y, strict=True)]
     assert np.mean(right) == pytest.approx(integer, abs=1e-3)
+
+
+def test_layers_of_your_own(capsys):
+    (code,) = blocks("your_own_layers.md", "python")
+    names: dict = {"__name__": "your_own_layers"}
+    try:
+        exec(compile(code, "your_own_layers.md", "exec"), names)
+    finally:
+        _RULES.pop(names.get("MyScale"), None)
+    assert names["slim"].get_layer("my_scale").scale.shape[0] < 16
+    assert names["difference"] < 1e-6
+    assert "frozen" not in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -124,10 +124,43 @@ def test_cost_aware_prefers_what_is_dear():
     assert len(dear.kept["c"]) == 4
 
 
-def test_summary_names_layers_sums_and_reasons():
+def test_summary_is_a_line_a_layer_with_its_reason():
     model = small_residual_net()
-    plan = plan_pruning(model, random_scores(model), prune_ratio=0.5)
-    text = plan.summary()
-    for word in ("stem", "logits", f"{plan.params_after:,}", "removed"):
-        assert word in text
+    plan = plan_pruning(
+        model, random_scores(model, 1), prune_ratio=0.5, implant_ratio=0.5, keep_layers=["stem"]
+    )
+    lines = {line.split()[0]: line for line in plan.summary().splitlines()}
+    assert lines["layer"].split() == [
+        "layer", "kept", "1x1", "removed", "parameters", "MACs", "why", "filters", "stay",
+    ]  # fmt: skip
+    assert set(lines) == {"layer", "model", *plan.costs}
+    for layer in ("a", "b"):
+        kept, small = len(plan.kept[layer]), len(plan.implanted[layer])
+        whole = model.get_layer(layer).filters
+        params, left, macs, macs_left = plan.costs[layer]
+        assert small
+        assert lines[layer].split() == [
+            layer, str(kept), str(small), str(whole - kept - small),
+            f"{params:,.0f}", "->", f"{left:,.0f}", f"{macs:,.0f}", "->", f"{macs_left:,.0f}",
+        ]  # fmt: skip
+    assert lines["stem"].endswith("keep_layers names it or a layer that it lives with")
+    assert lines["logits"].endswith("model output")
+    assert "24 -> " in lines["stem_bn"] and len(lines["stem_bn"].split()) == 4
+    assert f"{plan.params_before:,} -> {plan.params_after:,}" in lines["model"]
     assert sum(c[1] for c in plan.costs.values()) == plan.params_after
+    assert PruningPlan.from_json(plan.to_json()).summary() == plan.summary()
+
+
+def test_implants_compute_in_the_precision_of_their_layer():
+    inputs = layers.Input((8, 8, 3), dtype="float64")
+    x = layers.Conv2D(8, 3, strides=2, padding="same", name="c", dtype="float64")(inputs)
+    x = layers.Flatten(dtype="float64")(x)
+    model = shake(tf_keras.Model(inputs, layers.Dense(2, name="logits", dtype="float64")(x)))
+    plan = plan_pruning(
+        model, random_scores(model, 2), prune_ratio=0.6, implant_ratio=0.5, implant_init="center"
+    )
+    assert len(plan.implanted["c"]) and len(plan.kept["c"])
+    slim = prune(model, plan)
+    assert {layer.dtype_policy.name for layer in slim.layers} == {"float64"}
+    x = batch(model).astype(np.float64)
+    assert relative_error(slim(x), mask(model, plan)(x)) < 1e-12

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import tensorflow as tf
 import tf_keras
 
 from ehap_tf.models import MODEL_NAMES, build_model
@@ -110,6 +111,38 @@ def test_names_flags_policies_and_regularizers_stay():
     assert isinstance(slim.get_layer("c").kernel_constraint, tf_keras.constraints.MaxNorm)
     assert slim.get_layer("half").dtype_policy.name == "mixed_float16"
     assert slim.get_layer("c").filters < 4 or slim.get_layer("half").filters < 4
+
+
+def test_what_a_user_wrote_is_handed_on_without_a_registration():
+    class Small(tf_keras.regularizers.Regularizer):
+        def __call__(self, weight):
+            return 0.5 * tf.reduce_sum(tf.square(weight))
+
+        def get_config(self):
+            return {}
+
+    class Positive(tf_keras.constraints.Constraint):
+        def __call__(self, weight):
+            return tf.abs(weight)
+
+    def wave(x):
+        return tf.sin(x) + 0.5
+
+    inputs = layers.Input((6, 6, 3))
+    x = layers.Conv2D(
+        6, 3, name="c", activation=wave, kernel_regularizer=Small(), kernel_constraint=Positive()
+    )(inputs)  # fmt: skip
+    x = layers.Conv2D(6, 3, name="d", activation=layers.LeakyReLU(0.3))(x)
+    model = shake(tf_keras.Model(inputs, layers.Dense(2)(layers.Flatten()(x))))
+    plan = plan_pruning(model, random_scores(model), prune_ratio=0.4)
+    slim, x = prune(model, plan), batch(model)
+    assert len(plan.kept["c"]) < 6 and len(plan.kept["d"]) < 6
+    assert relative_error(slim(x), mask(model, plan)(x)) < 1e-5
+    assert slim.get_layer("c").activation is wave
+    assert isinstance(slim.get_layer("c").kernel_constraint, Positive)
+    kernel = slim.get_layer("c").kernel
+    assert float(slim.losses[0]) == pytest.approx(float(Small()(kernel)))
+    assert slim.get_layer("d").activation is not model.get_layer("d").activation
 
 
 def test_sequential_stays_sequential():
