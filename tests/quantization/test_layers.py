@@ -24,10 +24,11 @@ def test_layer_is_integer_in_the_file(name, tmp_path):
     assert "GATHER" not in file.operators
     difference = TFLiteModel(file.path)(images()) - qat.predict(images(), verbose=0)
     steps = np.abs(difference) / file.output.scale
-    # Ties are rounded the other way now and then, and that goes through all layers behind; an
-    # operator that computed something else is off by tens of steps.
-    assert steps.max() <= 3.001
+    # Ties are rounded the other way now and then, on few inputs, and a dense layer behind multiplies
+    # that; an operator that computed something else is off by tens of steps, or everywhere.
+    assert (steps <= 1.001).mean() >= 0.95
     assert steps.mean() <= 0.5
+    assert steps.max() <= 6.001
 
 
 @pytest.mark.slow
