@@ -9,6 +9,8 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import tensorflow as tf
+
 from ehap_tf import files
 from ehap_tf.pipeline.config import STAGE_NAMES, PipelineConfig
 from ehap_tf.pipeline.console import RunConsole
@@ -241,12 +243,15 @@ def _warnings_to(console: RunConsole) -> Iterator[None]:
         def emit(self, record: logging.LogRecord) -> None:
             console.say(f"{record.name}: {record.getMessage()}", level=3)
 
-    logger, handler = logging.getLogger("tensorflow"), Handler()
-    before = list(logger.handlers)
-    logger.handlers[:] = [handler]
+    logger = tf.get_logger()
+    before, propagated = list(logger.handlers), logger.propagate
+    logger.handlers[:] = [Handler()]
+    # Reading a data set gives the root logger a handler of its own, which prints.
+    logger.propagate = False
     try:
         with warnings.catch_warnings():
             warnings.showwarning = show
             yield
     finally:
         logger.handlers[:] = before
+        logger.propagate = propagated

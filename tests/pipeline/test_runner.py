@@ -1,10 +1,13 @@
 """The runner with stages that write text: which of them run, and when."""
 
+import dataclasses
 import io
 import json
+import logging
 
 import pytest
 import rich.console
+import tensorflow as tf
 
 from ehap_tf.pipeline import runner
 from ehap_tf.pipeline.config import PipelineConfig
@@ -203,3 +206,27 @@ def test_everything_said_is_in_the_log(job):
     job()
     job(probes=7)
     assert "probes was 300 and is 7" in (job.folder / "logs" / "run.log").read_text()
+
+
+def test_what_tensorflow_warns_of_goes_to_the_log_alone(job, monkeypatch):
+    printed = io.StringIO()
+    # tensorflow-datasets gives the root logger a handler while a stage reads its data.
+    root = logging.StreamHandler(printed)
+    train = runner.STAGES[0]
+
+    def run(stage_job, fingerprint):
+        logging.getLogger().addHandler(root)
+        tf.get_logger().warning("something to look at later")
+        return train.run(stage_job, fingerprint)
+
+    stages = (dataclasses.replace(train, run=run), *runner.STAGES[1:])
+    monkeypatch.setattr(runner, "STAGES", stages)
+    propagated = tf.get_logger().propagate
+    try:
+        job()
+    finally:
+        logging.getLogger().removeHandler(root)
+    assert printed.getvalue() == ""
+    assert "something to look at later" in (job.folder / "logs" / "run.log").read_text()
+    assert "something to look at later" not in job.text.getvalue()
+    assert tf.get_logger().propagate == propagated

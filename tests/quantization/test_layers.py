@@ -24,7 +24,7 @@ def test_layer_is_integer_in_the_file(name, tmp_path):
     assert "GATHER" not in file.operators
     difference = TFLiteModel(file.path)(images()) - qat.predict(images(), verbose=0)
     steps = np.abs(difference) / file.output.scale
-    # Ties are rounded the other way now and then, on few inputs, and a dense layer behind multiplies
+    # Ties are rounded the other way now and then, on few inputs, and a dense layer multiplies
     # that; an operator that computed something else is off by tens of steps, or everywhere.
     assert (steps <= 1.001).mean() >= 0.95
     assert steps.mean() <= 0.5
