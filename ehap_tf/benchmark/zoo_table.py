@@ -25,7 +25,7 @@ def table(rows: Sequence[Row]) -> str:
         for residual in RESIDUAL_MODES:
             columns[f"{key}_{residual}"] = f"{residual}, {removed}"
     columns |= {
-        "error": "largest error",
+        "error": "largest error, float32 (float64)",
         "target_seconds": "to a target, CPU s",
         "surgery_seconds": "surgery, CPU s",
         "frozen": "filters that stay, and why",
@@ -44,7 +44,7 @@ def _line(rows: Sequence[Row], ratios: Sequence[float]) -> dict[str, str]:
         "family": f"{first['family']} ({first['model']})",
         "filters": f"{first['filters']:,}",
         "prunable": _either([f"{100 * row['prunable']:.1f}" for row in rows]),
-        "error": f"{max(row['error'] for row in rows):.0e}",
+        "error": _errors(rows),
         "frozen": _either([_reasons(row["frozen"]) for row in rows]),
     }
     for key in ("target_seconds", "surgery_seconds"):
@@ -57,6 +57,11 @@ def _line(rows: Sequence[Row], ratios: Sequence[float]) -> dict[str, str]:
                 for ratio in ratios
             )
     return line
+
+
+def _errors(rows: Sequence[Row]) -> str:
+    exact = [row["error_in_float64"] for row in rows if row.get("error_in_float64") is not None]
+    return f"{max(row['error'] for row in rows):.0e}" + (f" ({max(exact):.0e})" if exact else "")
 
 
 def _either(texts: Sequence[str]) -> str:
