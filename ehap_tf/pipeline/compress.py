@@ -173,9 +173,7 @@ def compress(
     with _timed(seconds, "quantize"):
         calibration = first_examples(train_data, 1280)
         qat = quantize(slim, weight_bits=weight_bits, representative_data=calibration)
-        _fit(
-            qat, train_data, validation_data, qat_epochs, rate / 10, freeze_bn=True, **options
-        )  # fmt: skip
+        _fit(qat, train_data, validation_data, qat_epochs, rate / 10, freeze_bn=True, **options)
     report["qat_accuracy"] = accuracy_on(qat, validation_data)
     with _timed(seconds, "export"):
         file = export_tflite(qat, path, data=calibration)

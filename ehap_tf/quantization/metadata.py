@@ -46,7 +46,6 @@ def write_metadata(
         file: from `export_tflite`.
         normalization: of the pixels, if it is not part of the model.
         labels: the classes' names in the order of the outputs.
-
     """
     content: dict[str, Any] = {
         "format": FORMAT,
