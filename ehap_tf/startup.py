@@ -7,10 +7,17 @@ so `import ehap_tf` does not.
 from __future__ import annotations
 
 import os
+import sys
 
 
 def prepare_environment() -> None:
-    """Sets what the user has not: quiet native code, and fast convolutions on every CPU."""
+    """Sets what the user has not: quiet native code, and fast convolutions on every CPU.
+
+    In a process that has TensorFlow loaded it is too late for that, and nothing is set: the
+    processes that this one starts would compute otherwise than it does.
+    """
+    if "tensorflow" in sys.modules:
+        return
     # The C++ side would talk over our progress display.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")

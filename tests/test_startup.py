@@ -7,12 +7,27 @@ import pytest
 from ehap_tf.startup import prepare_environment
 
 
+VARIABLES = ("TF_ENABLE_ONEDNN_OPTS", "TF_CPP_MIN_LOG_LEVEL", "GRPC_VERBOSITY")
+
+
 def test_what_the_user_has_set_stays(monkeypatch):
+    monkeypatch.delitem(sys.modules, "tensorflow", raising=False)
+    monkeypatch.setenv("GRPC_VERBOSITY", "INFO")
     monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "1")
     prepare_environment()
     assert os.environ["TF_ENABLE_ONEDNN_OPTS"] == "0"
     assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == "1"
+    assert os.environ["GRPC_VERBOSITY"] == "INFO"
+
+
+def test_a_process_with_tensorflow_loaded_stays_as_it_is(monkeypatch):
+    """Its child processes would have oneDNN on where it has not, and round otherwise."""
+    monkeypatch.setitem(sys.modules, "tensorflow", sys)
+    for variable in VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
+    prepare_environment()
+    assert not set(VARIABLES) & set(os.environ)
 
 
 @pytest.mark.parametrize("module", ["ehap_tf.main", "ehap_tf.benchmark.__main__"])
