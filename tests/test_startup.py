@@ -6,7 +6,6 @@ import pytest
 
 from ehap_tf.startup import prepare_environment
 
-
 VARIABLES = ("TF_ENABLE_ONEDNN_OPTS", "TF_CPP_MIN_LOG_LEVEL", "GRPC_VERBOSITY")
 
 
