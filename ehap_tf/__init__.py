@@ -53,6 +53,7 @@ _HOMES = {
     "quantization_report": "ehap_tf.quantization",
     "QuantizationReport": "ehap_tf.quantization",
     "calibrate": "ehap_tf.quantization",
+    "round_biases": "ehap_tf.quantization",
     "FreezeBatchNorm": "ehap_tf.quantization",
     "freeze_batch_norm": "ehap_tf.quantization",
     "EhapQuantizeScheme": "ehap_tf.quantization",

@@ -31,6 +31,7 @@ from ehap_tf.quantization import (
     evaluate_tflite,
     export_tflite,
     quantize,
+    round_biases,
 )
 from ehap_tf.sensitivity import FilterScores, rank_filters
 
@@ -174,6 +175,7 @@ def compress(
         calibration = first_examples(train_data, 1280)
         qat = quantize(slim, weight_bits=weight_bits, representative_data=calibration)
         _fit(qat, train_data, validation_data, qat_epochs, rate / 10, freeze_bn=True, **options)
+        round_biases(qat)
     report["qat_accuracy"] = accuracy_on(qat, validation_data)
     with _timed(seconds, "export"):
         file = export_tflite(qat, path, data=calibration)

@@ -1,6 +1,7 @@
 """INT8: the quantization scheme, the QAT model, the TFLite file and what it is worth."""
 
 from ehap_tf.quantization.batch_norm import FreezeBatchNorm, freeze_batch_norm
+from ehap_tf.quantization.correction import round_biases
 from ehap_tf.quantization.evaluate import TFLiteModel, evaluate_tflite, measure_latency_ms
 from ehap_tf.quantization.export import export_float_tflite, export_tflite
 from ehap_tf.quantization.metadata import Normalization, read_metadata
@@ -31,5 +32,6 @@ __all__ = [
     "quantization_scope",
     "quantize",
     "read_metadata",
+    "round_biases",
     "save_qat",
 ]

@@ -1,4 +1,4 @@
-"""What a model without a training budget can have: BatchNorm and biases fitted to quantization."""
+"""BatchNorm and biases fitted to quantization, without training."""
 
 from __future__ import annotations
 
@@ -90,11 +90,30 @@ def correct_biases(qat: tf_keras.Model, batches: Iterable[np.ndarray]) -> tuple[
     return tuple(skipped)
 
 
+def round_biases(qat: tf_keras.Model) -> None:
+    """Moves every bias to the nearest value that the int32 biases of the file can hold, in place.
+
+    By half a step of the accumulator at most, which is nothing by itself; but the one activation in
+    a thousand that it rounds to the other side becomes one in five after thirty layers. A model
+    with rounded biases computes what its file computes up to the order of float32 sums. The biases
+    depend on the activation ranges: round them when the ranges are final.
+
+    Args:
+        qat: a calibrated or trained model from `quantize`.
+    """
+    graph = IntegerGraph(qat)
+    graph([tf.zeros((1, *tensor.shape[1:])) for tensor in qat.inputs])
+    for name in graph.stored:
+        # A layer with neither a bias nor a BatchNorm has nothing to round.
+        _add_to_output(qat.get_layer(name), graph.batch_norm_of(name), graph.bias_rounding(name))
+
+
 def _add_to_output(layer: Any, norm: Any, correction: np.ndarray) -> bool:
     if norm is not None and norm.center:
         norm.beta.assign_add(correction.astype(np.float32))
     elif norm is not None:
         gain, _ = inference_affine(norm, len(correction))
+        gain = np.where(gain == 0.0, np.inf, gain)  # Such a channel has an output of zero.
         norm.moving_mean.assign_sub((correction / gain).astype(np.float32))
     elif layer.layer.use_bias:
         layer.layer.bias.assign_add(correction.astype(np.float32))

@@ -19,6 +19,7 @@ import tf_keras
 from ehap_tf.files import atomic_path
 from ehap_tf.models.keras3 import either_keras
 from ehap_tf.quantization.canonical import canonical_model
+from ehap_tf.quantization.correction import round_biases
 from ehap_tf.quantization.evaluate import TFLiteModel
 from ehap_tf.quantization.graph import walk
 from ehap_tf.quantization.inputs import input_batches
@@ -51,7 +52,8 @@ def export_tflite(
     zero point of the input, normalisation, labels) is written beside it, as `NAME.tflite.json`.
 
     Args:
-        qat: a calibrated or trained model from `quantize`.
+        qat: a calibrated or trained model from `quantize`. Its biases are rounded in place to the
+            integers of the file, see `round_biases`, so that the two compute the same.
         path: of the file; replaced only by a file that has passed the check.
         io_dtype: "int8", "uint8" or "float32", of inputs and outputs.
         allow_float: accept operators that compute in floating point.
@@ -74,6 +76,7 @@ def export_tflite(
     if labels is not None and len(labels) != outputs:
         raise ValueError(f"labels must name the {outputs} outputs. Received: {len(labels)} names")
     with atomic_path(path) as temporary:
+        round_biases(qat)
         graph = IntegerGraph(qat)
         converter = _converter(qat, graph)
         converter.optimizations = [tf.lite.Optimize.DEFAULT]

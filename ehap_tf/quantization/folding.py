@@ -51,18 +51,23 @@ class FoldedKernel:
         levels = 2 ** (self.bits - 1) - 1
         return np.rint(self.values / (self.limits / levels)).astype(np.int8)
 
-    def with_bias_in_range(self, input_step: float) -> FoldedKernel:
-        """Coarsens the step of kernels that are tiny beside their bias.
+    def on_input_grid(self, input_step: float) -> FoldedKernel:
+        """The kernel as the file stores it for inputs that are multiples of `input_step`.
 
-        The file stores the bias in units of `input_step` times the kernel's step, in int32. A
-        nearly dead channel (a BatchNorm gamma near zero) has a step so small that its bias would
+        The file holds the bias in int32, in units of `input_step` times the kernel's step. A nearly
+        dead channel (a BatchNorm gamma near zero) has a step so small that its bias would
         overflow; it then gets the smallest step at which the bias fits.
         """
         levels = 2 ** (self.bits - 1) - 1
         bias = np.abs(self.bias)
         needed = (bias.max() if self.limits.ndim == 0 else bias) * levels
         limits = np.maximum(self.limits, needed / (input_step * LARGEST_BIAS))
-        return dataclasses.replace(self, limits=limits.astype(np.float32))
+        unit = input_step * limits.astype(np.float64) / levels
+        return dataclasses.replace(
+            self,
+            limits=limits.astype(np.float32),
+            bias=(np.rint(self.bias / unit) * unit).astype(np.float32),
+        )
 
     def scattered(self, positions: Sequence[int], channels: int) -> FoldedKernel:
         """The same outputs at `positions` among `channels`; the others are zero."""

@@ -71,6 +71,8 @@ class IntegerGraph:
             for layer in qat.layers
             if type(unwrapped(layer)).__name__ == "PReLU" and hasattr(layer, "_weight_vars")
         }
+        self.stored: dict[str, FoldedKernel] = {}
+        """After a call: the kernels whose inputs are integers, as the file stores them."""
         self._ranges: dict[int, Range] = {}
         self._alive: list[tf.Tensor] = []
 
@@ -125,7 +127,7 @@ class IntegerGraph:
         kernel = self.kernels[wrapper.name]
         if id(x) in self._ranges and self._rounding:
             low, high = self._ranges[id(x)]
-            kernel = kernel.with_bias_in_range((high - low) / 255.0)
+            kernel = self.stored[wrapper.name] = kernel.on_input_grid((high - low) / 255.0)
         return kernel.operate(wrapper.layer, x) + kernel.bias
 
     def batch_norm_of(self, name: str) -> Any:
@@ -133,6 +135,12 @@ class IntegerGraph:
         readers = self._readers[name]
         reader = unwrapped(self._layers[readers[0]]) if len(readers) == 1 and readers[0] else None
         return reader if isinstance(reader, tf_keras.layers.BatchNormalization) else None
+
+    def bias_rounding(self, name: str) -> np.ndarray:
+        """What storing it in int32 adds to the bias of the layer called `name`, by its channels."""
+        added = self.stored[name].bias - self.kernels[name].bias
+        scatter = self._layers.get(self._scatters.get(name, ""))
+        return added if scatter is None else added[list(scatter.layer.positions)]
 
     # -- ScatterChannels ------------------------------------------------------------------------
 

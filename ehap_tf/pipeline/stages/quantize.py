@@ -11,7 +11,7 @@ from ehap_tf.pipeline.config import PipelineConfig
 from ehap_tf.pipeline.evaluation import accuracy
 from ehap_tf.pipeline.job import Figures, Job, Stage, select
 from ehap_tf.pipeline.training import TrainingRecipe
-from ehap_tf.quantization import quantize, save_qat
+from ehap_tf.quantization import quantize, round_biases, save_qat
 
 CALIBRATION_EXAMPLES = 1280
 """Training images that set the first activation ranges: ten batches of 128 (BUILD_NOTES)."""
@@ -45,6 +45,7 @@ def run(job: Job, fingerprint: str) -> Figures:
     result = recipes.fit_with_progress(
         job, qat, recipe, "quantize", checkpoints, freeze_batch_norm_after=recipe.epochs // 2
     )
+    round_biases(qat)
     save_qat(qat, job.run.qat)
     return {
         "epochs": result.epochs,
