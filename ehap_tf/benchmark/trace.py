@@ -1,7 +1,8 @@
 """Seconds a probe and peak memory of curvature estimates, by estimator and precision.
 
-With several models the growth of the time with the MACs is printed, with several numbers of
-examples that of the memory with the Hessian batch.
+In 16 bits the scores are compared with those of float32, from the same probes. With several models
+the growth of the time with the MACs is printed, with several numbers of examples that of the memory
+with the Hessian batch.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from scipy import stats
 
 from ehap_tf.benchmark import output
 from ehap_tf.benchmark.isolation import MeasurementError, measure
@@ -35,6 +37,7 @@ COLUMNS = {
     "peak_megabytes": "peak MB",
     "added_megabytes": "above loaded MB",
     "speedup": "times as fast",
+    "spearman": "Spearman with fp32",
     "error": "failed",
 }
 
@@ -83,8 +86,9 @@ def run(options: argparse.Namespace) -> None:
             )
         except MeasurementError as error:
             row |= {"error": str(error)}
-        rows.append(row)
+        rows.append(row | {"precision": precision, "estimator": estimator})
     add_speedups(rows)
+    add_rank_correlations(rows)
     output.show("Curvature estimates: time and memory", rows, COLUMNS)
     for line in (*time_growth(rows), *memory_growth(rows)):
         print(line)
@@ -102,11 +106,11 @@ def _cases(options: argparse.Namespace) -> list[tuple[str, str]]:
 
 def measure_trace(
     estimator: str, precision: str, batch_size: int, probes: int, **subject: Any
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """One measurement; runs in a fresh process.
 
     The first 8 probes build and compile the graph and are timed apart; `seconds_per_probe` is the
-    median of the other groups of 8.
+    median of the other groups of 8. `scores` are those of all filters.
     """
     from ehap_tf.pruning import count_macs
     from ehap_tf.sensitivity import rank_filters
@@ -140,6 +144,7 @@ def measure_trace(
         "total_seconds_per_probe": scores.seconds / probes,
         "peak_megabytes": scores.peak_bytes / 1e6,
         "added_megabytes": (scores.peak_bytes - loaded) / 1e6,
+        "scores": np.concatenate([*scores.values()]).tolist(),
     }
 
 
@@ -148,6 +153,18 @@ def add_speedups(rows: list[dict[str, Any]]) -> None:
     for _, alike in _grouped(rows, "model", "examples"):
         for row in alike:
             row["speedup"] = alike[0]["seconds_per_probe"] / row["seconds_per_probe"]
+
+
+def add_rank_correlations(rows: list[dict[str, Any]]) -> None:
+    """Spearman's, of the scores with float32's by the same estimator; takes the scores away."""
+    for _, alike in _grouped(rows, "model", "examples", "estimator"):
+        scores = {row["precision"]: row["scores"] for row in alike if "scores" in row}
+        for row in alike if "fp32" in scores else ():
+            if row["precision"] != "fp32":
+                correlation = stats.spearmanr(row["scores"], scores["fp32"])
+                row["spearman"] = float(correlation.statistic)
+    for row in rows:
+        row.pop("scores", None)
 
 
 def time_growth(rows: Sequence[Mapping[str, Any]]) -> list[str]:

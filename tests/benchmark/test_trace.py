@@ -56,6 +56,30 @@ def test_every_case_is_measured_and_its_growth_printed(
         assert line in lines
 
 
+def test_sixteen_bits_are_compared_with_float32(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranks = {
+        ("hutchinson", "fp32"): [1.0, 2.0, 3.0, 4.0],
+        ("hutchinson", "bf16"): [1.1, 2.0, 5.0, 4.0],  # two neighbours change places
+        ("gauss_newton", "fp32"): [4.0, 3.0, 2.0, 1.0],
+        ("gauss_newton", "bf16"): [4.1, 2.9, 2.1, 1.0],
+    }
+
+    def scripted(function: str, arguments: dict[str, Any], timeout: float | None) -> dict[str, Any]:
+        del function, timeout
+        key = (arguments["estimator"], arguments["precision"])
+        times = {"seconds_per_probe": 1.0, "peak_megabytes": 2.0, "added_megabytes": 1.0}
+        return times | {"scores": ranks[key]}
+
+    monkeypatch.setattr(trace, "measure", scripted)
+    out = tmp_path / "trace.json"
+    assert main(["trace", "--precisions=bf16,fp32", f"--output={out}"]) == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert [row.get("spearman") for row in rows] == [pytest.approx(0.8), None, 1.0, None]
+    assert not any("scores" in row for row in rows)
+
+
 def test_growth_needs_several_sizes() -> None:
     row = {"case": "a", "model": "net", "examples": 8, "macs": 5, "seconds_per_probe": 1.0}
     failed = row | {"model": "other", "examples": 9, "error": "none"}
@@ -78,6 +102,8 @@ def test_a_measurement(tmp_path: pathlib.Path) -> None:
         seed=0,
     )
     assert found["macs"] == count_macs(model)
+    widths = [layer.filters for layer in model.layers if hasattr(layer, "filters")]
+    assert len(found["scores"]) == sum(widths) + model.output_shape[-1]
     assert 0 < found["seconds_per_probe"] < found["first_seconds"] / 8  # it has the start-up
     assert found["total_seconds_per_probe"] * 16 > found["first_seconds"]
     assert found["peak_megabytes"] > max(100, found["added_megabytes"])
