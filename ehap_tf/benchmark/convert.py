@@ -17,7 +17,11 @@ import time
 
 import numpy as np
 
-from ehap_tf.benchmark.families import FAMILIES, build_family, parse_families
+from ehap_tf.benchmark.families import (
+    add_family_arguments,
+    build_family,
+    families_and_ratios,
+)
 from ehap_tf.benchmark.isolation import MeasurementError, measure
 from ehap_tf.benchmark.output import add_output_arguments, markdown, save, show
 from ehap_tf.benchmark.records import Records, Row, add_records_argument, beside
@@ -81,12 +85,7 @@ def convert_family(family: str, removed: float) -> Row:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds --families, --ratios, --output and --records."""
-    parser.add_argument(
-        "--families", default=",".join(FAMILIES), help="comma-separated; all of them by default"
-    )
-    parser.add_argument(
-        "--ratios", default="0,0.3", help="shares of the filters to remove first, comma-separated"
-    )
+    add_family_arguments(parser, ratios="0,0.3")
     add_output_arguments(parser)
     add_records_argument(parser)
 
@@ -97,8 +96,7 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         ValueError: a family is not known, did not convert, or computes in floating point.
     """
-    families = parse_families(options.families)
-    ratios = [float(ratio) for ratio in options.ratios.split(",")]
+    families, ratios = families_and_ratios(options)
     records = Records(beside(options.output, options.records), {"examples": EXAMPLES})
     rows, failed = [], []
     for family, removed in itertools.product(families, ratios):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from typing import Any
 
 import numpy as np
@@ -29,19 +30,31 @@ FAMILIES = {
 }
 
 
-def parse_families(text: str) -> list[str]:
-    """Comma-separated names of `FAMILIES`.
+def add_family_arguments(parser: argparse.ArgumentParser, ratios: str) -> None:
+    """Adds --families and --ratios, whose default is `ratios`."""
+    parser.add_argument(
+        "--families", default=",".join(FAMILIES), help="comma-separated; all of them by default"
+    )
+    parser.add_argument(
+        "--ratios",
+        default=ratios,
+        help=f"shares of the filters to remove, comma-separated; default {ratios}",
+    )
+
+
+def families_and_ratios(options: argparse.Namespace) -> tuple[list[str], list[float]]:
+    """The values of the flags of `add_family_arguments`.
 
     Raises:
-        ValueError: a name that is not known.
+        ValueError: a family that is not known, or a ratio that is no number.
     """
-    families = text.split(",")
+    families = options.families.split(",")
     unknown = sorted(set(families) - set(FAMILIES))
     if unknown:
         raise ValueError(
             f"families must be among {', '.join(FAMILIES)}. Received: {', '.join(unknown)}"
         )
-    return families
+    return families, [float(ratio) for ratio in options.ratios.split(",")]
 
 
 def build_family(family: str, activation: str | None = "softmax") -> tf_keras.Model:

@@ -18,7 +18,11 @@ from typing import Any
 import tf_keras
 
 from ehap_tf.benchmark.contenders import Clock
-from ehap_tf.benchmark.families import FAMILIES, build_family, parse_families
+from ehap_tf.benchmark.families import (
+    add_family_arguments,
+    build_family,
+    families_and_ratios,
+)
 from ehap_tf.benchmark.isolation import MeasurementError, measure
 from ehap_tf.benchmark.output import add_output_arguments, save, show
 from ehap_tf.benchmark.records import Records, Row, add_records_argument, beside
@@ -55,12 +59,7 @@ def _name(family: str, residual: str, prune_ratio: float) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds --families, --ratios, --records and --output."""
-    parser.add_argument(
-        "--families", default=",".join(FAMILIES), help="comma-separated; all of them by default"
-    )
-    parser.add_argument(
-        "--ratios", default="0.3,0.6", help="shares of the filters to remove, comma-separated"
-    )
+    add_family_arguments(parser, ratios="0.3,0.6")
     add_records_argument(parser)
     add_output_arguments(parser)
 
@@ -71,8 +70,7 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         ValueError: a family is not known, or a surgery was not exact.
     """
-    families = parse_families(options.families)
-    ratios = [float(ratio) for ratio in options.ratios.split(",")]
+    families, ratios = families_and_ratios(options)
     settings = {"tf_keras": tf_keras.__version__}
     records = Records(beside(options.output, options.records), settings)
     clock, rows, failed = Clock(len(families)), [], []
