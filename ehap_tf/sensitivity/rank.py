@@ -55,7 +55,8 @@ def rank_filters(
             sketch; cheaper, far less noise) or "exact" (small data).
         precision: that the network runs in: "fp32", "fp16", "bf16", or "auto" for what is fastest
             here.
-        probes: number of random vectors, the budget when `tolerance` is given.
+        probes: number of random vectors, the budget when `tolerance` is given; "exact" needs
+            neither.
         tolerance: stop as soon as the expected share of filters on the wrong side of a pruning
             threshold is below this number, in (0, 1).
         batch_size: examples differentiated at once: bounds the memory, changes no score beyond

@@ -13,7 +13,7 @@ import tf_keras
 
 from ehap_tf.data import ImageDataset, Split, evaluation_batches, load_dataset
 from ehap_tf.pipeline.checkpoint import TrainingState
-from ehap_tf.pipeline.training import TrainingRecipe, evaluate, fit
+from ehap_tf.pipeline.training import Distillation, TrainingRecipe, evaluate, fit
 
 layers = tf_keras.layers
 RECIPE = TrainingRecipe(4, 0.02, 1e-3, 8, warmup_epochs=0.5)
@@ -98,6 +98,26 @@ def test_a_training_learns_and_keeps_its_best_epoch(digits: ImageDataset, uninte
     assert measured == result.best_accuracy
     assert (result.epochs, result.resumed_epochs, result.notes) == (4, 0, ())
     assert {p.name for p in directory.iterdir()} == {"last.npz", "best.npz"}
+
+
+def test_a_student_learns_from_its_teacher_alone(
+    digits: ImageDataset, uninterrupted, tmp_path: pathlib.Path
+):
+    """The labels say that every digit is a zero; the teacher knows better."""
+    teacher, result, _ = uninterrupted
+    zeros = dataclasses.replace(digits.train, labels=np.zeros_like(digits.train.labels))
+    student = small_net()
+    taught = fit(
+        student,
+        dataclasses.replace(digits, train=zeros),
+        RECIPE,
+        directory=tmp_path,
+        seed=1,
+        distillation=Distillation(teacher, 1.0),
+    )
+    assert taught.best_accuracy >= 0.8 * result.best_accuracy
+    with pytest.raises(ValueError, match="is of another training"):
+        fit(small_net(), digits, RECIPE, directory=tmp_path, seed=1)
 
 
 # Inside the first epoch, between two, inside the third, at the very end.
