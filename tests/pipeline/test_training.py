@@ -397,15 +397,18 @@ import dataclasses, pathlib, sys
 import numpy as np, tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-from tests.pipeline.test_training import RECIPE, fit, small_digits, small_net
+from tests.pipeline.test_training import RECIPE, Distillation, fit, small_digits, small_net
 recipe, weights = dataclasses.replace(RECIPE, epochs=1), []
+teacher = small_net()
+teacher.set_weights([1.5 * weight for weight in teacher.get_weights()])
+options = {"distillation": Distillation(teacher, 0.5)} if sys.argv[2] == "teacher" else {}
 for number, devices in enumerate((["/cpu:0"], ["/cpu:0", "/cpu:1"])):
     model = small_net()
     # Each device normalises with the statistics of its own half; without them both must agree.
     model.get_layer("bn").trainable = False
     strategy = tf.distribute.MirroredStrategy(devices)
     directory = pathlib.Path(sys.argv[1]) / str(number)
-    fit(model, small_digits(), recipe, directory=directory, seed=1, strategy=strategy)
+    fit(model, small_digits(), recipe, directory=directory, seed=1, strategy=strategy, **options)
     weights.append(model.get_weights())
 difference = max(np.abs(a - b).max() for a, b in zip(*weights))
 moved = max(np.abs(a - b).max() for a, b in zip(weights[0], small_net().get_weights()))
@@ -414,10 +417,11 @@ print("figures", difference, moved)
 
 
 @pytest.mark.slow
-def test_two_devices_train_like_one(tmp_path: pathlib.Path):
+@pytest.mark.parametrize("learning", ["labels", "teacher"])
+def test_two_devices_train_like_one(tmp_path: pathlib.Path, learning: str):
     root = pathlib.Path(__file__).resolve().parents[2]
     ran = subprocess.run(
-        [sys.executable, "-c", TWO_DEVICES, str(tmp_path)],
+        [sys.executable, "-c", TWO_DEVICES, str(tmp_path), learning],
         cwd=root,
         capture_output=True,
         text=True,
