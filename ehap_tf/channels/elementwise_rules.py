@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import tf_keras
+from tf_keras.src.applications.convnext import LayerScale, StochasticDepth
 
 from ehap_tf.channels.activations import activation_name, mixes_channels, zero_at_zero
 from ehap_tf.channels.ids import Flags, Ids
@@ -56,6 +57,7 @@ def relu(call: Call) -> Effect:
 @register_channel_rule(layers.SpatialDropout2D)
 @register_channel_rule(layers.SpatialDropout3D)
 @register_channel_rule(layers.ActivityRegularization)
+@register_channel_rule(StochasticDepth)
 def zero_to_zero(call: Call) -> Effect:
     """Elementwise with f(0) = 0."""
     return pass_on(call, preserves_zero=True)
@@ -94,12 +96,44 @@ def prelu(call: Call) -> Effect:
     return Effect([ids], [ids], weights={"alpha": tuple(axes)}, preserves_zero=True)
 
 
-@register_channel_rule(layers.LayerNormalization)
 @register_channel_rule(layers.GroupNormalization)
+def group_normalization(call: Call) -> Effect:
+    """With a group for each channel: one scale, shift, mean and variance a channel."""
+    (ids,) = call.inputs
+    layer, last = call.layer, len(call.input_shapes[0]) - 1
+    if layer.axis not in (last, -1) or layer.groups not in (len(ids), -1):
+        return statistics_over_channels(call)
+    ids = call.ids.settle(ids, f"{call.path!r} makes something of a zero channel")
+    weights = dict.fromkeys(("gamma", "beta"), (ids,))
+    return Effect([ids], [ids], config={"groups": ids}, weights=weights)
+
+
+@register_channel_rule(layers.LayerNormalization)
+def layer_normalization(call: Call) -> Effect:
+    """Over positions alone every channel has its mean, and all have the same scale and shift."""
+    rank = len(call.input_shapes[0])
+    if rank - 1 in [axis % rank for axis in np.atleast_1d(call.layer.axis)]:
+        return statistics_over_channels(call)
+    return pass_on(call)
+
+
 @register_channel_rule(layers.UnitNormalization)
 def statistics_over_channels(call: Call) -> Effect:
     """Every output depends on the mean over channels, so no channel can go without a change."""
     return frozen(call, f"{type(call.layer).__name__} {call.path!r} takes means over channels")
+
+
+@register_channel_rule(LayerScale)
+def layer_scale(call: Call) -> Effect:
+    """ConvNeXt's factor a channel."""
+    (ids,) = call.inputs
+    return Effect(
+        [ids],
+        [ids],
+        config={"projection_dim": ids},
+        weights={"gamma": (ids,)},
+        preserves_zero=True,
+    )
 
 
 @register_channel_rule(layers.Rescaling)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
+from tf_keras.src.applications.convnext import LayerScale, StochasticDepth
 
 from ehap_tf.channels import Effect, register_channel_rule, trace_channels
 from ehap_tf.channels.rules import _RULES
@@ -48,6 +49,11 @@ MAPS = {
     "dropout of channels": lambda: layers.Dropout(0.5, noise_shape=(None, 1, 1, 8)),
     "dropout": lambda: layers.SpatialDropout2D(0.5),
     "noise": lambda: layers.GaussianNoise(0.5),
+    "instance norm": lambda: layers.GroupNormalization(8),
+    "instance norm by default": lambda: layers.GroupNormalization(-1),
+    "layer norm over positions": lambda: layers.LayerNormalization(axis=[1, 2]),
+    "layer scale": lambda: LayerScale(0.3, 8),
+    "stochastic depth": lambda: StochasticDepth(0.5),
     "rescaling": lambda: layers.Rescaling(2.0, 1.0),
     "keepdims": lambda: layers.GlobalMaxPooling2D(keepdims=True),
     "reshape": lambda: layers.Reshape((4, 16, -1)),
@@ -59,7 +65,9 @@ MAPS = {
 
 FREEZING = {
     "layer norm": lambda: layers.LayerNormalization(),
+    "layer norm over all axes": lambda: layers.LayerNormalization(axis=[1, 2, 3]),
     "group norm": lambda: layers.GroupNormalization(4),
+    "group norm of rows": lambda: layers.GroupNormalization(8, axis=1),
     "softmax": lambda: layers.Softmax(),
     "softmax by name": lambda: layers.Activation("softmax"),
     "softmax of tf": lambda: layers.Activation(tf.nn.log_softmax),
