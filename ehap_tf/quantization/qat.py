@@ -58,7 +58,8 @@ def quantize(
 
     Raises:
         TypeError: `model` is neither Functional nor Sequential.
-        ValueError: a layer has no integer kernel, or an argument is outside its values.
+        ValueError: a layer has no integer kernel, the model takes inputs of any size, or an argument
+            is outside its values.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {METHODS}. Received: {method!r}")
@@ -71,6 +72,7 @@ def quantize(
             'representative_data is needed for method="ptq", a few hundred inputs suffice. '
             "Received: None"
         )
+    _require_fixed_size(model)
     scheme = EhapQuantizeScheme(weight_bits, activation_bits, act_percentile, allow_float)
     with quantization_scope():
         flat, configs = scheme.get_layout_transformer().apply(model, {})
@@ -82,6 +84,17 @@ def quantize(
         if bias_correction:
             correct_biases(qat, input_batches(representative_data, CALIBRATION_BATCHES))
     return qat
+
+
+def _require_fixed_size(model: tf_keras.Model) -> None:
+    for tensor in getattr(model, "inputs", None) or ():
+        if None in tensor.shape[1:]:
+            raise ValueError(
+                "model must take inputs of one size, because its file does. Received: an input of "
+                f"shape {tuple(tensor.shape)}. Clone it with a size, twin = "
+                "tf_keras.models.clone_model(model, tf_keras.Input((height, width, channels))), "
+                "and give it the weights, twin.set_weights(model.get_weights())."
+            )
 
 
 def _wrap(flat: tf_keras.Model, configs: Mapping[str, Mapping[str, Any]]) -> tf_keras.Model:

@@ -224,3 +224,17 @@ def test_other_suffix_is_refused(qat, tmp_path):
         save_qat(qat, tmp_path / "qat.tflite")
     with pytest.raises(FileNotFoundError):
         load_qat(tmp_path / "absent.h5")
+
+
+def test_a_model_for_any_size_is_refused_before_training():
+    inputs = layers.Input((None, None, 3))
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3)(inputs))
+    model = tf_keras.Model(inputs, layers.Dense(3)(x))
+    with pytest.raises(
+        ValueError, match=r"inputs of one size.*\(None, None, None, 3\).*clone_model"
+    ):
+        quantize(model)
+    # The way out that the message names.
+    twin = tf_keras.models.clone_model(model, tf_keras.Input((8, 8, 3)))
+    twin.set_weights(model.get_weights())
+    assert quantize(twin).input_shape == (None, 8, 8, 3)
