@@ -17,13 +17,12 @@ import tf_keras
 
 from ehap_tf.benchmark.contenders import Clock, rank
 from ehap_tf.benchmark.output import add_output_arguments, save, show
-from ehap_tf.benchmark.records import Records, Row, beside, digest
+from ehap_tf.benchmark.records import Records, Row, add_records_argument, beside, digest
 from ehap_tf.benchmark.subject import add_subject_arguments, load_images, trained_source
 from ehap_tf.data import ImageDataset, sample_arrays, training_batches
 from ehap_tf.pipeline.evaluation import accuracy
 from ehap_tf.pipeline.training import TrainingRecipe, fit
 from ehap_tf.pruning import count_macs, count_parameters, plan_pruning, prune, recalibrate
-from ehap_tf.sensitivity import FilterScores
 
 SETTINGS = (
     "dataset",
@@ -89,6 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--learning_rate", type=float, default=0.05, help="highest of fine-tuning; default 0.05")
     add("--weight_decay", type=float, default=0.0005, help="default 0.0005")
     parser.set_defaults(batch_size=BATCH_SIZE)
+    add_records_argument(parser)
     add_output_arguments(parser)
 
 
@@ -96,7 +96,7 @@ def run(options: argparse.Namespace) -> None:
     """Measures the cases that are missing and prints the table."""
     settings = {"model": digest(trained_source(options.model, options.dataset), options.seed)}
     settings |= {name: getattr(options, name) for name in SETTINGS}
-    records = Records(beside(options.output), settings)
+    records = Records(beside(options.output, options.records), settings)
     model, dataset, loss = load_images(
         options.model, options.dataset, options.data_dir, options.seed
     )
@@ -108,9 +108,7 @@ def run(options: argparse.Namespace) -> None:
     ]
     clock, rows = Clock(len(cases)), []
     for case in cases:
-        sample = sample_arrays(dataset, options.examples, case.seed)
-        scores = rank(records, model, sample, loss, options.criterion, options, case.seed)
-        make = functools.partial(_measured, case, model, dataset, scores, records, options)
+        make = functools.partial(_measured, case, model, dataset, loss, records, options)
         rows.append(records.row(case.name, make))
         clock.tick(f"{case.name}: {rows[-1]['finetuned']:.4f} after fine-tuning")
     show("Neural implants at equal parameters", rows, _COLUMNS)
@@ -121,10 +119,12 @@ def _measured(
     case: Case,
     model: tf_keras.Model,
     dataset: ImageDataset,
-    scores: FilterScores,
+    loss: tf_keras.losses.Loss,
     records: Records,
     options: argparse.Namespace,
 ) -> Row:
+    sample = sample_arrays(dataset, options.examples, case.seed)
+    scores = rank(records, model, sample, loss, options.criterion, options, case.seed)
     implants: dict[str, Any] = {}
     if case.implants != "none":
         implants = {"implant_ratio": options.implant_ratio, "implant_init": case.implants}
