@@ -189,14 +189,6 @@ class PipelineConfig:
     qat_weight_decay: float | None = _setting(
         None, "of quantization-aware training; none: --weight_decay / 5", unit="per step", low=0
     )
-    distillation: float = _setting(
-        0.0,
-        "share of fine-tuning's loss that the baseline's softened outputs have (knowledge "
-        "distillation); the labels have the rest",
-        unit="fraction",
-        low=0,
-        high=1,
-    )
     warmup_epochs: float = _setting(
         1.0, "training starts with a linear warm-up of this length", unit="epochs", low=0
     )

@@ -13,7 +13,7 @@ from ehap_tf.pipeline.config import PipelineConfig
 from ehap_tf.pipeline.devices import divided_batch
 from ehap_tf.pipeline.job import Job
 from ehap_tf.pipeline.tensorboard import epoch_log
-from ehap_tf.pipeline.training import Distillation, TrainingRecipe, TrainingResult, fit
+from ehap_tf.pipeline.training import TrainingRecipe, TrainingResult, fit
 
 
 def training_settings(config: PipelineConfig, stage: str) -> dict[str, Any]:
@@ -46,16 +46,12 @@ def training_settings(config: PipelineConfig, stage: str) -> dict[str, Any]:
 
 
 def train_as(
-    job: Job,
-    model: tf_keras.Model,
-    stage: str,
-    checkpoints: pathlib.Path,
-    teacher: tf_keras.Model | None = None,
+    job: Job, model: tf_keras.Model, stage: str, checkpoints: pathlib.Path
 ) -> tuple[tf_keras.Model, TrainingResult]:
     """Trains a copy of `model` and returns it in float32, with the best validation weights.
 
     Progress goes to the console, the curve to the stage's history file. Training resumes from
-    `checkpoints` when there are some. From a `teacher` it learns as --distillation says.
+    `checkpoints` when there are some.
     """
     settings = training_settings(job.config, stage)
     precision = resolve_precision(settings["train_precision"])
@@ -67,17 +63,11 @@ def train_as(
         warmup_epochs=settings["warmup_epochs"],
     )
     trained = clone_with_policy(model, policy_of(precision))
-    distillation, said = None, ""
-    if teacher is not None:
-        distillation = Distillation(
-            clone_with_policy(teacher, policy_of(precision)), job.config.distillation
-        )
-        said = f", the baseline's share of the loss {distillation.share:g}"
     job.console.say(
         f"{stage}: {recipe.epochs} epochs, batch {recipe.batch_size}, learning rate "
-        f"{recipe.learning_rate:g}, weight decay {recipe.weight_decay:g}, {precision}{said}"
+        f"{recipe.learning_rate:g}, weight decay {recipe.weight_decay:g}, {precision}"
     )
-    result = fit_with_progress(job, trained, recipe, stage, checkpoints, distillation=distillation)
+    result = fit_with_progress(job, trained, recipe, stage, checkpoints)
     return clone_with_policy(trained, "float32"), result
 
 

@@ -14,7 +14,6 @@ import tf_keras
 
 from ehap_tf.pipeline.checkpoint import TrainingState
 from ehap_tf.pipeline.training_step import (
-    Distillation,
     WarmupCosine,
     build_optimizer,
     build_step,
@@ -89,7 +88,6 @@ class Trainer:
         recipe: TrainingRecipe,
         steps: int,
         strategy: tf.distribute.Strategy,
-        distillation: Distillation | None = None,
     ) -> None:
         self._recipe, self._steps, self._strategy = recipe, steps, strategy
         total = recipe.epochs * steps
@@ -98,14 +96,13 @@ class Trainer:
         )
         self._given = model
         with strategy.scope():
-            model = _made_here(model, strategy)
-            if distillation is not None:
-                teacher = _made_here(distillation.teacher, strategy)
-                distillation = dataclasses.replace(distillation, teacher=teacher)
+            created_here = strategy.extended.variable_created_in_scope
+            if not all(created_here(variable) for variable in model.variables):
+                model = _copied(model)
             self._optimizer = build_optimizer(
                 model, self._schedule, recipe.momentum, recipe.nesterov
             )
-        self._model, self._distillation = model, distillation
+        self._model = model
         self._frozen: list[tf_keras.layers.Layer] = []
         self._build_step()
         # Of the given model: one on several devices would be asked for its BatchNorm statistics
@@ -115,12 +112,7 @@ class Trainer:
     def _build_step(self) -> None:
         recipe = self._recipe
         self._step = build_step(
-            self._model,
-            self._optimizer,
-            recipe.weight_decay,
-            recipe.batch_size,
-            self._strategy,
-            self._distillation,
+            self._model, self._optimizer, recipe.weight_decay, recipe.batch_size, self._strategy
         )
 
     def freeze_batch_norm(self) -> None:
@@ -210,12 +202,6 @@ class Trainer:
         variables = optimizer_variables(self._optimizer)
         for variable, value in zip(variables, state.optimizer, strict=True):
             variable.assign(value)
-
-
-def _made_here(model: tf_keras.Model, strategy: tf.distribute.Strategy) -> tf_keras.Model:
-    """The model, or its copy where its variables were made outside the strategy's scope."""
-    created_here = strategy.extended.variable_created_in_scope
-    return model if all(created_here(variable) for variable in model.variables) else _copied(model)
 
 
 def _copied(model: tf_keras.Model) -> tf_keras.Model:

@@ -18,11 +18,10 @@ from ehap_tf.files import CorruptFileError, set_aside
 from ehap_tf.pipeline.checkpoint import TrainingState
 from ehap_tf.pipeline.devices import distributed_batches
 from ehap_tf.pipeline.trainer import Evaluator, Trainer, TrainingRecipe
-from ehap_tf.pipeline.training_step import Distillation
 from ehap_tf.pipeline.workers import Workers
 from ehap_tf.progress import ProgressCallback, no_progress
 
-__all__ = ["Distillation", "TrainingRecipe", "TrainingResult", "evaluate", "fit"]
+__all__ = ["TrainingRecipe", "TrainingResult", "evaluate", "fit"]
 
 CHECKPOINTS = ("last.npz", "best.npz")
 """Names of the files that hold the state after the last epoch, and after the best."""
@@ -73,7 +72,6 @@ def fit(
     resume: bool = True,
     strategy: tf.distribute.Strategy | None = None,
     freeze_batch_norm_after: int | None = None,
-    distillation: Distillation | None = None,
     log: EpochLog = lambda figures: None,
 ) -> TrainingResult:
     """Trains `model` in place and leaves it with the weights of its best validation epoch.
@@ -97,8 +95,6 @@ def fit(
             call, the chief reads and writes the checkpoints.
         freeze_batch_norm_after: from this epoch on (counted from 0), BatchNorm layers keep their
             statistics, gamma and beta.
-        distillation: what the model learns from beside the labels; `loss` among the figures has its
-            share in it.
         log: called with the figures of every whole epoch, those of earlier calls included.
 
     Raises:
@@ -115,11 +111,10 @@ def fit(
         "examples": len(dataset.train),
         "seed": seed,
         "freeze_batch_norm_after": freeze_batch_norm_after,
-        "distillation": distillation.share if distillation else None,
         "recipe": dataclasses.asdict(recipe),
     }
     workers = Workers(strategy)
-    trainer = Trainer(model, recipe, steps, strategy, distillation)
+    trainer = Trainer(model, recipe, steps, strategy)
     fresh = trainer.state(0, 0, -1.0, (), settings)
     found, notes = _resume(folder, settings) if resume and workers.is_chief else (None, [])
     state = _chiefs(workers, found or fresh)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,47 +13,6 @@ import tf_keras
 from ehap_tf.models.outputs import ends_in_softmax
 
 TrainStep = Callable[[Any, Any], tuple[tf.Tensor, tf.Tensor]]
-
-TEMPERATURE = 4.0
-"""Softens the outputs that a student learns from: what the teacher thinks of the wrong classes."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Distillation:
-    """Learning from a larger network's outputs, beside the labels (Hinton et al., 2015).
-
-    Attributes:
-        teacher: takes the same inputs and knows the same classes.
-        share: of the loss, in [0, 1]; the labels' cross-entropy has the rest.
-    """
-
-    teacher: tf_keras.Model
-    share: float
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.share <= 1:
-            raise ValueError(f"distillation must be in [0, 1]. Received: {self.share}")
-
-    def mixed(self, losses: tf.Tensor, images: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-        """The losses of a batch's examples, with the teacher's share in it.
-
-        That is the Kullback-Leibler divergence of softened outputs, times the temperature's square,
-        which keeps its gradient as large as the labels'.
-        """
-        known = as_logits(self.teacher, self.teacher(images, training=False)) / TEMPERATURE
-        soft = tf.nn.softmax(known)
-        distance = tf.reduce_sum(
-            soft * (tf.nn.log_softmax(known) - tf.nn.log_softmax(logits / TEMPERATURE)), axis=-1
-        )
-        return (1.0 - self.share) * losses + self.share * TEMPERATURE**2 * distance
-
-
-def as_logits(model: tf_keras.Model, outputs: tf.Tensor) -> tf.Tensor:
-    """The outputs of a classifier as float32 logits, up to a constant."""
-    outputs = tf.cast(outputs, tf.float32)
-    if ends_in_softmax(model):
-        return tf.math.log(tf.maximum(outputs, tf_keras.backend.epsilon()))
-    return outputs
 
 
 class WarmupCosine(tf_keras.optimizers.schedules.LearningRateSchedule):
@@ -123,7 +81,6 @@ def build_step(
     weight_decay: float,
     batch_size: int,
     strategy: tf.distribute.Strategy,
-    distillation: Distillation | None = None,
 ) -> TrainStep:
     """Compiles one training step.
 
@@ -136,7 +93,6 @@ def build_step(
         weight_decay: factor of the kernels in their gradients.
         batch_size: global batch size, over all replicas.
         strategy: under whose scope `model` and `optimizer` were made.
-        distillation: what else to learn from.
 
     Returns:
         A function of (images, labels) that takes the step and returns the summed loss of the
@@ -153,8 +109,6 @@ def build_step(
             losses = tf_keras.losses.sparse_categorical_crossentropy(
                 labels, outputs, from_logits=from_logits
             )
-            if distillation is not None:
-                losses = distillation.mixed(losses, images, as_logits(model, outputs))
             loss = tf.reduce_sum(losses) / batch_size
             objective = loss
             if model.losses:

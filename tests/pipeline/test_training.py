@@ -13,7 +13,7 @@ import tf_keras
 
 from ehap_tf.data import ImageDataset, Split, evaluation_batches, load_dataset
 from ehap_tf.pipeline.checkpoint import TrainingState
-from ehap_tf.pipeline.training import Distillation, TrainingRecipe, evaluate, fit
+from ehap_tf.pipeline.training import TrainingRecipe, evaluate, fit
 
 layers = tf_keras.layers
 RECIPE = TrainingRecipe(4, 0.02, 1e-3, 8, warmup_epochs=0.5)
@@ -98,26 +98,6 @@ def test_a_training_learns_and_keeps_its_best_epoch(digits: ImageDataset, uninte
     assert measured == result.best_accuracy
     assert (result.epochs, result.resumed_epochs, result.notes) == (4, 0, ())
     assert {p.name for p in directory.iterdir()} == {"last.npz", "best.npz"}
-
-
-def test_a_student_learns_from_its_teacher_alone(
-    digits: ImageDataset, uninterrupted, tmp_path: pathlib.Path
-):
-    """The labels say that every digit is a zero; the teacher knows better."""
-    teacher, result, _ = uninterrupted
-    zeros = dataclasses.replace(digits.train, labels=np.zeros_like(digits.train.labels))
-    student = small_net()
-    taught = fit(
-        student,
-        dataclasses.replace(digits, train=zeros),
-        RECIPE,
-        directory=tmp_path,
-        seed=1,
-        distillation=Distillation(teacher, 1.0),
-    )
-    assert taught.best_accuracy >= 0.8 * result.best_accuracy
-    with pytest.raises(ValueError, match="is of another training"):
-        fit(small_net(), digits, RECIPE, directory=tmp_path, seed=1)
 
 
 # Inside the first epoch, between two, inside the third, at the very end.
@@ -397,18 +377,15 @@ import dataclasses, pathlib, sys
 import numpy as np, tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-from tests.pipeline.test_training import RECIPE, Distillation, fit, small_digits, small_net
+from tests.pipeline.test_training import RECIPE, fit, small_digits, small_net
 recipe, weights = dataclasses.replace(RECIPE, epochs=1), []
-teacher = small_net()
-teacher.set_weights([1.5 * weight for weight in teacher.get_weights()])
-options = {"distillation": Distillation(teacher, 0.5)} if sys.argv[2] == "teacher" else {}
 for number, devices in enumerate((["/cpu:0"], ["/cpu:0", "/cpu:1"])):
     model = small_net()
     # Each device normalises with the statistics of its own half; without them both must agree.
     model.get_layer("bn").trainable = False
     strategy = tf.distribute.MirroredStrategy(devices)
     directory = pathlib.Path(sys.argv[1]) / str(number)
-    fit(model, small_digits(), recipe, directory=directory, seed=1, strategy=strategy, **options)
+    fit(model, small_digits(), recipe, directory=directory, seed=1, strategy=strategy)
     weights.append(model.get_weights())
 difference = max(np.abs(a - b).max() for a, b in zip(*weights))
 moved = max(np.abs(a - b).max() for a, b in zip(weights[0], small_net().get_weights()))
@@ -417,11 +394,10 @@ print("figures", difference, moved)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("learning", ["labels", "teacher"])
-def test_two_devices_train_like_one(tmp_path: pathlib.Path, learning: str):
+def test_two_devices_train_like_one(tmp_path: pathlib.Path):
     root = pathlib.Path(__file__).resolve().parents[2]
     ran = subprocess.run(
-        [sys.executable, "-c", TWO_DEVICES, str(tmp_path), learning],
+        [sys.executable, "-c", TWO_DEVICES, str(tmp_path)],
         cwd=root,
         capture_output=True,
         text=True,

@@ -9,8 +9,6 @@ import tf_keras
 
 from ehap_tf.models import clone_with_policy
 from ehap_tf.pipeline.training_step import (
-    TEMPERATURE,
-    Distillation,
     WarmupCosine,
     build_optimizer,
     build_step,
@@ -95,41 +93,6 @@ def test_a_softmax_output_trains_like_its_logits():
             step(*batch(number))
     for a, b in zip(logits.get_weights(), softmax.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
-
-
-def softmax_of(values: np.ndarray) -> np.ndarray:
-    exponentials = np.exp(values - values.max(axis=-1, keepdims=True))
-    return exponentials / exponentials.sum(axis=-1, keepdims=True)
-
-
-@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize("softmax_teacher", [False, True])
-def test_what_is_learned_from_a_teacher(share: float, softmax_teacher: bool):
-    student, teacher = small_net(), small_net(softmax=softmax_teacher)
-    teacher.set_weights([1.7 * weight + 0.1 for weight in teacher.get_weights()])
-    images, labels = batch()
-    outputs = student(images).numpy().astype(np.float64)
-    known = teacher(images).numpy().astype(np.float64)
-    known = np.log(known) if softmax_teacher else known
-    p, q = softmax_of(known / TEMPERATURE), softmax_of(outputs / TEMPERATURE)
-    distances = TEMPERATURE**2 * (p * np.log(p / q)).sum(axis=-1)
-    entropies = -np.log(softmax_of(outputs)[np.arange(BATCH), labels])
-    expected = (share * distances + (1 - share) * entropies).mean()
-
-    before = teacher.get_weights()
-    optimizer = build_optimizer(student, WarmupCosine(0.1, 10**9), 0.9, nesterov=True)
-    distillation = Distillation(teacher, share)
-    strategy = tf.distribute.get_strategy()
-    step = build_step(student, optimizer, 0.0, BATCH, strategy, distillation)
-    loss, _ = step(images, labels)
-    assert float(loss) == pytest.approx(expected, rel=1e-5)
-    for weight, was in zip(teacher.get_weights(), before, strict=True):
-        np.testing.assert_array_equal(weight, was)
-
-
-def test_a_share_outside_its_range_is_refused():
-    with pytest.raises(ValueError, match=r"distillation must be in \[0, 1\]. Received: 1.5"):
-        Distillation(small_net(), 1.5)
 
 
 def test_only_kernels_decay():

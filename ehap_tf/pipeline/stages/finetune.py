@@ -12,16 +12,15 @@ from ehap_tf.pipeline.job import Figures, Job, Stage, select
 
 
 def settings(config: PipelineConfig) -> dict[str, Any]:
-    """Data, recipe and teacher."""
-    return select(config, "dataset", "distillation") | recipes.training_settings(config, "finetune")
+    """Data and recipe."""
+    return select(config, "dataset") | recipes.training_settings(config, "finetune")
 
 
 def run(job: Job, fingerprint: str) -> Figures:
     """Writes `finetuned.keras`."""
     slim = load_model(job.run.slim)
     checkpoints = job.run.checkpoints("finetune", fingerprint)
-    teacher = load_model(job.run.baseline) if job.config.distillation else None
-    model, result = recipes.train_as(job, slim, "finetune", checkpoints, teacher)
+    model, result = recipes.train_as(job, slim, "finetune", checkpoints)
     save_model(model, job.run.finetuned)
     return {
         "epochs": result.epochs,
@@ -33,7 +32,7 @@ def run(job: Job, fingerprint: str) -> Figures:
 STAGE = Stage(
     name="finetune",
     settings=settings,
-    inputs=lambda run: (run.baseline, run.slim),
+    inputs=lambda run: (run.slim,),
     outputs=lambda run: (run.finetuned,),
     run=run,
     shared=True,
