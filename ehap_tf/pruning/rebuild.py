@@ -36,9 +36,12 @@ class Rebuilder:
         """The number of channels in the copy of a tensor that carries `ids`."""
         return len(ids)
 
-    def connect(self, tensor: Any, arriving: Ids, wanted: Ids, consumer: str) -> Any:
-        """The tensor that a consumer sees, given the one that its producer made."""
-        del arriving, wanted, consumer
+    def connect(self, tensor: Any, arriving: Ids, wanted: Ids, name: str) -> Any:
+        """The tensor that a consumer sees, given the one that its producer made.
+
+        A layer put in between should be called `name`.
+        """
+        del arriving, wanted, name
         return tensor
 
     def config(self, call: TracedCall) -> dict[str, Any]:
@@ -116,7 +119,10 @@ class Rebuilder:
         outputs = [of_tensor[id(tensor)] for tensor in model.outputs]
         if not path:
             for place, (have, wanted) in enumerate(self.graph.outputs):
-                outputs[place] = self.connect(outputs[place], have, wanted, "output")
+                name = model.outputs[place].node.layer.name
+                if name in self._taken_names[-1]:
+                    name = f"{name}_scatter"
+                outputs[place] = self.connect(outputs[place], have, wanted, name)
         self._taken_names.pop()
         copy = self._assemble(model, inputs, outputs)
         # The setter would push the flag down onto layers that have flags of their own.
@@ -152,9 +158,10 @@ class Rebuilder:
             return self._call_nested(node, (path, number), nested_path, tensors)
         assert call is not None, "every call that is no nested model was traced"
         if self.skips(call):
+            self._taken_names[-1].discard(layer.name)
             return tensors
         tensors = [
-            self.connect(tensor, have, wanted, layer.name)
+            self.connect(tensor, have, wanted, f"{layer.name}_scatter")
             for tensor, have, wanted in zip(tensors, call.arriving, call.effect.inputs, strict=True)
         ]
         return self.outputs(call, self.apply(call, node, tensors))

@@ -50,16 +50,18 @@ class _Surgeon(Rebuilder):
     def width(self, ids: Ids) -> int:
         return int(self._alive[ids].sum())
 
-    def connect(self, tensor: Any, arriving: Ids, wanted: Ids, consumer: str) -> Any:
+    def connect(self, tensor: Any, arriving: Ids, wanted: Ids, name: str) -> Any:
         """Puts a branch that lacks channels which the consumer wants into their places."""
         have, want = self._alive[arriving], self._alive[wanted]
         if np.array_equal(have, want):
             return tensor
         place = np.cumsum(want) - 1
-        name = self.fresh_name(f"{consumer}_scatter")
         policy = getattr(tensor, "dtype", None)
         layer = ScatterChannels(
-            place[have].tolist(), int(want.sum()), name=name, dtype=policy.name if policy else None
+            place[have].tolist(),
+            int(want.sum()),
+            name=self.fresh_name(name),
+            dtype=policy.name if policy else None,
         )
         return layer(tensor)
 

@@ -113,6 +113,20 @@ def test_names_flags_policies_and_regularizers_stay():
     assert slim.get_layer("c").filters < 4 or slim.get_layer("half").filters < 4
 
 
+def test_an_output_padded_with_zero_channels_keeps_its_name():
+    inputs = layers.Input((6, 6, 3))
+    x = layers.Conv2D(4, 3, name="c")(inputs)
+    padded = tf.pad(x, [[0, 0], [0, 0], [0, 0], [1, 2]])
+    scores = layers.Dense(2, name="scores")(layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3)(x)))
+    model = shake(tf_keras.Model(inputs, [padded, scores]))
+    plan = plan_pruning(model, random_scores(model, 1), prune_ratio=0.4)
+    slim = prune(model, plan)
+    assert slim.output_names == model.output_names
+    x = batch(model)
+    for received, expected in zip(slim(x), mask(model, plan)(x), strict=True):
+        assert relative_error(received, expected) < 1e-5
+
+
 def test_what_a_user_wrote_is_handed_on_without_a_registration():
     class Small(tf_keras.regularizers.Regularizer):
         def __call__(self, weight):
