@@ -32,6 +32,10 @@ from ehap_tf.quantization.wrappers import unwrapped
 
 Range = tuple[float, float]
 Observer = Callable[[tf_keras.layers.Layer, tf.Tensor, tf.Tensor], None]
+LARGEST_SELECTION = 2**16
+"""Weights of a convolution that only moves channels. Beyond it costs more than the GATHER it stands
+for: a trunk of 2,048 channels would bring 4 MB into the file, and as many products a position."""
+
 NOT_COMPUTED = (QuantizeLayer, tf_keras.layers.BatchNormalization)
 """The one is its output range, the other has been folded into a kernel."""
 
@@ -168,14 +172,16 @@ class IntegerGraph:
     def _scatter(self, scatter: ScatterChannels, x: tf.Tensor) -> tf.Tensor:
         """A scatter whose branch has other readers: a PAD, or else a 1x1 selection convolution.
 
-        Both are exact, and both run in XNNPACK, as the GATHER of the layer itself does not.
+        Both are exact, and both run in XNNPACK, as the PAD and GATHER of the layer itself do not;
+        with many channels these two are cheaper all the same.
         """
         positions, channels = scatter.positions, scatter.channels
         first = positions[0]
         if positions == tuple(range(first, first + len(positions))):
             padding = [[0, 0]] * (x.shape.rank - 1)
             return tf.pad(x, [*padding, [first, channels - first - len(positions)]])
-        if x.shape.rank != 4 or id(x) not in self._ranges or not self._rounding:
+        wide = len(positions) * channels > LARGEST_SELECTION
+        if wide or x.shape.rank != 4 or id(x) not in self._ranges or not self._rounding:
             return scatter(x)
         selection = np.zeros((1, 1, len(positions), channels), np.float32)
         selection[0, 0, range(len(positions)), positions] = 1.0

@@ -13,13 +13,14 @@ from ehap_tf.quantization import (
     export_float_tflite,
     export_tflite,
     freeze_batch_norm,
+    integer_graph,
     load_qat,
     measure_latency_ms,
     quantize,
     save_qat,
 )
 from ehap_tf.quantization.evaluate import TFLiteModel
-from tests.quantization.nets import build
+from tests.quantization.nets import build, images
 
 layers = tf_keras.layers
 
@@ -39,10 +40,6 @@ def union_net() -> tf_keras.Model:
         noise = 0.3 * rng.standard_normal(weight.shape).astype(np.float32)
         weight.assign(np.abs(weight.numpy() + noise) if "variance" in weight.name else noise)
     return model
-
-
-def images(count: int = 64) -> np.ndarray:
-    return np.random.default_rng(1).standard_normal((count, 8, 8, 3)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -147,3 +144,16 @@ def test_float_file_is_the_float_model(tmp_path):
     file = export_float_tflite(model, tmp_path / "float.tflite")
     received = TFLiteModel(file.path)(images(8))
     np.testing.assert_allclose(received, model.predict(images(8), verbose=0), atol=1e-4)
+
+
+def test_a_wide_scatter_is_gathered(tmp_path, monkeypatch):
+    """Bit for bit what the selection convolution of a narrow one computes, without its weights."""
+    qat = quantize(build("scatter_scattered"), representative_data=(images(),))
+    selected = export_tflite(qat, tmp_path / "selected.tflite")
+    monkeypatch.setattr(integer_graph, "LARGEST_SELECTION", 4 * 6 - 1)
+    gathered = export_tflite(qat, tmp_path / "gathered.tflite")
+    assert "GATHER" not in selected.operators and gathered.operators["GATHER"] == 1
+    assert gathered.operators["CONV_2D"] == selected.operators["CONV_2D"] - 1
+    assert gathered.float_operators == ()
+    outputs = [TFLiteModel(file.path)(images()) for file in (selected, gathered)]
+    np.testing.assert_array_equal(*outputs)
