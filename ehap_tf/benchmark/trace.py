@@ -22,6 +22,7 @@ from ehap_tf.benchmark import output
 from ehap_tf.benchmark.isolation import MeasurementError, measure
 from ehap_tf.benchmark.subject import add_subject_arguments, load_subject, subject_settings
 from ehap_tf.benchmark.torch_loop import measure_torch_loop
+from ehap_tf.models.precision import resolve_precision
 
 PEER = "torch_loop"
 
@@ -52,7 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="default hutchinson,gauss_newton; torch_loop is Hutchinson by a plain PyTorch loop in "
         "float32, where PyTorch is installed",
     )
-    parser.add_argument("--precisions", default="fp32,bf16", help="default fp32,bf16")
+    parser.add_argument(
+        "--precisions",
+        default=None,
+        help="default fp32 and what is fastest here; 16 bits are slow where they are emulated",
+    )
     parser.add_argument(
         "--probes", type=int, default=24, help="a multiple of 8, at least 16; default 24"
     )
@@ -97,10 +102,11 @@ def run(options: argparse.Namespace) -> None:
 
 def _cases(options: argparse.Namespace) -> list[tuple[str, str]]:
     """(estimator, precision) of all measurements; the peer has one precision."""
+    precisions = options.precisions or ",".join(dict.fromkeys(["fp32", resolve_precision("auto")]))
     return [
         (estimator, precision)
         for estimator in options.estimators.split(",")
-        for precision in ("fp32" if estimator == PEER else options.precisions).split(",")
+        for precision in ("fp32" if estimator == PEER else precisions).split(",")
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import pathlib
 from typing import Any
@@ -78,6 +79,18 @@ def test_sixteen_bits_are_compared_with_float32(
     rows = json.loads(out.read_text())["rows"]
     assert [row.get("spearman") for row in rows] == [pytest.approx(0.8), None, 1.0, None]
     assert not any("scores" in row for row in rows)
+
+
+@pytest.mark.parametrize(("fastest", "cases"), [("fp32", ["fp32"]), ("bf16", ["fp32", "bf16"])])
+def test_by_default_16_bits_are_measured_where_they_are_fast(
+    monkeypatch: pytest.MonkeyPatch, fastest: str, cases: list[str]
+) -> None:
+    monkeypatch.setattr(trace, "resolve_precision", lambda precision: fastest)
+    parser = argparse.ArgumentParser()
+    trace.add_arguments(parser)
+    options = parser.parse_args(["--estimators=gauss_newton,torch_loop"])
+    expected = [("gauss_newton", precision) for precision in cases] + [("torch_loop", "fp32")]
+    assert trace._cases(options) == expected
 
 
 def test_growth_needs_several_sizes() -> None:
