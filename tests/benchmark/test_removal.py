@@ -141,6 +141,8 @@ def test_the_command_measures_paths_and_goes_on_where_it_was(
         (r["criterion"], r["mode"], r["removed"]): r for r in json.loads(other.read_text())["rows"]
     }
     place = ("obd", "recalibrated_steps", 0.4)
-    for key in ("macs_left", "accuracy", "recalibrated_accuracy"):
-        assert found[place][key] == rows[place][key]
+    assert found[place]["macs_left"] == rows[place]["macs_left"]
+    # Sums on several threads have no fixed order: one image of the 50 may fall to the other side.
+    for key in ("accuracy", "recalibrated_accuracy"):
+        assert found[place][key] == pytest.approx(rows[place][key], abs=0.021)
     assert ("obd", "recalibrated_steps", 0.3) in found
