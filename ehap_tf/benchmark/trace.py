@@ -82,7 +82,11 @@ def run(options: argparse.Namespace) -> None:
             "batch_size": options.batch_size,
             "probes": options.probes,
         }
-        row: dict[str, Any] = {"case": f"{estimator} {precision}"} | subject
+        row: dict[str, Any] = {
+            "case": f"{estimator} {precision}",
+            "estimator": estimator,
+            "precision": precision,
+        } | subject
         try:
             row |= measure(
                 f"{__name__}:measure_trace",
@@ -91,7 +95,7 @@ def run(options: argparse.Namespace) -> None:
             )
         except MeasurementError as error:
             row |= {"error": str(error)}
-        rows.append(row | {"precision": precision, "estimator": estimator})
+        rows.append(row)
     add_speedups(rows)
     add_rank_correlations(rows)
     output.show("Curvature estimates: time and memory", rows, COLUMNS)

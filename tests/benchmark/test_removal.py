@@ -78,6 +78,7 @@ def test_what_went_together_stays_last() -> None:
 def test_the_command_measures_paths_and_goes_on_where_it_was(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    tf_keras.utils.set_random_seed(0)  # `shake` leaves kernels as they are drawn.
     x = inputs = layers.Input((32, 32, 3))
     x = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(6, 3, strides=4, name="a")(x)))
     x = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(6, 3, name="b")(x)))
@@ -141,8 +142,6 @@ def test_the_command_measures_paths_and_goes_on_where_it_was(
         (r["criterion"], r["mode"], r["removed"]): r for r in json.loads(other.read_text())["rows"]
     }
     place = ("obd", "recalibrated_steps", 0.4)
-    assert found[place]["macs_left"] == rows[place]["macs_left"]
-    # Sums on several threads have no fixed order: one image of the 50 may fall to the other side.
-    for key in ("accuracy", "recalibrated_accuracy"):
-        assert found[place][key] == pytest.approx(rows[place][key], abs=0.021)
+    for key in ("macs_left", "accuracy", "recalibrated_accuracy"):
+        assert found[place][key] == rows[place][key]
     assert ("obd", "recalibrated_steps", 0.3) in found
