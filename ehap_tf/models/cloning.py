@@ -14,6 +14,10 @@ from ehap_tf.models.copying import ZeroInitializers, kept_random_state, layer_fr
 
 POLICIES = ("float32", "mixed_float16", "mixed_bfloat16")
 
+# Channels that oneDNN's vectorized BatchNorm takes at once in bfloat16; others go through its
+# reference code.
+BFLOAT16_BATCH_NORM_MULTIPLE = 16
+
 
 @tf_keras.utils.register_keras_serializable(package="ehap_tf")
 class Float32Operation(tf_op_layer.TFOpLambda):
@@ -32,9 +36,11 @@ def clone_with_policy(model: tf_keras.Model, policy: str) -> tf_keras.Model:
     """Clones `model`, with the same weights and layer names, to compute under `policy`.
 
     Variables stay float32. What follows the last layer with weights, and that layer itself, stay
-    in float32, so that outputs are float32; so do functions used as layers and Lambda layers. A
-    layer that was pinned keeps its type: float64, pure float16, or float32 inside a model under a
-    mixed policy. Nested models, shared layers and trainability are kept. The clone is not compiled.
+    in float32, so that outputs are float32; so do functions used as layers and Lambda layers. Under
+    "mixed_bfloat16" so does a BatchNormalization of a number of channels that is no multiple of
+    16: oneDNN trains it many times slower in bfloat16. A layer that was pinned keeps its type:
+    float64, pure float16, or float32 inside a model under a mixed policy. Nested models, shared
+    layers and trainability are kept. The clone is not compiled.
 
     Neither `model`, nor the global policy, nor a global random state is changed.
 
@@ -89,7 +95,9 @@ class _Cloning:
     def _new_layer(self, layer: Any) -> Any:
         if isinstance(layer, tf_keras.layers.InputLayer):
             return type(layer).from_config(layer.get_config())
-        policy = "float32" if id(layer) in self._wide else self._policy
+        policy = self._policy
+        if id(layer) in self._wide or (policy == "mixed_bfloat16" and _is_slow_in_bfloat16(layer)):
+            policy = "float32"
         config = layer.get_config()
         if isinstance(layer, tf_op_layer.SlicingOpLambda):
             return type(layer).from_config(config)
@@ -113,6 +121,13 @@ def _with_policy(config: dict[str, Any], replaced: set[str], policy: str) -> dic
             value = {**value, "config": _with_policy(value["config"], replaced, policy)}
         changed[key] = value
     return changed
+
+
+def _is_slow_in_bfloat16(layer: Any) -> bool:
+    """Whether `layer` is a BatchNormalization that does not fill the CPU's vector registers."""
+    if not isinstance(layer, tf_keras.layers.BatchNormalization):
+        return False
+    return bool(layer.moving_mean.shape[0] % BFLOAT16_BATCH_NORM_MULTIPLE)
 
 
 def _policy_name(dtype: Any) -> Any:

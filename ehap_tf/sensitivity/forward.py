@@ -114,12 +114,17 @@ def batch_norm_coefficients(
 def _folded_call(
     layer: tf_keras.layers.Layer, batch_norm: tf_keras.layers.Layer, inputs: tf.Tensor
 ) -> tf.Tensor:
-    """BatchNorm of a linear layer: the layer with a scaled kernel and another bias."""
+    """BatchNorm of a linear layer: the layer with a scaled kernel and another bias.
+
+    Both are computed in the type of the weights, then cast to that of the layer.
+    """
     scale, offset = batch_norm_coefficients(batch_norm)
     kernel = tf.convert_to_tensor(layer.kernel) * scale
     if layer.use_bias:
         offset = offset + tf.convert_to_tensor(layer.bias) * scale
-    inputs = tf.cast(inputs, layer.compute_dtype)
+    inputs, kernel, offset = (
+        tf.cast(tensor, layer.compute_dtype) for tensor in (inputs, kernel, offset)
+    )
     if isinstance(layer, tf_keras.layers.Dense):
         outputs = tf.tensordot(inputs, kernel, 1)
     else:
@@ -155,12 +160,12 @@ def _find_folds(model: tf_keras.Model) -> dict[int, Any]:
 
 
 def _is_foldable(layer: tf_keras.layers.Layer) -> bool:
-    # Subclasses may compute anything. In 16 bits BatchNorm stays as it is, in float32.
+    # Subclasses may compute anything. A folded kernel may leave float16's range.
     return (
         type(layer) in _FOLDABLE
         and layer.activation is tf_keras.activations.linear
         and getattr(layer, "data_format", "channels_last") == "channels_last"
-        and layer.compute_dtype == layer.variable_dtype
+        and layer.compute_dtype != "float16"
     )
 
 
@@ -170,7 +175,6 @@ def _can_absorb(node: Any, behind: Any) -> bool:
         _is_plain_batch_norm(layer)
         and not behind.call_kwargs.get("training")
         and layer.axis[0] == node.outputs.shape.rank - 1
-        and layer.compute_dtype == node.layer.compute_dtype
         and layer.variable_dtype == node.layer.variable_dtype
     )
 

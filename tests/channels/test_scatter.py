@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from ehap_tf.channels import ScatterChannels
 
@@ -27,3 +28,32 @@ def test_config_round_trip():
     layer = ScatterChannels([1, 3], 5, name="s")
     again = ScatterChannels.from_config(layer.get_config())
     assert again.get_config() == layer.get_config()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("shape", [(5, 3), (2, 6, 3), (2, 4, 4, 3)])
+def test_training_and_inference_place_the_same_bits(dtype, shape):
+    layer = ScatterChannels([4, 0, 2], 5, dtype=dtype)
+    x = tf.cast(np.random.default_rng(0).standard_normal(shape) * 100, dtype)
+    gradients = []
+    for training in (True, False):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x, training=training)
+        gradients.append(tape.gradient(y, x, output_gradients=y * 3).numpy())
+        assert y.dtype == x.dtype
+        assert np.array_equal(y.numpy()[..., [4, 0, 2]], x.numpy())
+        assert not y.numpy()[..., [1, 3]].any()
+    assert np.array_equal(*gradients)
+
+
+def test_training_on_a_cpu_multiplies():
+    layer = ScatterChannels([1, 3], 5)
+    x = tf.TensorSpec((None, 4, 4, 2))
+
+    def multiplies(training):
+        function = tf.function(lambda x: layer(x, training=training)).get_concrete_function(x)
+        return "MatMul" in {operator.type for operator in function.graph.get_operations()}
+
+    assert not multiplies(False)
+    assert multiplies(True) != bool(tf.config.list_physical_devices("GPU"))

@@ -126,6 +126,28 @@ def test_the_classifier_and_what_follows_it_stay_in_float32():
     assert computed == {"before": "bfloat16", "classifier": "float32", "softmax": "float32"}
 
 
+@pytest.mark.parametrize(
+    ("policy", "channels", "computed"),
+    [
+        ("mixed_bfloat16", 16, "bfloat16"),
+        ("mixed_bfloat16", 12, "float32"),
+        ("mixed_bfloat16", 40, "float32"),
+        ("mixed_float16", 12, "float16"),
+    ],
+)
+def test_batch_norm_that_bfloat16_would_slow_down_stays_in_float32(policy, channels, computed):
+    inputs = tf_keras.Input((16, 16, 3))
+    x = layers.Conv2D(channels, 3, name="convolution")(inputs)
+    x = layers.BatchNormalization(scale=False, name="norm")(x)
+    x = layers.ReLU(name="relu")(x)
+    model = randomised(tf_keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x))))
+    clone = clone_with_policy(model, policy)
+    assert clone.get_layer("norm").compute_dtype == computed
+    for name in ("convolution", "relu"):
+        assert clone.get_layer(name).compute_dtype == MIXED[policy]
+    np.testing.assert_allclose(clone(IMAGES), model(IMAGES), rtol=5e-2, atol=5e-2)
+
+
 def test_a_pinned_layer_keeps_its_type():
     inputs = tf_keras.Input((16, 16, 3))
     x = layers.Conv2D(4, 3, name="free")(inputs)

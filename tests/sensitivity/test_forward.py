@@ -104,6 +104,17 @@ def test_sixteen_bits_stay_close_to_keras(policy: str) -> None:
     assert_same(model, x, rtol=0, atol=0.05)
 
 
+@pytest.mark.parametrize(
+    ("policy", "folded"), [("float32", True), ("mixed_bfloat16", True), ("mixed_float16", False)]
+)
+def test_where_batch_norm_is_folded(policy: str, folded: bool) -> None:
+    model = clone_with_policy(residual_net(dtype="float32"), policy)
+    x = tf.constant(examples()[0], tf.float32)
+    graph = tf.function(lambda x: run_graph(model, x)).get_concrete_function(x).graph
+    products = [o for o in graph.get_operations() if o.type == "Mul"]
+    assert all(o.outputs[0].shape[0] != len(x) for o in products) == folded
+
+
 def test_a_layer_that_trains_at_inference_is_called_so() -> None:
     inputs = layers.Input((6, 6, 2))
     x = layers.Conv2D(3, 3)(inputs)
