@@ -92,6 +92,8 @@ def _call(layer: tf_keras.layers.Layer, args: tuple[Any, ...], kwargs: dict[str,
         return tf.cast(tf.cast(args[0], scale.dtype) * scale + offset, layer.compute_dtype)
     if getattr(layer, "_expects_training_arg", False):
         kwargs = {**kwargs, "training": kwargs.get("training") or False}
+    if _is_plain_relu(layer):
+        return _relu(tf.cast(args[0], layer.compute_dtype))
     if is_emulated(layer):
         return emulated_call(layer, *args, **kwargs)
     return layer(*args, **kwargs)
@@ -109,6 +111,33 @@ def batch_norm_coefficients(
     if layer.center:
         offset = offset + tf.cast(layer.beta, offset.dtype)
     return scale, offset
+
+
+def _is_plain_relu(layer: tf_keras.layers.Layer) -> bool:
+    if type(layer) is tf_keras.layers.Activation:
+        return layer.activation is tf_keras.activations.relu
+    return (
+        type(layer) is tf_keras.layers.ReLU
+        and layer.max_value is None
+        and not layer.negative_slope
+        and not layer.threshold
+    )
+
+
+@tf.custom_gradient
+def _relu(x: tf.Tensor) -> Any:
+    """ReLU with a second derivative that is absent, where TensorFlow's is a tensor of zeros.
+
+    Zeros are written, added up and kept like all other parts of a derivative.
+    """
+    y = tf.nn.relu(x)
+    return y, lambda upstream: _where_positive(upstream, y)
+
+
+@tf.custom_gradient
+def _where_positive(x: tf.Tensor, condition: tf.Tensor) -> Any:
+    y = tf.raw_ops.ReluGrad(gradients=x, features=condition)
+    return y, lambda upstream: (_where_positive(upstream, condition), None)
 
 
 def _folded_call(

@@ -15,6 +15,12 @@ from tests.sensitivity.networks import batch_norm, examples, residual_net
 layers = tf_keras.layers
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """With some weights an output is so near to zero that its last bit is more than 1e-12 of it."""
+    tf_keras.utils.set_random_seed(0)
+
+
 def assert_same(model: tf_keras.Model, x: Any, **tolerance: float) -> None:
     expected = tf.nest.map_structure(np.asarray, model(x, training=False))
     found = tf.nest.map_structure(np.asarray, run_graph(model, x))
@@ -86,6 +92,35 @@ def test_nested_shared_and_sequential_models() -> None:
     run_graph(model, examples()[0], remember)
     inner = [f"{block.name}/{layer.name}" for layer in block.layers]
     assert names[:6] == inner * 2
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        layers.ReLU(),
+        layers.Activation("relu"),
+        layers.ReLU(max_value=2),
+        layers.ReLU(negative_slope=0.1),
+        layers.ReLU(threshold=0.5),
+    ],
+)
+def test_derivatives_of_relu_are_those_of_keras(layer: tf_keras.layers.Layer) -> None:
+    inputs = layers.Input((5,))
+    model = tf_keras.Model(inputs, layer(inputs))
+    x = tf.random.stateless_normal((4, 5), seed=(0, 0)) * 2
+
+    def derivatives(function: Any) -> list[tf.Tensor]:
+        with tf.GradientTape() as outer:
+            outer.watch(x)
+            with tf.GradientTape() as inner:
+                inner.watch(x)
+                y = function(x * x * x)
+            first = inner.gradient(y, x)
+        return [y, first, outer.gradient(first, x)]
+
+    found = derivatives(lambda z: run_graph(model, z))
+    assert np.any(found[2] != 0)
+    np.testing.assert_array_equal(found, derivatives(model))
 
 
 def test_several_inputs_and_keyword_arguments() -> None:
