@@ -45,6 +45,12 @@ def add_contender_arguments(parser: argparse.ArgumentParser, probes: int = 32) -
     )
 
 
+def line_look(number: int) -> dict[str, str]:
+    """Color and marker of the line of criterion `number`; the colors come again with others."""
+    markers = ".^sDv"
+    return {"color": f"C{number % 10}", "marker": markers[number // 10 % len(markers)]}
+
+
 def rank(
     records: Records,
     model: tf_keras.Model,

@@ -16,7 +16,7 @@ import tf_keras
 from matplotlib.figure import Figure
 
 from ehap_tf.benchmark import output
-from ehap_tf.benchmark.contenders import Clock, add_contender_arguments, rank
+from ehap_tf.benchmark.contenders import Clock, add_contender_arguments, line_look, rank
 from ehap_tf.benchmark.gated_model import GatedModel
 from ehap_tf.benchmark.records import Records, Row, add_records_argument, beside, digest
 from ehap_tf.benchmark.subject import add_subject_arguments, load_images, trained_source
@@ -278,8 +278,7 @@ def plot(rows: Sequence[Row]) -> Figure:
                     [row["macs_left"] for row in points],
                     [row[key] for row in points],
                     linestyle=style,
-                    marker=".",
-                    color=f"C{number % 10}" if number < 10 else "black",
+                    **line_look(number),
                     label=name if mode == "one_shot" else f"{name}, {mode}",
                 )
         axes.set_title(title)

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ehap_tf.benchmark.contenders import line_look
 from ehap_tf.benchmark.records import Records, Row
 from ehap_tf.files import atomic_path, write_text
 
@@ -151,8 +152,7 @@ def plot(rows: Sequence[Row]) -> Figure:
                 axes.plot(
                     *zip(*points, strict=True),
                     linestyle=style,
-                    marker=".",
-                    color=f"C{number}" if number < 10 else "black",
+                    **line_look(number),
                     label=name if mode == ONE_SHOT else f"{name}, iterative",
                 )
         axes.set_title(title)
