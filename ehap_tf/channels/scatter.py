@@ -59,9 +59,8 @@ class ScatterChannels(tf_keras.layers.Layer):
     def call(self, inputs: tf.Tensor, training: Any = None) -> tf.Tensor:
         """Pads one zero channel and gathers, or multiplies by the matrix of the places."""
         if training is True and not tf.config.list_physical_devices("GPU"):
-            places = np.zeros((len(self.positions), self.channels), np.float32)
-            places[np.arange(len(self.positions)), list(self.positions)] = 1
-            return tf.tensordot(inputs, tf.constant(places, inputs.dtype), axes=1)
+            positions = tf.constant(self.positions, tf.int32)
+            return tf.tensordot(inputs, tf.one_hot(positions, self.channels, dtype=inputs.dtype), 1)
         padding = [[0, 0]] * (inputs.shape.rank - 1) + [[0, 1]]
         return tf.gather(tf.pad(inputs, padding), self._source, axis=-1)
 
