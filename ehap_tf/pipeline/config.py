@@ -88,7 +88,7 @@ class PipelineConfig:
     precision: str = _setting(
         "auto",
         "arithmetic of the ranking; auto: fp16 on a GPU with tensor cores, bf16 on a CPU with "
-        "AMX or AVX512-BF16, else fp32",
+        "AMX, or AMD's with AVX512-BF16, else fp32",
         choices=PRECISIONS,
     )
     criterion: str = _setting("hessian_trace", "what a filter is worth", choices=CRITERIA)
@@ -197,8 +197,9 @@ class PipelineConfig:
     )
     train_precision: str = _setting(
         "auto",
-        "arithmetic of training and fine-tuning; auto: bf16 where the processor has AMX, else "
-        "fp32 (fp16 on a GPU with tensor cores). Quantization-aware training is always fp32",
+        "arithmetic of training and fine-tuning; auto: bf16 on a CPU with AMX, or AMD's "
+        "with AVX512-BF16, else fp32 (fp16 on a GPU with tensor cores). Quantization-aware "
+        "training is always fp32",
         choices=PRECISIONS,
     )
     strategy: str = _setting(

@@ -20,22 +20,23 @@ def test_an_unknown_precision_lists_the_valid_ones():
 
 
 @pytest.mark.parametrize(
-    ("flags", "expected"),
+    ("vendor", "flags", "expected"),
     [
-        ("fpu avx512f amx_bf16 amx_tile", True),
-        ("fpu avx512_bf16", True),
-        ("fpu avx512f avx512_vnni", False),
-        ("xamx_bf16x", False),
+        ("GenuineIntel", "fpu avx512f avx512_bf16 amx_bf16 amx_tile", True),
+        ("GenuineIntel", "fpu avx512_bf16", False),
+        ("AuthenticAMD", "fpu avx512_bf16", True),
+        ("AuthenticAMD", "fpu avx512f avx512_vnni", False),
+        ("AuthenticAMD", "xamx_bf16x", False),
     ],
 )
-def test_the_flags_of_the_cpu(tmp_path: pathlib.Path, flags: str, expected: bool):
+def test_the_flags_of_the_cpu(tmp_path: pathlib.Path, vendor: str, flags: str, expected: bool):
     cpuinfo = tmp_path / "cpuinfo"
-    cpuinfo.write_text(f"processor: 0\nflags\t: {flags}\n")
-    assert precision.cpu_has_bfloat16(str(cpuinfo)) is expected
+    cpuinfo.write_text(f"processor: 0\nvendor_id\t: {vendor}\nflags\t\t: {flags}\n")
+    assert precision.cpu_gains_from_bfloat16(str(cpuinfo)) is expected
 
 
 def test_a_system_without_cpuinfo(tmp_path: pathlib.Path):
-    assert precision.cpu_has_bfloat16(str(tmp_path / "absent")) is False
+    assert precision.cpu_gains_from_bfloat16(str(tmp_path / "absent")) is False
 
 
 @pytest.mark.parametrize(
@@ -53,5 +54,5 @@ def test_auto(monkeypatch: pytest.MonkeyPatch, capability, bfloat16: bool, expec
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: gpus)
     details = {"compute_capability": capability}
     monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: details)
-    monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: bfloat16)
+    monkeypatch.setattr(precision, "cpu_gains_from_bfloat16", lambda: bfloat16)
     assert resolve_precision("auto") == expected
