@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pathlib
+import warnings
 from typing import Any
 
 import numpy as np
@@ -89,7 +90,8 @@ def load_images(
     """The model, all of the data set and the loss.
 
     The split into training and validation images is that of seed 0, on which models were trained,
-    whatever `seed` is.
+    whatever `seed` is. A built-in model that was not trained before has random weights, with a
+    warning.
 
     Raises:
         ValueError: an unknown name.
@@ -100,6 +102,10 @@ def load_images(
     if source is not None:
         network = load_model(source)
     else:
+        warnings.warn(
+            f"{model} has random weights: there is no {_shipped(model, dataset)} here",
+            stacklevel=2,
+        )
         network = build_model(model, loaded.num_classes, loaded.input_shape, seed)
     return network, loaded, _loss(network)
 
@@ -111,7 +117,7 @@ def _loss(network: tf_keras.Model) -> tf_keras.losses.Loss:
 def trained_source(model: str, dataset: str) -> pathlib.Path | None:
     """The file or folder of the trained model; None for a network with random weights."""
     if model in MODEL_NAMES:
-        shipped = pathlib.Path("saved_models") / f"{model}_{dataset}" / "baseline.keras"
+        shipped = _shipped(model, dataset)
         return shipped if shipped.exists() else None
     path = pathlib.Path(model)
     if not path.exists():
@@ -120,6 +126,10 @@ def trained_source(model: str, dataset: str) -> pathlib.Path | None:
             f"Received: {model}"
         )
     return path
+
+
+def _shipped(model: str, dataset: str) -> pathlib.Path:
+    return pathlib.Path("saved_models") / f"{model}_{dataset}" / "baseline.keras"
 
 
 def _noise(model: tf_keras.Model, examples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
