@@ -152,6 +152,12 @@ class PipelineConfig:
         "--target_macs and --target_params; none: they count as they are",
         choices=("macs", "params"),
     )
+    remove_blocks: int = _setting(
+        0,
+        "residual blocks that go whole before filters are ranked, those that are missed least",
+        unit="blocks",
+        low=0,
+    )
     recalibrate_batches: int = _setting(
         32, "batches that re-estimate BatchNorm after pruning; 0: none", unit="batches", low=0
     )

@@ -40,7 +40,7 @@ REPORT_KEYS = (
 )
 """The keys of report.json, which outside scripts read; absent only where a stage did not run."""
 
-OPTIONAL_KEYS = ("prune_steps",)
+OPTIONAL_KEYS = ("prune_steps", "removed_blocks")
 """Keys of report.json that only some settings bring about."""
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import tf_keras
@@ -10,6 +12,7 @@ from ehap_tf.data import sample_arrays
 from ehap_tf.models import ends_in_softmax
 from ehap_tf.pipeline.config import PipelineConfig
 from ehap_tf.pipeline.job import Job, select
+from ehap_tf.pruning import rank_blocks, remove_blocks, residual_blocks
 from ehap_tf.sensitivity import FilterScores, rank_filters
 
 MICRO_BATCH = 128
@@ -29,15 +32,47 @@ def ranking_settings(config: PipelineConfig) -> dict[str, Any]:
         "hessian_batch_size",
         "seed",
     )
-    # Without it, scores are the same as ever.
-    return values | select(config, "residual") if config.residual == "tied" else values
+    # Without these, scores are the same as ever.
+    if config.residual == "tied":
+        values |= select(config, "residual")
+    if config.remove_blocks:
+        values |= select(config, "remove_blocks")
+    return values
+
+
+def removable_blocks(job: Job, model: tf_keras.Model) -> dict[str, float]:
+    """The --remove_blocks blocks that are missed least, with the loss after each removal.
+
+    Raises:
+        ValueError: the model has fewer.
+    """
+    count, blocks = job.config.remove_blocks, residual_blocks(model)
+    if count > len(blocks):
+        raise ValueError(
+            f"remove_blocks must be at most {len(blocks)}, the number of residual blocks of the "
+            f"model that can go. Received: {count}"
+        )
+    if not count:
+        return {}
+    data, loss = _examples_and_loss(job, model)
+    with job.console.progress("rank: blocks", "losses") as progress:
+        order = rank_blocks(model, data, loss, count, MICRO_BATCH, progress)
+    # Losses that are nearly equal may be in another order on another machine.
+    return dict(job.workers.value_from_chief(order))
+
+
+def rank_without_blocks(job: Job, model: tf_keras.Model, blocks: Iterable[str]) -> FilterScores:
+    """Scores of the filters that are left when `blocks` are removed from `model`."""
+    blocks = tuple(blocks)
+    scores = rank_network(job, remove_blocks(model, blocks) if blocks else model)
+    scores.provenance = dataclasses.replace(scores.provenance, without_blocks=blocks)
+    return scores
 
 
 def rank_network(job: Job, model: tf_keras.Model, title: str = "rank") -> FilterScores:
     """Scores of the filters of `model`, with progress on the console under `title`."""
     config = job.config
-    data = sample_arrays(job.dataset, config.hessian_batch_size, config.seed)
-    loss = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=not ends_in_softmax(model))
+    data, loss = _examples_and_loss(job, model)
     with job.console.progress(title, "probes") as progress:
         scores = rank_filters(
             model,
@@ -57,3 +92,9 @@ def rank_network(job: Job, model: tf_keras.Model, title: str = "rank") -> Filter
     for note in scores.provenance.notes:
         job.console.say(f"{title}: {note}")
     return scores
+
+
+def _examples_and_loss(job: Job, model: tf_keras.Model) -> tuple[Any, tf_keras.losses.Loss]:
+    data = sample_arrays(job.dataset, job.config.hessian_batch_size, job.config.seed)
+    from_logits = not ends_in_softmax(model)
+    return data, tf_keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import tf_keras
@@ -21,6 +22,8 @@ from ehap_tf.pipeline.training import TrainingRecipe
 from ehap_tf.pruning import (
     PruningPlan,
     compensate,
+    count_macs,
+    count_parameters,
     plan_further,
     plan_on_slim,
     plan_pruning,
@@ -52,10 +55,15 @@ class Round:
 
 
 def prune_in_steps(
-    job: Job, fingerprint: str, model: tf_keras.Model, scores: FilterScores
+    job: Job,
+    fingerprint: str,
+    model: tf_keras.Model,
+    scores: FilterScores,
+    amount: Mapping[str, float],
 ) -> Round:
     """Removes a part of the filters `prune_steps` times, with a little training in between.
 
+    In the end `amount` of `model` is gone or left, as `plan_pruning` understands it.
     The first part goes by `scores`; before each further step the network of the moment is ranked
     again. After every step the network and the plan are kept with the checkpoints, so that a run
     that was killed goes on from the last whole step, and inside its training after the last whole
@@ -72,9 +80,8 @@ def prune_in_steps(
         number = state.number + 1
         if number > 1:
             scores = _ranked(job, state.model, number, folder)
-        plan = plan_further(
-            model, state.plan, scores, **_amount(config, number), **plan_options(config)
-        )
+        part = _part(amount, number / config.prune_steps)
+        plan = plan_further(model, state.plan, scores, **part, **plan_options(config))
         removal = plan_on_slim(state.model, state.plan, plan)
         slim = prune(state.model, removal)
         figures: dict[str, Any] = {
@@ -132,10 +139,20 @@ def step_settings(config: PipelineConfig) -> dict[str, Any]:
     }
 
 
-def _amount(config: PipelineConfig, number: int) -> dict[str, float]:
-    """How much is gone after so many steps: equal parts of the filters, parameters or MACs."""
-    ((name, value),) = config.amount.items()
-    part = number / config.prune_steps
+def amount_of_rest(
+    amount: Mapping[str, float], whole: tf_keras.Model, rest: tf_keras.Model
+) -> dict[str, Any]:
+    """What a target for `whole` means for `rest`, the same model without some of its blocks."""
+    ((name, value),) = amount.items()
+    if rest is whole or name == "prune_ratio":
+        return dict(amount)
+    count = count_parameters if name == "target_params" else count_macs
+    return {name: min(1.0, value * count(whole) / count(rest))}
+
+
+def _part(amount: Mapping[str, float], part: float) -> dict[str, float]:
+    """How much is gone after a part of the steps: equal parts of filters, parameters or MACs."""
+    ((name, value),) = amount.items()
     return {name: value * part if name == "prune_ratio" else 1 - (1 - value) * part}
 
 

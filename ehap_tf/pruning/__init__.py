@@ -1,5 +1,6 @@
 """What to remove, and the model without it."""
 
+from ehap_tf.pruning.blocks import rank_blocks, remove_blocks, residual_blocks
 from ehap_tf.pruning.callback import PruningCallback
 from ehap_tf.pruning.compensation import compensate
 from ehap_tf.pruning.cost import count_macs, count_parameters
@@ -24,5 +25,8 @@ __all__ = [
     "plan_on_slim",
     "plan_pruning",
     "prune",
+    "rank_blocks",
     "recalibrate",
+    "remove_blocks",
+    "residual_blocks",
 ]

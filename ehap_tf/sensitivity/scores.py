@@ -34,6 +34,7 @@ class Provenance:
         notes: what a reader should know: why, what was skipped, what was repeated.
         residual: "tied" where the scores of filters that a sum lines up add up to the effect of
             removing them at once; such scores plan tied pruning only.
+        without_blocks: residual blocks that were removed before the network was ranked.
     """
 
     criterion: str
@@ -47,11 +48,13 @@ class Provenance:
     quantity: str = ""
     notes: tuple[str, ...] = ()
     residual: str = "union"
+    without_blocks: tuple[str, ...] = ()
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Provenance:
         """The inverse of `dataclasses.asdict`, for values that went through JSON."""
-        return cls(**{**values, "notes": tuple(values.get("notes", ()))})
+        lists = {name: tuple(values.get(name, ())) for name in ("notes", "without_blocks")}
+        return cls(**{**values, **lists})
 
 
 class FilterScores(Mapping[str, np.ndarray]):

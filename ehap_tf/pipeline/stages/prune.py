@@ -10,12 +10,13 @@ from ehap_tf.pipeline.config import PipelineConfig
 from ehap_tf.pipeline.evaluation import accuracy
 from ehap_tf.pipeline.job import Figures, Job, Stage, select
 from ehap_tf.pipeline.rounds import (
+    amount_of_rest,
     plan_options,
     prune_in_steps,
     recalibrated,
     step_settings,
 )
-from ehap_tf.pruning import plan_pruning, prune
+from ehap_tf.pruning import count_macs, count_parameters, plan_pruning, prune, remove_blocks
 from ehap_tf.sensitivity import FilterScores
 
 
@@ -42,25 +43,28 @@ def settings(config: PipelineConfig) -> dict[str, Any]:
 def run(job: Job, fingerprint: str) -> Figures:
     """Writes `plan.json` and `slim.keras`."""
     config = job.config
-    model = load_model(job.run.baseline)
+    whole = load_model(job.run.baseline)
     scores = FilterScores.load(job.run.scores)
+    blocks = scores.provenance.without_blocks
+    model = remove_blocks(whole, blocks) if blocks else whole
+    amount = amount_of_rest(config.amount, whole, model)
     figures: Figures = {}
     if config.prune_steps > 1:
-        last = prune_in_steps(job, fingerprint, model, scores)
+        last = prune_in_steps(job, fingerprint, model, scores, amount)
         plan, slim = last.plan, last.model
         before, removal = last.before, last.removal
         figures["prune_steps"] = list(last.history)
     else:
         plan = plan_pruning(
-            model, scores, **config.amount, residual=config.residual, **plan_options(config)
+            model, scores, **amount, residual=config.residual, **plan_options(config)
         )
         slim = prune(model, plan)
         before, removal = model, plan
     files.write_text(job.run.plan, plan.to_json())
     figures |= {
-        "params_before": plan.params_before,
+        "params_before": count_parameters(whole),
         "params_after": plan.params_after,
-        "macs_before": plan.macs_before,
+        "macs_before": count_macs(whole),
         "macs_after": plan.macs_after,
     }
     if config.recalibrate_batches and before is not None and removal is not None:

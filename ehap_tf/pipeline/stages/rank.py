@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ehap_tf.models import load_model
 from ehap_tf.pipeline.job import Figures, Job, Stage
-from ehap_tf.pipeline.ranking import rank_network, ranking_settings
+from ehap_tf.pipeline.ranking import rank_without_blocks, ranking_settings, removable_blocks
 
 
 def run(job: Job, fingerprint: str) -> Figures:
     """Writes `scores.npz`."""
     del fingerprint
-    scores = rank_network(job, load_model(job.run.baseline))
+    model = load_model(job.run.baseline)
+    blocks = removable_blocks(job, model)
+    scores = rank_without_blocks(job, model, blocks)
     scores.save(job.run.scores)
-    return {
+    figures = {"removed_blocks": blocks} if blocks else {}
+    return figures | {
         "quantity": scores.provenance.quantity,
-        "notes": list(scores.provenance.notes),
+        "notes": [*scores.provenance.notes, *_about(blocks)],
         "criterion": scores.criterion,
         "estimator": scores.estimator,
         "precision": scores.precision,
@@ -22,6 +27,13 @@ def run(job: Job, fingerprint: str) -> Figures:
         "rank_seconds": scores.seconds,
         "rank_peak_bytes": scores.peak_bytes,
     }
+
+
+def _about(blocks: Mapping[str, float]) -> list[str]:
+    if not blocks:
+        return []
+    listed = ", ".join(f"{name} ({loss:.4g})" for name, loss in blocks.items())
+    return [f"residual blocks removed before, with the loss after each: {listed}"]
 
 
 STAGE = Stage(

@@ -1,0 +1,254 @@
+"""Residual blocks removed whole: a network that is shallower, where thinner would not do.
+
+A block here is a sum of a tensor and of something computed from it. Without the block the sum is
+the tensor. What filters cannot do, this does: there are fewer layers, and each costs an integer
+file a kilobyte and a thin network most of its time.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+from tf_keras.src.applications.inception_resnet_v2 import CustomScaleLayer
+from tf_keras.src.layers.core.tf_op_layer import TFOpLambda
+
+from ehap_tf.channels import TracedCall, is_nested_model, nodes_in_order, trace_channels
+from ehap_tf.models.keras3 import either_keras
+from ehap_tf.progress import ProgressCallback, no_progress
+from ehap_tf.pruning.rebuild import Rebuilder
+from ehap_tf.sensitivity.batches import HessianBatch
+from ehap_tf.sensitivity.losses import resolve_loss
+
+_ADDITIONS = ("__operators__.add", "math.add")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Block:
+    """A sum, and which of its two inputs is computed from the other."""
+
+    node: Any
+    branch: int
+
+
+@either_keras()
+def residual_blocks(model: tf_keras.Model) -> list[str]:
+    """The blocks that can be removed whole, by the names of their sums, in order.
+
+    A sum of two tensors of one shape, one of which is computed from the other. The first block of a
+    stage, whose shortcut has a convolution of its own, is none.
+
+    Args:
+        model: Functional or Sequential; in nested models names are paths, "backbone/add_1".
+
+    Raises:
+        TypeError: the model is subclassed.
+    """
+    trace_channels(model)  # says what is wrong with a model that cannot be followed
+    return list(_find(model))
+
+
+@either_keras()
+def remove_blocks(model: tf_keras.Model, blocks: Sequence[str]) -> tf_keras.Model:
+    """A new model without some residual blocks; the layers that stay keep names and weights.
+
+    An activation that comes to stand behind the same one, as a ReLU behind the sum does, goes too.
+    The outputs are those of the model with the branches of the blocks zero.
+
+    Args:
+        model: Functional or Sequential; it is left untouched.
+        blocks: names out of `residual_blocks(model)`.
+
+    Raises:
+        TypeError: the model is subclassed.
+        ValueError: a name that is not among them.
+    """
+    graph = trace_channels(model)
+    found = _find(model)
+    unknown = [name for name in blocks if name not in found]
+    if unknown:
+        raise ValueError(
+            f"blocks must be among the model's residual blocks: {', '.join(found) or 'none'}. "
+            f"Received: {', '.join(unknown)}"
+        )
+    dropped = {id(found[name].node): found[name].branch for name in blocks}
+    return _WithoutBlocks(graph, dropped).rebuild(model)
+
+
+@either_keras()
+def rank_blocks(
+    model: tf_keras.Model,
+    data: Any,
+    loss: Any = None,
+    count: int | None = None,
+    batch_size: int | None = None,
+    progress: ProgressCallback = no_progress,
+) -> dict[str, float]:
+    """The order in which residual blocks are missed least, measured.
+
+    Removes the block without which the loss is lowest, then of those left the one without which it
+    is lowest then, and so on: one pass over the data for each block that is left.
+
+    Args:
+        model: Functional or Sequential.
+        data: as for `rank_filters`.
+        loss: as for `rank_filters`.
+        count: how many blocks to remove; None goes on to the last.
+        batch_size: examples computed at once.
+        progress: called as `progress(losses measured, losses to measure, {})`.
+
+    Returns:
+        Name of a block -> the loss without it and those before it, in the order of removal.
+
+    Raises:
+        TypeError: the model is subclassed.
+        ValueError: the model has fewer blocks than `count`; as for `rank_filters`.
+    """
+    graph = trace_channels(model)
+    found = _find(model)
+    count = len(found) if count is None else count
+    if not 0 <= count <= len(found):
+        raise ValueError(
+            f"count must be from 0 to {len(found)}, the number of residual blocks. "
+            f"Received: {count}"
+        )
+    names = list(found)
+    numbers = {id(found[name].node): number for number, name in enumerate(names)}
+    gates = tf.Variable(tf.ones([len(names)]), trainable=False)
+    branches = {id(block.node): block.branch for block in found.values()}
+    gated = _WithGates(graph, branches, numbers, gates).rebuild(model)
+    measured = _mean_loss(gated, resolve_loss(loss, model), HessianBatch(data, batch_size))
+    total = sum(len(names) - step for step in range(count))
+    order: dict[str, float] = {}
+    done = 0
+    for _ in range(count):
+        losses = {}
+        for number, name in enumerate(names):
+            if name in order:
+                continue
+            gates.assign([float(n not in order and k != number) for k, n in enumerate(names)])
+            losses[name] = measured()
+            done += 1
+            progress(done, total, {})
+        best = min(losses, key=losses.__getitem__)
+        order[best] = losses[best]
+    return order
+
+
+def _mean_loss(model: tf_keras.Model, loss: Any, data: HessianBatch) -> Any:
+    @tf.function(reduce_retracing=True)
+    def total(x: Any, y: Any, weights: tf.Tensor) -> tf.Tensor:
+        values = tf.convert_to_tensor(loss.function(y, model(x, training=False)))
+        values = tf.reshape(values, [tf.shape(weights)[0], -1])
+        return tf.reduce_sum(tf.reduce_mean(tf.cast(values, tf.float32), 1) * weights)
+
+    def mean() -> float:
+        sums = [
+            (float(total(b.inputs, b.labels, b.weights.astype(np.float32))), b.weights.sum())
+            for b in data
+        ]
+        return float(sum(s for s, _ in sums) / sum(w for _, w in sums))
+
+    return mean
+
+
+def _find(model: tf_keras.Model, path: str = "") -> dict[str, _Block]:
+    found: dict[str, _Block] = {}
+    behind: dict[int, frozenset[int]] = {id(tensor): frozenset() for tensor in model.inputs}
+    nodes = [node for _, node in nodes_in_order(model)]
+    calls = collections.Counter(id(node.layer) for node in nodes)
+    for node in nodes:
+        name = f"{path}/{node.layer.name}" if path else node.layer.name
+        arriving = [id(tensor) for tensor in node.keras_inputs]
+        before = frozenset(arriving).union(*(behind[tensor] for tensor in arriving))
+        for tensor in tf.nest.flatten(node.outputs):
+            behind[id(tensor)] = before
+        if is_nested_model(node.layer):
+            found.update(_find(node.layer, name))
+        elif calls[id(node.layer)] == 1 and (branch := _branch(node, behind)) is not None:
+            found[name] = _Block(node, branch)
+    return found
+
+
+def _branch(node: Any, behind: Mapping[int, frozenset[int]]) -> int | None:
+    """Which input of a sum is computed from the other one, if it is such a sum."""
+    layer, tensors = node.layer, node.keras_inputs
+    adds = isinstance(layer, (tf_keras.layers.Add, CustomScaleLayer)) or (
+        isinstance(layer, TFOpLambda) and layer.symbol.removeprefix("compat.v1.") in _ADDITIONS
+    )
+    if not adds or len(tensors) != 2 or tuple(tensors[0].shape) != tuple(tensors[1].shape):
+        return None
+    first, second = map(id, tensors)
+    if first in behind[second]:
+        return 1
+    # A scaled sum scales its second input, so that it is the branch that can go.
+    if second in behind[first] and not isinstance(layer, CustomScaleLayer):
+        return 0
+    return None
+
+
+class _WithoutBlocks(Rebuilder):
+    def __init__(self, graph: Any, dropped: Mapping[int, int]) -> None:
+        super().__init__(graph)
+        self._dropped = dropped
+
+    def apply(self, call: TracedCall, node: Any, tensors: list[Any]) -> list[Any]:
+        if id(node) in self._dropped:
+            return [tensors[1 - self._dropped[id(node)]]]
+        if len(tensors) == 1 and _repeats(call.layer, tensors[0]):
+            return tensors
+        return super().apply(call, node, tensors)
+
+
+def _repeats(layer: tf_keras.layers.Layer, tensor: Any) -> bool:
+    """Whether a ReLU sees the output of the same ReLU, which it leaves as it is."""
+    before = tensor.node.layer
+    return (
+        type(layer) is type(before)
+        and isinstance(layer, (tf_keras.layers.ReLU, tf_keras.layers.Activation))
+        and {**layer.get_config(), "name": ""} == {**before.get_config(), "name": ""}
+        and _is_idempotent(layer)
+    )
+
+
+def _is_idempotent(layer: tf_keras.layers.Layer) -> bool:
+    if isinstance(layer, tf_keras.layers.ReLU):
+        return not layer.negative_slope and not layer.threshold
+    return layer.activation in (tf_keras.activations.relu, tf_keras.activations.linear)
+
+
+class _WithGates(Rebuilder):
+    """Multiplies each block's branch by a number of its own."""
+
+    def __init__(
+        self,
+        graph: Any,
+        branches: Mapping[int, int],
+        numbers: Mapping[int, int],
+        gates: tf.Variable,
+    ) -> None:
+        super().__init__(graph)
+        self._branches, self._numbers, self._gates = branches, numbers, gates
+
+    def apply(self, call: TracedCall, node: Any, tensors: list[Any]) -> list[Any]:
+        if id(node) in self._branches:
+            branch, number = self._branches[id(node)], self._numbers[id(node)]
+            tensors = list(tensors)
+            tensors[branch] = _Gate(self._gates, number)(tensors[branch])
+        return super().apply(call, node, tensors)
+
+
+class _Gate(tf_keras.layers.Layer):
+    """Its input, or zero where the gate is: infinity times zero would not be."""
+
+    def __init__(self, gates: tf.Variable, number: int) -> None:
+        super().__init__()
+        self._gates, self._number = gates, number
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        return tf.where(self._gates[self._number] > 0, inputs, tf.zeros((), inputs.dtype))

@@ -1,0 +1,101 @@
+"""--remove_blocks: residual blocks go before filters are ranked."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import tf_keras
+
+from ehap_tf.pipeline import runner
+from ehap_tf.pipeline.config import PipelineConfig
+from ehap_tf.pruning import PruningPlan, count_macs, count_parameters, remove_blocks
+from ehap_tf.sensitivity import FilterScores
+from tests.pruning.nets import shake
+from tests.pruning.test_blocks import block
+
+layers = tf_keras.layers
+SETTINGS = {
+    "dataset": "digits",
+    "criterion": "magnitude",
+    "hessian_batch_size": 32,
+    "batch_size": 512,
+    "recalibrate_batches": 0,
+    "precision": "fp32",
+    "train_precision": "fp32",
+    "stages": ("train", "rank", "prune", "report"),
+    "verbosity": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    tf_keras.utils.set_random_seed(0)
+    x = inputs = layers.Input((32, 32, 3))
+    x = layers.ReLU()(layers.Conv2D(8, 3, strides=4, padding="same")(x))
+    for name in ("one", "two", "three"):
+        x = block(x, 8, name)
+    x = layers.Dense(10)(layers.GlobalAveragePooling2D()(x))
+    path = tmp_path_factory.mktemp("model") / "small.keras"
+    shake(tf_keras.Model(inputs, x)).save(path)
+    return path
+
+
+def run(model, folder, **settings):
+    config = PipelineConfig(**SETTINGS | settings, model=str(model), output_dir=str(folder))
+    return runner.run(config)
+
+
+@pytest.mark.parametrize(
+    ("amount", "steps"),
+    [
+        ({"target_macs": 0.5}, 1),
+        ({"target_params": 0.5}, 1),
+        ({"target_macs": 0.4}, 2),
+        ({"prune_ratio": 0.0}, 1),
+        ({"target_macs": 0.95}, 1),
+    ],
+)
+def test_blocks_go_first_and_targets_are_shares_of_the_whole(model, tmp_path, amount, steps):
+    records = run(model, tmp_path, remove_blocks=1, prune_steps=steps, **amount)
+    report = json.loads((tmp_path / "report.json").read_text())
+    ((gone, loss),) = report["removed_blocks"].items()
+    assert gone in ("one", "two", "three") and loss > 0
+    assert gone in " ".join(records["rank"].figures["notes"])
+    whole = tf_keras.models.load_model(model)
+    short = remove_blocks(whole, [gone])
+    scores = FilterScores.load(tmp_path / "scores.npz")
+    assert scores.provenance.without_blocks == (gone,)
+    assert not [name for name in scores if name.startswith(gone)]
+    slim = tf_keras.models.load_model(tmp_path / "slim.keras")
+    plan = PruningPlan.from_json((tmp_path / "plan.json").read_text())
+    assert plan.params_before == count_parameters(short)
+    assert report["params_before"] == count_parameters(whole)
+    assert report["macs_before"] == count_macs(whole)
+    assert report["params_after"] == count_parameters(slim)
+    assert report["macs_after"] == count_macs(slim)
+    ((name, value),) = amount.items()
+    counts = {"target_macs": "macs", "target_params": "params"}
+    if name in counts:
+        left = report[f"{counts[name]}_after"] / report[f"{counts[name]}_before"]
+        assert left <= value
+        assert left > value - 0.1 or slim.count_params() == short.count_params()
+    else:
+        assert slim.count_params() == short.count_params()
+    # Nothing is done twice; other blocks are another ranking.
+    assert run(model, tmp_path, remove_blocks=1, prune_steps=steps, **amount)["rank"].seconds == (
+        records["rank"].seconds
+    )
+    more = run(model, tmp_path, remove_blocks=2, prune_steps=steps, **amount)
+    assert len(more["rank"].figures["removed_blocks"]) == 2
+
+
+def test_without_the_flag_nothing_is_said_of_blocks(model, tmp_path):
+    records = run(model, tmp_path, prune_ratio=0.2)
+    assert "remove_blocks" not in records["rank"].settings
+    assert "removed_blocks" not in json.loads((tmp_path / "report.json").read_text())
+
+
+def test_more_blocks_than_there_are(model, tmp_path):
+    with pytest.raises(ValueError, match=r"remove_blocks must be at most 3.*Received: 4"):
+        run(model, tmp_path, remove_blocks=4, prune_ratio=0.2)

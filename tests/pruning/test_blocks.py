@@ -1,0 +1,165 @@
+"""Residual blocks removed whole, against branches whose last BatchNorm is zero."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+
+import ehap_tf as ehap
+from ehap_tf.models import build_model
+from tests.pruning.nets import batch, relative_error, shake
+
+layers = tf_keras.layers
+LOSS = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def block(x, filters: int, name: str, stride: int = 1):
+    """A residual block of ResNet; a stride asks for a convolution in the shortcut."""
+    shortcut = x
+    if stride > 1:
+        shortcut = layers.Conv2D(filters, 1, strides=stride, name=f"{name}_shortcut")(x)
+    x = layers.Conv2D(filters, 3, strides=stride, padding="same", name=f"{name}_a")(x)
+    x = layers.ReLU(name=f"{name}_a_relu")(layers.BatchNormalization(name=f"{name}_a_bn")(x))
+    x = layers.Conv2D(filters, 3, padding="same", use_bias=False, name=f"{name}_b")(x)
+    x = layers.BatchNormalization(name=f"{name}_last")(x)
+    return layers.ReLU(name=f"{name}_out")(layers.Add(name=name)([x, shortcut]))
+
+
+@pytest.fixture
+def net() -> tf_keras.Model:
+    tf_keras.utils.set_random_seed(0)
+    x = inputs = layers.Input((8, 8, 3))
+    x = layers.ReLU(name="stem_relu")(layers.Conv2D(4, 3, padding="same", name="stem")(x))
+    for name, filters, stride in (("one", 4, 1), ("two", 4, 1), ("wide", 6, 2), ("three", 6, 1)):
+        x = block(x, filters, name, stride)
+    return shake(
+        tf_keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling2D()(x)), name="net")
+    )
+
+
+def with_zero_branches(model: tf_keras.Model, names: list[str]) -> tf_keras.Model:
+    """The oracle: the same layers, but the last BatchNorm of some branches gives zero."""
+    twin = tf_keras.models.clone_model(model)
+    twin.set_weights(model.get_weights())
+    for name in names:
+        gamma, beta, *statistics = twin.get_layer(f"{name}_last").get_weights()
+        twin.get_layer(f"{name}_last").set_weights([0 * gamma, 0 * beta, *statistics])
+    return twin
+
+
+def data_of(model: tf_keras.Model, examples: int = 12) -> tuple[np.ndarray, np.ndarray]:
+    labels = np.random.default_rng(1).integers(0, model.output_shape[-1], examples)
+    return batch(model, examples), labels
+
+
+@pytest.mark.parametrize("names", [["one"], ["three"], ["one", "two"], ["two", "one", "three"], []])
+def test_without_blocks_is_as_if_their_branches_were_zero(net: tf_keras.Model, names: list[str]):
+    x = batch(net)
+    before = [w.copy() for w in net.get_weights()]
+    short = ehap.remove_blocks(net, names)
+    assert relative_error(short(x), with_zero_branches(net, names)(x)) < 1e-6
+    gone = {layer.name for layer in net.layers} - {layer.name for layer in short.layers}
+    parts = ("", "_a", "_a_relu", "_a_bn", "_b", "_last", "_out")
+    assert gone == {f"{name}{part}" for name in names for part in parts}
+    for layer in short.layers:
+        for new, old in zip(
+            layer.get_weights(), net.get_layer(layer.name).get_weights(), strict=True
+        ):
+            np.testing.assert_array_equal(new, old)
+    for new, old in zip(net.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(new, old)
+    assert short.name == net.name
+
+
+def test_which_sums_are_blocks(net: tf_keras.Model):
+    assert ehap.residual_blocks(net) == ["one", "two", "three"]
+    # The first block of a later stage has a convolution in its shortcut.
+    names = [f"stage{s}_block{b}_add" for s in (1, 2, 3) for b in (1, 2, 3)]
+    assert ehap.residual_blocks(build_model("resnet20")) == [
+        name for name in names if name not in ("stage2_block1_add", "stage3_block1_add")
+    ]
+    assert len(ehap.residual_blocks(build_model("preresnet29"))) == 6
+    assert ehap.residual_blocks(build_model("vgg16")) == []
+
+    x = layers.Input((4, 4, 3))
+    left, right = layers.Conv2D(3, 1)(x), layers.Conv2D(3, 1)(x)
+    once = layers.Add(name="siblings")([left, right])
+    twice = layers.Add(name="shared")
+    y = twice([once, layers.ReLU()(once)])
+    y = twice([y, layers.ReLU()(y)])
+    y = y + layers.Conv2D(3, 1)(y)
+    (operator,) = ehap.residual_blocks(tf_keras.Model(x, y))
+    assert "operators__.add" in operator
+
+
+def test_nested_models_and_operators():
+    tf_keras.utils.set_random_seed(0)
+    inner_input = layers.Input((8, 8, 4))
+    inner = tf_keras.Model(inner_input, block(inner_input, 4, "inside"), name="backbone")
+    x = inputs = layers.Input((8, 8, 4))
+    x = inner(x)
+    x = layers.Conv2D(4, 3, padding="same")(x) + x
+    model = shake(tf_keras.Model(inputs, layers.Dense(2)(layers.Flatten()(x))))
+    nested, operator = ehap.residual_blocks(model)
+    assert nested == "backbone/inside"
+    x = batch(model)
+    zeroed = tf_keras.models.clone_model(model)
+    zeroed.set_weights(model.get_weights())
+    last = zeroed.get_layer("backbone").get_layer("inside_last")
+    gamma, beta, *statistics = last.get_weights()
+    last.set_weights([0 * gamma, 0 * beta, *statistics])
+    assert relative_error(ehap.remove_blocks(model, [nested])(x), zeroed(x)) < 1e-6
+    convolution = next(ly for ly in model.layers if isinstance(ly, layers.Conv2D))
+    without = ehap.remove_blocks(model, [operator])
+    assert convolution.name not in {layer.name for layer in without.layers}
+    convolution.set_weights([0 * w for w in convolution.get_weights()])
+    assert relative_error(without(x), model(x)) < 1e-6
+
+
+@pytest.mark.parametrize("batch_size", [None, 5])
+def test_the_order_is_that_of_brute_force(net: tf_keras.Model, batch_size: int | None):
+    x, y = data_of(net)
+    reports: list[tuple[int, int]] = []
+    order = ehap.rank_blocks(
+        net, (x, y), LOSS, batch_size=batch_size, progress=lambda *a: reports.append(a[:2])
+    )
+    chosen: list[str] = []
+    for name, loss in order.items():
+        left = [one for one in ehap.residual_blocks(net) if one not in chosen]
+        losses = {one: float(LOSS(y, with_zero_branches(net, [*chosen, one])(x))) for one in left}
+        assert name == min(losses, key=losses.__getitem__)
+        assert loss == pytest.approx(losses[name], rel=1e-5)
+        chosen.append(name)
+    assert chosen == list(order) and len(order) == 3
+    assert reports == [(done, 6) for done in range(1, 7)]
+    assert list(ehap.rank_blocks(net, (x, y), LOSS, count=2)) == chosen[:2]
+    assert ehap.rank_blocks(net, (x, y), LOSS, count=0) == {}
+
+
+def test_examples_count_by_their_weights(net: tf_keras.Model):
+    x, y = data_of(net)
+    weights = np.array([1.0] * 4 + [0.0] * 8, np.float32)
+    weighted = ehap.rank_blocks(net, (x, y, weights), LOSS, batch_size=6)
+    some = ehap.rank_blocks(net, (x[:4], y[:4]), LOSS)
+    assert list(weighted) == list(some)
+    assert list(weighted.values()) == pytest.approx(list(some.values()), rel=1e-5)
+
+
+def test_what_cannot_be_removed_is_said(net: tf_keras.Model):
+    with pytest.raises(ValueError, match=r"one, two, three\. Received: wide, four"):
+        ehap.remove_blocks(net, ["one", "wide", "four"])
+    with pytest.raises(ValueError, match=r"count must be from 0 to 3.*Received: 4"):
+        ehap.rank_blocks(net, data_of(net), LOSS, count=4)
+    with pytest.raises(ValueError, match="loss must be given"):
+        ehap.rank_blocks(net, data_of(net), count=1)
+
+
+def test_the_rest_prunes_and_a_plan_fits_it(net: tf_keras.Model):
+    short = ehap.remove_blocks(net, ["two"])
+    scores = ehap.rank_filters(short, criterion="magnitude")
+    plan = ehap.plan_pruning(short, scores, target_macs=0.5)
+    slim, x = ehap.prune(short, plan), batch(net)
+    assert relative_error(slim(x), ehap.mask(short, plan)(x)) < 1e-5
+    assert tf.reduce_all(tf.math.is_finite(slim(x)))
