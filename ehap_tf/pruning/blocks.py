@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -54,7 +54,7 @@ def residual_blocks(model: tf_keras.Model) -> list[str]:
 
 
 @either_keras()
-def remove_blocks(model: tf_keras.Model, blocks: Sequence[str]) -> tf_keras.Model:
+def remove_blocks(model: tf_keras.Model, blocks: Iterable[str] | str) -> tf_keras.Model:
     """A new model without some residual blocks; the layers that stay keep names and weights.
 
     An activation that comes to stand behind the same one, as a ReLU behind the sum does, goes too.
@@ -62,7 +62,7 @@ def remove_blocks(model: tf_keras.Model, blocks: Sequence[str]) -> tf_keras.Mode
 
     Args:
         model: Functional or Sequential; it is left untouched.
-        blocks: names out of `residual_blocks(model)`.
+        blocks: names out of `residual_blocks(model)`, or one name.
 
     Raises:
         TypeError: the model is subclassed.
@@ -70,6 +70,7 @@ def remove_blocks(model: tf_keras.Model, blocks: Sequence[str]) -> tf_keras.Mode
     """
     graph = trace_channels(model)
     found = _find(model)
+    blocks = [blocks] if isinstance(blocks, str) else list(blocks)
     unknown = [name for name in blocks if name not in found]
     if unknown:
         raise ValueError(
