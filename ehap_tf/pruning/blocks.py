@@ -1,8 +1,8 @@
 """Residual blocks removed whole: a network that is shallower, where thinner would not do.
 
 A block here is a sum of a tensor and of something computed from it. Without the block the sum is
-the tensor. What filters cannot do, this does: there are fewer layers. Each costs an integer file some
-500 bytes and its interpreter a call, however few filters it has.
+the tensor. What filters cannot do, this does: there are fewer layers. Each costs an integer file
+some 500 bytes and its interpreter a call, however few filters it has.
 """
 
 from __future__ import annotations
