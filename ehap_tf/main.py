@@ -67,7 +67,8 @@ def parse_config(argv: Sequence[str]) -> PipelineConfig:
     if len(rest) > 1:
         raise ValueError(f"every argument is a flag, --name=value. Received: {' '.join(rest[1:])}")
     settings = {name: values[name].value for name in (f.name for f in _fields())}
-    settings["stages"] = tuple(stage.strip() for stage in settings["stages"])
+    for name in ("stages", "remove_blocks"):
+        settings[name] = tuple(part.strip() for part in settings[name])
     return PipelineConfig(**settings)
 
 
@@ -82,7 +83,7 @@ def help_text() -> str:
             notes.append(f"one of: {', '.join(field.metadata['choices'])}")
         default = field.default
         if isinstance(default, tuple):
-            default = "all" if default == field.metadata["choices"] else ",".join(default)
+            default = "all" if default == field.metadata["choices"] else ",".join(default) or None
         notes.append(f"default: {'none' if default is None else str(default)}")
         text = f"{field.metadata['help']} ({'; '.join(notes)})"
         blocks.append(

@@ -152,11 +152,10 @@ class PipelineConfig:
         "--target_macs and --target_params; none: they count as they are",
         choices=("macs", "params"),
     )
-    remove_blocks: int = _setting(
-        0,
-        "residual blocks that go whole before filters are ranked, those that are missed least",
-        unit="blocks",
-        low=0,
+    remove_blocks: tuple[str, ...] = _setting(
+        (),
+        "residual blocks that go whole before filters are ranked: how many, which are those that "
+        "are missed least, or which, by the names of their sums, comma-separated",
     )
     recalibrate_batches: int = _setting(
         32, "batches that re-estimate BatchNorm after pruning; 0: none", unit="batches", low=0
@@ -257,6 +256,11 @@ class PipelineConfig:
             raise ValueError(
                 "prune_steps above 1 goes without 1x1 implants, which cannot be ranked again. "
                 f"Received: prune_steps={self.prune_steps}, implant_ratio={self.implant_ratio}"
+            )
+        if len(self.remove_blocks) > 1 and any(map(str.isdecimal, self.remove_blocks)):
+            raise ValueError(
+                "remove_blocks must be one number or names of blocks. "
+                f"Received: {','.join(self.remove_blocks)}"
             )
         if not self.stages:
             raise ValueError(f"stages is empty. Give some of: {', '.join(STAGE_NAMES)}")

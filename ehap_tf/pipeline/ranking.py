@@ -36,27 +36,30 @@ def ranking_settings(config: PipelineConfig) -> dict[str, Any]:
     if config.residual == "tied":
         values |= select(config, "residual")
     if config.remove_blocks:
-        values |= select(config, "remove_blocks")
+        values["remove_blocks"] = list(config.remove_blocks)
     return values
 
 
 def removable_blocks(job: Job, model: tf_keras.Model) -> dict[str, float]:
-    """The --remove_blocks blocks that are missed least, with the loss after each removal.
+    """The blocks that --remove_blocks means, with the loss after each removal.
 
     Raises:
-        ValueError: the model has fewer.
+        ValueError: the model does not have them.
     """
-    count, blocks = job.config.remove_blocks, residual_blocks(model)
-    if count > len(blocks):
+    wanted, blocks = list(dict.fromkeys(job.config.remove_blocks)), residual_blocks(model)
+    is_count = wanted[:1] and wanted[0].isdecimal()
+    count = int(wanted[0]) if is_count else len(wanted)
+    if count > len(blocks) or not (is_count or set(wanted) <= set(blocks)):
         raise ValueError(
-            f"remove_blocks must be at most {len(blocks)}, the number of residual blocks of the "
-            f"model that can go. Received: {count}"
+            f"remove_blocks must be at most {len(blocks)} or some of the residual blocks of the "
+            f"model that can go: {', '.join(blocks)}. Received: {','.join(wanted)}"
         )
     if not count:
         return {}
     data, loss = _examples_and_loss(job, model)
+    among = blocks if is_count else wanted
     with job.console.progress("rank: blocks", "losses") as progress:
-        order = rank_blocks(model, data, loss, count, MICRO_BATCH, progress)
+        order = rank_blocks(model, data, loss, count, among, MICRO_BATCH, progress)
     # Losses that are nearly equal may be in another order on another machine.
     return dict(job.workers.value_from_chief(order))
 

@@ -71,12 +71,7 @@ def remove_blocks(model: tf_keras.Model, blocks: Iterable[str] | str) -> tf_kera
     graph = trace_channels(model)
     found = _find(model)
     blocks = [blocks] if isinstance(blocks, str) else list(blocks)
-    unknown = [name for name in blocks if name not in found]
-    if unknown:
-        raise ValueError(
-            f"blocks must be among the model's residual blocks: {', '.join(found) or 'none'}. "
-            f"Received: {', '.join(unknown)}"
-        )
+    _check_names(blocks, found)
     dropped = {id(found[name].node): found[name].branch for name in blocks}
     return _WithoutBlocks(graph, dropped).rebuild(model)
 
@@ -87,6 +82,7 @@ def rank_blocks(
     data: Any,
     loss: Any = None,
     count: int | None = None,
+    blocks: Iterable[str] | None = None,
     batch_size: int | None = None,
     progress: ProgressCallback = no_progress,
 ) -> dict[str, float]:
@@ -100,6 +96,7 @@ def rank_blocks(
         data: as for `rank_filters`.
         loss: as for `rank_filters`.
         count: how many blocks to remove; None goes on to the last.
+        blocks: names out of `residual_blocks(model)` to choose from; None: all of them.
         batch_size: examples computed at once.
         progress: called as `progress(losses measured, losses to measure, {})`.
 
@@ -108,20 +105,22 @@ def rank_blocks(
 
     Raises:
         TypeError: the model is subclassed.
-        ValueError: the model has fewer blocks than `count`; as for `rank_filters`.
+        ValueError: there are fewer blocks than `count`, or a name is not among the model's; as for
+            `rank_filters`.
     """
     graph = trace_channels(model)
     found = _find(model)
-    count = len(found) if count is None else count
-    if not 0 <= count <= len(found):
+    names = list(found) if blocks is None else list(dict.fromkeys(blocks))
+    _check_names(names, found)
+    count = len(names) if count is None else count
+    if not 0 <= count <= len(names):
         raise ValueError(
-            f"count must be from 0 to {len(found)}, the number of residual blocks. "
+            f"count must be from 0 to {len(names)}, the number of residual blocks. "
             f"Received: {count}"
         )
-    names = list(found)
     numbers = {id(found[name].node): number for number, name in enumerate(names)}
     gates = tf.Variable(tf.ones([len(names)]), trainable=False)
-    branches = {id(block.node): block.branch for block in found.values()}
+    branches = {id(found[name].node): found[name].branch for name in names}
     gated = _WithGates(graph, branches, numbers, gates).rebuild(model)
     measured = _mean_loss(gated, resolve_loss(loss, model), HessianBatch(data, batch_size))
     total = sum(len(names) - step for step in range(count))
@@ -139,6 +138,15 @@ def rank_blocks(
         best = min(losses, key=losses.__getitem__)
         order[best] = losses[best]
     return order
+
+
+def _check_names(names: Iterable[str], found: Mapping[str, _Block]) -> None:
+    unknown = [name for name in names if name not in found]
+    if unknown:
+        raise ValueError(
+            f"blocks must be among the model's residual blocks: {', '.join(found) or 'none'}. "
+            f"Received: {', '.join(unknown)}"
+        )
 
 
 def _mean_loss(model: tf_keras.Model, loss: Any, data: HessianBatch) -> Any:

@@ -7,6 +7,7 @@ import json
 import pytest
 import tf_keras
 
+from ehap_tf.main import parse_config
 from ehap_tf.pipeline import runner
 from ehap_tf.pipeline.config import PipelineConfig
 from ehap_tf.pruning import PruningPlan, count_macs, count_parameters, remove_blocks
@@ -57,7 +58,7 @@ def run(model, folder, **settings):
     ],
 )
 def test_blocks_go_first_and_targets_are_shares_of_the_whole(model, tmp_path, amount, steps):
-    records = run(model, tmp_path, remove_blocks=1, prune_steps=steps, **amount)
+    records = run(model, tmp_path, remove_blocks=("1",), prune_steps=steps, **amount)
     report = json.loads((tmp_path / "report.json").read_text())
     ((gone, loss),) = report["removed_blocks"].items()
     assert gone in ("one", "two", "three") and loss > 0
@@ -83,10 +84,10 @@ def test_blocks_go_first_and_targets_are_shares_of_the_whole(model, tmp_path, am
     else:
         assert slim.count_params() == short.count_params()
     # Nothing is done twice; other blocks are another ranking.
-    assert run(model, tmp_path, remove_blocks=1, prune_steps=steps, **amount)["rank"].seconds == (
-        records["rank"].seconds
-    )
-    more = run(model, tmp_path, remove_blocks=2, prune_steps=steps, **amount)
+    assert run(model, tmp_path, remove_blocks=("1",), prune_steps=steps, **amount)[
+        "rank"
+    ].seconds == (records["rank"].seconds)
+    more = run(model, tmp_path, remove_blocks=("2",), prune_steps=steps, **amount)
     assert len(more["rank"].figures["removed_blocks"]) == 2
 
 
@@ -96,6 +97,29 @@ def test_without_the_flag_nothing_is_said_of_blocks(model, tmp_path):
     assert "removed_blocks" not in json.loads((tmp_path / "report.json").read_text())
 
 
-def test_more_blocks_than_there_are(model, tmp_path):
-    with pytest.raises(ValueError, match=r"remove_blocks must be at most 3.*Received: 4"):
-        run(model, tmp_path, remove_blocks=4, prune_ratio=0.2)
+def test_blocks_by_name(model, tmp_path):
+    named = run(model, tmp_path, remove_blocks=("three", "one"), prune_ratio=0.2)["rank"]
+    losses = named.figures["removed_blocks"]
+    assert set(losses) == {"one", "three"} and list(losses.values())[1] > 0
+    scores = FilterScores.load(tmp_path / "scores.npz")
+    assert [name for name in scores if name.startswith("two")]
+    assert not [name for name in scores if name.startswith(("one", "three"))]
+
+
+@pytest.mark.parametrize("wanted", ["4", "one,four"])
+def test_blocks_that_are_not_there(model, tmp_path, wanted):
+    message = rf"remove_blocks must be at most 3 or .*: one, two, three\. Received: {wanted}"
+    with pytest.raises(ValueError, match=message):
+        run(model, tmp_path, remove_blocks=tuple(wanted.split(",")), prune_ratio=0.2)
+
+
+def test_a_number_and_a_name():
+    with pytest.raises(ValueError, match=r"one number or names of blocks. Received: 4,one"):
+        PipelineConfig(remove_blocks=("4", "one"))
+
+
+def test_the_flag_takes_both():
+    flag = "--remove_blocks="
+    assert parse_config(["", flag + "4"]).remove_blocks == ("4",)
+    assert parse_config(["", flag + "one, two"]).remove_blocks == ("one", "two")
+    assert parse_config([""]).remove_blocks == parse_config(["", flag]).remove_blocks == ()

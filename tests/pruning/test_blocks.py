@@ -140,6 +140,23 @@ def test_the_order_is_that_of_brute_force(net: tf_keras.Model, batch_size: int |
     assert ehap.rank_blocks(net, (x, y), LOSS, count=0) == {}
 
 
+def test_chosen_among_some(net: tf_keras.Model):
+    x, y = data_of(net)
+    order = ehap.rank_blocks(net, (x, y), LOSS, blocks=["three", "one"])
+    alone = {one: float(LOSS(y, with_zero_branches(net, [one])(x))) for one in ("one", "three")}
+    assert set(order) == {"one", "three"}
+    assert next(iter(order.items())) == (
+        min(alone, key=alone.get),
+        pytest.approx(min(alone.values())),
+    )
+    both = float(LOSS(y, with_zero_branches(net, ["one", "three"])(x)))
+    assert list(order.values())[1] == pytest.approx(both, rel=1e-5)
+    with pytest.raises(ValueError, match=r"count must be from 0 to 1.*Received: 2"):
+        ehap.rank_blocks(net, (x, y), LOSS, count=2, blocks=["one"])
+    with pytest.raises(ValueError, match=r"one, two, three\. Received: wide"):
+        ehap.rank_blocks(net, (x, y), LOSS, blocks=["one", "wide"])
+
+
 def test_examples_count_by_their_weights(net: tf_keras.Model):
     x, y = data_of(net)
     weights = np.array([1.0] * 4 + [0.0] * 8, np.float32)
