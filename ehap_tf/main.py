@@ -83,7 +83,8 @@ def help_text() -> str:
             notes.append(f"one of: {', '.join(field.metadata['choices'])}")
         default = field.default
         if isinstance(default, tuple):
-            default = "all" if default == field.metadata["choices"] else ",".join(default) or None
+            is_all = default and default == field.metadata["choices"]
+            default = "all" if is_all else ",".join(default) or None
         notes.append(f"default: {'none' if default is None else str(default)}")
         text = f"{field.metadata['help']} ({'; '.join(notes)})"
         blocks.append(

@@ -7,7 +7,7 @@ import json
 import pytest
 import tf_keras
 
-from ehap_tf.main import parse_config
+from ehap_tf.main import help_text, parse_config
 from ehap_tf.pipeline import runner
 from ehap_tf.pipeline.config import PipelineConfig
 from ehap_tf.pruning import PruningPlan, count_macs, count_parameters, remove_blocks
@@ -123,3 +123,4 @@ def test_the_flag_takes_both():
     assert parse_config(["", flag + "4"]).remove_blocks == ("4",)
     assert parse_config(["", flag + "one, two"]).remove_blocks == ("one", "two")
     assert parse_config([""]).remove_blocks == parse_config(["", flag]).remove_blocks == ()
+    assert "sums, comma-separated (default: none)" in " ".join(help_text().split())
