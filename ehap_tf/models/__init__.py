@@ -1,7 +1,7 @@
 """Networks by name and by path, under another precision, and in the other Keras."""
 
 from ehap_tf.models.checks import require_finite_weights, require_functional
-from ehap_tf.models.cloning import clone_with_policy
+from ehap_tf.models.cloning import clone_with_policy, copy_model
 from ehap_tf.models.copying import ZeroInitializers, kept_random_state, layer_from
 from ehap_tf.models.keras3 import either_keras, is_keras3_model, to_keras3, to_tf_keras
 from ehap_tf.models.outputs import ends_in_softmax
@@ -15,6 +15,7 @@ __all__ = [
     "ZeroInitializers",
     "build_model",
     "clone_with_policy",
+    "copy_model",
     "either_keras",
     "ends_in_softmax",
     "is_keras3_model",

@@ -59,10 +59,24 @@ def clone_with_policy(model: tf_keras.Model, policy: str) -> tf_keras.Model:
         return _Cloning(model, policy).clone
 
 
-class _Cloning:
-    """One clone in the making; remembers which layer became which."""
+def copy_model(model: tf_keras.Model) -> tf_keras.Model:
+    """A copy of `model` with the same weights, that is not compiled.
 
-    def __init__(self, model: tf_keras.Model, policy: str) -> None:
+    Unlike Keras' own `clone_model` it hands functions and objects of the user's own on, needs no
+    registration of theirs, and leaves global random states alone.
+
+    Raises:
+        TypeError: a subclassed model.
+    """
+    require_functional(model)
+    with kept_random_state():
+        return _Cloning(model, None).clone
+
+
+class _Cloning:
+    """One clone in the making; remembers which layer became which. Without a policy, as it is."""
+
+    def __init__(self, model: tf_keras.Model, policy: str | None) -> None:
         self._policy = policy
         policies = {layer._dtype_policy.name for layer in _leaves(model)}
         mixed = {name for name in policies if name.startswith("mixed_")}
@@ -96,6 +110,8 @@ class _Cloning:
         if isinstance(layer, tf_keras.layers.InputLayer):
             return type(layer).from_config(layer.get_config())
         policy = self._policy
+        if policy is None:
+            return layer_from(layer, layer.get_config())
         if id(layer) in self._wide or (policy == "mixed_bfloat16" and _is_slow_in_bfloat16(layer)):
             policy = "float32"
         config = layer.get_config()

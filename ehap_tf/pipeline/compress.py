@@ -14,7 +14,7 @@ import tf_keras
 
 from ehap_tf.data import as_dataset
 from ehap_tf.files import require_writable
-from ehap_tf.models import require_finite_weights, require_functional
+from ehap_tf.models import copy_model, require_finite_weights, require_functional
 from ehap_tf.models.keras3 import either_keras, to_keras3
 from ehap_tf.pruning import (
     PruningPlan,
@@ -223,8 +223,7 @@ def finetune(
     """
     require_functional(model)
     loss = _known_loss(model, loss)
-    copy = tf_keras.models.clone_model(model)
-    copy.set_weights(model.get_weights())
+    copy = copy_model(model)
     _fit(
         copy, train_data, validation_data, epochs, learning_rate,
         loss=loss, momentum=momentum, batch_size=batch_size, verbose=verbose,

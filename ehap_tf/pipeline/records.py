@@ -68,10 +68,7 @@ def reasons_to_run(
     if record is None:
         return ["it has not run yet"]
     reasons = []
-    for name in sorted({*settings, *record.settings}):
-        then, now = record.settings.get(name), settings.get(name)
-        if then == now:
-            continue
+    for name, (then, now) in changed_settings(record.settings, settings).items():
         if name.endswith(" digest"):
             reasons.append(f"the content of {name.removesuffix(' digest')} is another")
         else:
@@ -80,6 +77,15 @@ def reasons_to_run(
         if not run.file(name).exists():
             reasons.append(f"{name} is missing")
     return reasons
+
+
+def changed_settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What is not the same in two sets of settings; a setting that is not there counts as None."""
+    return {
+        name: (then.get(name), now.get(name))
+        for name in sorted({*then, *now})
+        if then.get(name) != now.get(name)
+    }
 
 
 def damaged_outputs(run: RunDirectory, record: StageRecord) -> list[pathlib.Path]:

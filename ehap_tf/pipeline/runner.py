@@ -20,6 +20,7 @@ from ehap_tf.pipeline.job import Job, Stage
 from ehap_tf.pipeline.native_output import NativeErrorOutput
 from ehap_tf.pipeline.records import (
     StageRecord,
+    changed_settings,
     damaged_outputs,
     fingerprint,
     read_records,
@@ -216,11 +217,15 @@ def _require(job: Job, stage: Stage, maker: Stage, path: Any) -> None:
         raise ValueError(
             f"{path} is damaged (it is not what stage {maker.name} wrote); kept as {kept}. {remedy}"
         )
-    made, wanted = record.settings, maker.settings(job.config)
+    wanted = maker.settings(job.config)
+    # The files that the maker read may be gone.
+    made = {
+        name: value
+        for name, value in record.settings.items()
+        if name in wanted or not name.endswith(" digest")
+    }
     changed = [
-        f"{name} {made.get(name)}, now {value}"
-        for name, value in wanted.items()
-        if made.get(name) != value
+        f"{name} {then}, now {now}" for name, (then, now) in changed_settings(made, wanted).items()
     ]
     if changed:
         raise ValueError(

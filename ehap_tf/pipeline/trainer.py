@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import pathlib
@@ -12,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
+from ehap_tf.models import copy_model
 from ehap_tf.pipeline.checkpoint import TrainingState
 from ehap_tf.pipeline.training_step import (
     WarmupCosine,
@@ -205,14 +205,13 @@ class Trainer:
 
 
 def _copied(model: tf_keras.Model) -> tf_keras.Model:
+    if not any("QuantizeWrapper" in type(layer).__name__ for layer in model.layers):
+        return copy_model(model)
     # Layers wrapped for quantization are found by name in a scope of TFMOT's, whose import takes
-    # seconds: only where there are some.
-    scope: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
-    if any("QuantizeWrapper" in type(layer).__name__ for layer in model.layers):
-        from ehap_tf.quantization import quantization_scope
+    # seconds.
+    from ehap_tf.quantization import quantization_scope
 
-        scope = quantization_scope()
-    with scope:
+    with quantization_scope():
         copy = tf_keras.models.clone_model(model)
     copy.set_weights(model.get_weights())
     return copy

@@ -47,6 +47,8 @@ class PruningCallback(tf_keras.callbacks.Callback):
 
     The model is one of tf_keras, compiled with an optimizer of `tf_keras.optimizers`, on one
     replica. Filters that cannot be scored or removed this way stay, with a warning that says why.
+    After a `fit` that was interrupted in a notebook, filters that are gone stay zero in every later
+    one; `on_train_end()` gives the optimizer back.
 
     Args:
         criterion: "taylor_fo"; or, ranked at every step, a criterion of `rank_filters`.
@@ -142,7 +144,12 @@ class PruningCallback(tf_keras.callbacks.Callback):
 
         BatchNorm's moving statistics lag behind a step by as many minibatches as their momentum
         says: where training ends soon after the last one, `recalibrate` the slim model.
+
+        Raises:
+            ValueError: weights of before a step were put back, as `EarlyStopping` with
+                `restore_best_weights` does: removed filters are alive in them.
         """
+        self._begun.require_zeros()
         if not self.reached:
             warnings.warn(
                 "the target is not met: training ended before it, or limits are in the way. "

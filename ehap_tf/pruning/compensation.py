@@ -32,6 +32,7 @@ _READERS = (
     tf_keras.layers.Conv3D,
     tf_keras.layers.Dense,
 )
+"""Transposed ones are subclasses, with their kernel's axes the other way round."""
 
 
 @either_keras()
@@ -42,9 +43,10 @@ def compensate(
 
     For each convolution or dense layer that reads removed channels and has no trainable BatchNorm
     behind it: bias += sum over removed inputs of kernel times mean input, means taken over
-    `batches` batches in the model before pruning. A layer without bias gets one. Exact where a
-    removed channel is constant, up to the border of "same" padding. Transposed, separable and
-    grouped convolutions and layers with 1x1 implants stay as they are.
+    `batches` batches in the model before pruning. A layer without bias gets one, which the plan's
+    `params_after` does not count. Exact where a removed channel is constant, up to the border of
+    "same" padding. Transposed, separable and grouped convolutions and layers with 1x1 implants stay
+    as they are.
 
     Args:
         slim: `prune(model, plan)`.
@@ -78,11 +80,9 @@ def _readers(
     for call in calls:
         if not isinstance(call.layer, _READERS) or "kernel" not in call.effect.weights:
             continue  # channels_first ones are left as they are
-        if getattr(call.layer, "groups", 1) > 1 or len(plan.implanted.get(call.path, ())):
-            continue
-        if isinstance(
-            call.layer, (tf_keras.layers.Conv2DTranspose, tf_keras.layers.Conv3DTranspose)
-        ):
+        if call.effect.weights["kernel"][-2] is not call.effect.inputs[0]:
+            continue  # a transposed or grouped one
+        if len(plan.implanted.get(call.path, ())):
             continue
         norm = gates[call.path].batch_norm if call.path in gates else None
         if norm is not None and norm.trainable:

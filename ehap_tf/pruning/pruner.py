@@ -138,6 +138,23 @@ class StepwisePruner:
         """What is kept now."""
         return plan_from_flags(self.graph, self.alive)
 
+    def require_zeros(self) -> None:
+        """Checks that the weights are those of the steps that were taken.
+
+        Raises:
+            ValueError: a weight that surgery would cut is not zero.
+        """
+        masks = weight_masks(self.graph, self.graph.ids.alive(self.alive))
+        living = [weight.name for weight, mask in masks if weight.numpy()[~mask].any()]
+        if living:
+            raise ValueError(
+                f"the weights of removed filters must be zero. Received: others in {living[0]!r} "
+                f"(and {len(living) - 1} more variables): weights of before the last steps were "
+                "put back, by a callback like EarlyStopping(restore_best_weights=True) or by hand. "
+                "Train on without it, restore the schedule's state of that time, or cut all the "
+                "same: prune(model, callback.plan())"
+            )
+
     def begin(self) -> None:
         """Takes its place before the optimizer; what is removed is zero from now on."""
         if not self._hook.serves(self._model.optimizer):
@@ -186,7 +203,7 @@ class StepwisePruner:
         """Goes on from a state, with its weights where it has some.
 
         Raises:
-            ValueError: the state is one of another model.
+            ValueError: the state is one of another model or optimizer.
         """
         widths = {layer: len(flags) for layer, flags in state.alive.items()}
         if widths != {layer: len(flags) for layer, flags in self.alive.items()}:
@@ -194,8 +211,15 @@ class StepwisePruner:
                 f"the state must be one of this model. Received: filters {widths}, of another"
             )
         if state.weights:
-            self._model.set_weights(state.weights)
             variables = optimizer_variables(self._model.optimizer)
+            shapes = [tuple(variable.shape) for variable in variables]
+            if shapes != [value.shape for value in state.optimizer]:
+                raise ValueError(
+                    "the state must be one of this optimizer. Received: "
+                    f"{len(state.optimizer)} variables, of another; {len(shapes)} of "
+                    f"{type(self._model.optimizer).__name__} expected. Compile the model as it was"
+                )
+            self._model.set_weights(state.weights)
             for variable, value in zip(variables, state.optimizer, strict=True):
                 variable.assign(value)
         self.alive = {layer: np.array(flags) for layer, flags in state.alive.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -50,9 +51,11 @@ class Target:
         ((name, value),) = given.items()
         if name != "target_filters" and not 0 < value <= 1:
             raise ValueError(f"{name} must be in (0, 1], a fraction to keep. Received: {value}")
-        if name == "target_filters" and not (isinstance(value, int) and value >= 0):
+        if name == "target_filters" and not (isinstance(value, numbers.Integral) and value >= 0):
             raise ValueError(f"{name} must be a whole number of at least 0. Received: {value}")
-        return cls(name.removeprefix("target_"), value)
+        # Plain numbers: numpy's do not go into JSON.
+        plain = int(value) if name == "target_filters" else float(value)
+        return cls(name.removeprefix("target_"), plain)
 
     def reached(self, graph: ChannelGraph, alive: Mapping[str, Flags]) -> bool:
         """Whether a model with these filters meets the target."""

@@ -129,13 +129,18 @@ def require_supported(model: tf_keras.Model) -> None:
     """Checks that the compiled optimizer can be looked into.
 
     Raises:
-        ValueError: a legacy optimizer, or several replicas.
+        ValueError: a legacy optimizer, Ftrl, or several replicas.
     """
     inner = inner_optimizer(model.optimizer)
     if not isinstance(inner, tf_keras.optimizers.Optimizer):
         raise ValueError(
             "the model must be compiled with an optimizer of tf_keras.optimizers (not of its "
             f"legacy module). Received: {type(inner).__module__}.{type(inner).__name__}"
+        )
+    if isinstance(inner, tf_keras.optimizers.Ftrl):
+        raise ValueError(
+            "the optimizer must keep weights in the weights: Ftrl makes them anew from its "
+            "accumulators, which cannot be cleared for a removed filter. Received: Ftrl"
         )
     replicas = model.distribute_strategy.num_replicas_in_sync
     if replicas > 1:

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.models import build_model, clone_with_policy
+from ehap_tf.models import build_model, clone_with_policy, copy_model
 
 layers = tf_keras.layers
 IMAGES = np.random.default_rng(0).normal(size=(3, 16, 16, 3)).astype(np.float32)
@@ -202,6 +202,26 @@ def test_trainability_is_kept():
     names = [w.name for w in model.trainable_weights]
     assert [w.name for w in clone.trainable_weights] == names
     assert not clone.get_layer("stem").trainable
+
+
+def test_a_copy_needs_no_registration_and_keeps_every_policy():
+    def doubled(x):
+        return 2 * x
+
+    inputs = layers.Input((4,))
+    x = layers.Dense(5, activation=doubled, dtype="mixed_bfloat16", name="mixed")(inputs)
+    x = layers.Dense(3, trainable=False, name="frozen")(tf.abs(x))
+    model = tf_keras.Model(inputs, x)
+    tf_keras.utils.set_random_seed(3)
+    expected = layers.Dense(4)(np.ones((1, 2), np.float32)).numpy()
+    tf_keras.utils.set_random_seed(3)
+    copy = copy_model(model)
+    np.testing.assert_array_equal(layers.Dense(4)(np.ones((1, 2), np.float32)), expected)
+    x = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+    np.testing.assert_array_equal(copy(x), model(x))
+    assert [v.name for v in copy.trainable_weights] == [v.name for v in model.trainable_weights]
+    assert copy.get_layer("mixed").compute_dtype == "bfloat16"
+    assert type(copy_model(tf_keras.Sequential([inputs, layers.Dense(2)]))) is tf_keras.Sequential
 
 
 def test_nothing_global_and_nothing_of_the_callers_changes():

@@ -83,6 +83,16 @@ def test_finetune_returns_a_trained_copy(model, data):
     assert scores["accuracy"] > 0.9
 
 
+def test_finetune_takes_an_activation_of_the_users_own(data):
+    layers = tf_keras.layers
+    inputs = layers.Input((8, 8, CLASSES))
+    x = layers.Conv2D(4, 3, activation=lambda x: tf.nn.relu(x) ** 2)(inputs)
+    model = tf_keras.Model(inputs, layers.Dense(CLASSES)(layers.GlobalAveragePooling2D()(x)))
+    loss = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    trained = ehap.finetune(model, data[0], epochs=1, loss=loss)
+    assert np.isfinite(trained.predict(data[1][0], verbose=0)).all()
+
+
 def test_finetune_keeps_the_best_validation_weights(model, data):
     """Validation labels that contradict what is learnt: the loss on them rises with every epoch."""
     (x, y), _ = data

@@ -24,12 +24,15 @@ class FakeJob:
         self.ran = []
         self.fail_in = None
         self.text = io.StringIO()
-        stages = (
+        self._monkeypatch = monkeypatch
+        self.stages(
             self._stage("train", ("learning_rate",), (), "baseline"),
             self._stage("rank", ("probes",), ("baseline",), "scores"),
             self._stage("prune", ("residual",), ("baseline", "scores"), "slim"),
         )
-        monkeypatch.setattr(runner, "STAGES", stages)
+
+    def stages(self, *stages):
+        self._monkeypatch.setattr(runner, "STAGES", stages)
 
     def _stage(self, name, flags, inputs, output):
         def run(job, fingerprint):
@@ -160,6 +163,20 @@ def test_a_part_refuses_an_input_of_other_flags(job):
     job()
     with pytest.raises(ValueError, match=r"scores\.npz was made under other flags.*probes 300"):
         job(stages=("prune",), probes=7)
+
+
+def test_a_part_refuses_an_input_of_a_flag_that_is_gone(job):
+    """Settings are left out where they are at their default."""
+    rank, probes = runner.STAGES[1], 7
+    settings = rank.settings
+    optional = dataclasses.replace(
+        rank, settings=lambda c: settings(c) if c.probes == probes else {}
+    )
+    job.stages(runner.STAGES[0], optional, runner.STAGES[2])
+    job(probes=probes)
+    with pytest.raises(ValueError, match=r"scores\.npz was made under other flags.*now None"):
+        job(stages=("prune",))
+    assert job(stages=("prune",), probes=probes) == []
 
 
 def test_a_part_refuses_a_damaged_input(job):

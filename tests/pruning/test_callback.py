@@ -190,6 +190,32 @@ def test_a_resumed_training_removes_the_same_filters(tmp_path) -> None:
         np.testing.assert_array_equal(one, other)
     with pytest.raises(ValueError, match=r"frequency': 6.*remove the checkpoint"):
         ehap.PruningCallback(**{**settings, "frequency": 6})
+    other = net()
+    other.compile(tf_keras.optimizers.Adam(), LOSS)
+    before = other.get_weights()
+    with pytest.raises(ValueError, match=r"must be one of this optimizer.*of Adam expected"):
+        other.fit(data(8), callbacks=[ehap.PruningCallback(**settings)], verbose=0)
+    for one, other_one in zip(before, other.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other_one)
+
+
+def test_weights_of_before_a_step_are_not_cut_silently() -> None:
+    pruning = ehap.PruningCallback(target_filters=12, filters_per_step=3, frequency=5)
+    model = compiled(net())
+    whole = model.get_weights()
+    model.fit(data(), epochs=4, callbacks=[pruning], verbose=0)
+    pruning.finalize()
+    model.set_weights(whole)  # as EarlyStopping(restore_best_weights=True) does
+    with pytest.raises(ValueError, match="weights of before the last steps were put back"):
+        pruning.finalize()
+
+
+def test_a_target_of_numpys_goes_into_the_checkpoint(tmp_path) -> None:
+    for target in ({"target_macs": np.float32(0.7)}, {"target_filters": np.int64(3)}):
+        path = tmp_path / f"{next(iter(target))}.npz"
+        pruning = ehap.PruningCallback(**target, frequency=2, checkpoint=path)
+        compiled(net()).fit(data(16), callbacks=[pruning], verbose=0)
+        ehap.PruningCallback(**target, frequency=2, checkpoint=path)
 
 
 def test_another_criterion_ranks_on_the_callers_data() -> None:
@@ -280,6 +306,10 @@ def test_models_and_arguments_that_are_refused() -> None:
     legacy.compile(tf_keras.optimizers.legacy.SGD(), LOSS)
     with pytest.raises(ValueError, match="legacy"):
         legacy.fit(data(8), callbacks=[ehap.PruningCallback(target_macs=0.5)], verbose=0)
+    ftrl = net()
+    ftrl.compile(tf_keras.optimizers.Ftrl(), LOSS)
+    with pytest.raises(ValueError, match="Received: Ftrl"):
+        ftrl.fit(data(8), callbacks=[ehap.PruningCallback(target_macs=0.5)], verbose=0)
     with pytest.warns(RuntimeWarning, match="target is not met"):
         pruning = ehap.PruningCallback(target_macs=0.5)
         compiled(net()).fit(data(8), callbacks=[pruning], verbose=0)

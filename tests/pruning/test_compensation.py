@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import tf_keras
 
 import ehap_tf as ehap
@@ -63,6 +64,21 @@ def test_constant_channels_go_without_a_trace() -> None:
             made_up.get_layer("second").kernel, slim.get_layer("second").kernel
         )
         assert made_up.count_params() == slim.count_params() + (0 if biases else 5)
+
+
+@pytest.mark.parametrize("filters", [6, 8])
+def test_transposed_convolutions_stay_as_they_are(filters: int) -> None:
+    x = inputs = layers.Input((10, 3))
+    x = layers.Conv1D(8, 3, padding="same", name="first")(x)
+    x = layers.Conv1DTranspose(filters, 3, name="transposed")(x)
+    x = layers.Dense(4, name="logits")(layers.GlobalAveragePooling1D()(x))
+    model = shake(tf_keras.Model(inputs, x))
+    plan = without(model, first=[0, 2, 3])
+    slim = ehap.prune(model, plan)
+    x = np.random.default_rng(0).normal(size=(6, 10, 3)).astype(np.float32)
+    made_up = ehap.compensate(slim, model, plan, (x, np.zeros(6)))
+    for one, other in zip(slim.get_weights(), made_up.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_the_mean_of_a_layers_output_is_nearly_kept() -> None:
