@@ -41,8 +41,7 @@ def add_subject_arguments(
     parser.add_argument(
         "--dataset",
         default="digits",
-        help=f"{', '.join(DATASET_NAMES)}, folder:PATH, or noise (random images and labels); "
-        "default digits",
+        help=f"{', '.join(DATASET_NAMES)}, or noise (random images and labels); default digits",
     )
     parser.add_argument("--data_dir", default=None, help="TFDS data directory")
     parser.add_argument(

@@ -257,6 +257,10 @@ class PipelineConfig:
                 "prune_steps above 1 goes without 1x1 implants, which cannot be ranked again. "
                 f"Received: prune_steps={self.prune_steps}, implant_ratio={self.implant_ratio}"
             )
+        if any(re.fullmatch(r"-\d+", value) for value in self.remove_blocks):
+            raise ValueError(
+                f"remove_blocks must be at least 0. Received: {','.join(self.remove_blocks)}"
+            )
         if len(self.remove_blocks) > 1 and any(map(str.isdecimal, self.remove_blocks)):
             raise ValueError(
                 "remove_blocks must be one number or names of blocks. "

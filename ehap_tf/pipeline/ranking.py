@@ -40,24 +40,41 @@ def ranking_settings(config: PipelineConfig) -> dict[str, Any]:
     return values
 
 
-def removable_blocks(job: Job, model: tf_keras.Model) -> dict[str, float]:
-    """The blocks that --remove_blocks means, with the loss after each removal.
+def wanted_blocks(config: PipelineConfig, model: tf_keras.Model) -> tuple[int, list[str]]:
+    """How many blocks --remove_blocks means, and which ones they are chosen among.
 
     Raises:
         ValueError: the model does not have them.
     """
-    wanted, blocks = list(dict.fromkeys(job.config.remove_blocks)), residual_blocks(model)
-    is_count = wanted[:1] and wanted[0].isdecimal()
+    wanted = list(dict.fromkeys(config.remove_blocks))
+    if wanted in ([], ["0"]):
+        return 0, []
+    blocks = residual_blocks(model)
+    if not blocks:
+        raise ValueError(
+            "remove_blocks must be left out: the model has no residual block that can go. "
+            f"Received: {','.join(wanted)}"
+        )
+    is_count = wanted[0].isdecimal()
     count = int(wanted[0]) if is_count else len(wanted)
     if count > len(blocks) or not (is_count or set(wanted) <= set(blocks)):
         raise ValueError(
             f"remove_blocks must be at most {len(blocks)} or some of the residual blocks of the "
             f"model that can go: {', '.join(blocks)}. Received: {','.join(wanted)}"
         )
+    return count, blocks if is_count else wanted
+
+
+def removable_blocks(job: Job, model: tf_keras.Model) -> dict[str, float]:
+    """The blocks that --remove_blocks means, with the loss after each removal.
+
+    Raises:
+        ValueError: the model does not have them.
+    """
+    count, among = wanted_blocks(job.config, model)
     if not count:
         return {}
     data, loss = _examples_and_loss(job, model)
-    among = blocks if is_count else wanted
     with job.console.progress("rank: blocks", "losses") as progress:
         order = rank_blocks(model, data, loss, count, among, MICRO_BATCH, progress)
     # Losses that are nearly equal may be in another order on another machine.

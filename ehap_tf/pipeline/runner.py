@@ -205,7 +205,8 @@ def _settings(job: Job, stage: Stage) -> dict[str, Any]:
 
 def _require(job: Job, stage: Stage, maker: Stage, path: Any) -> None:
     """Raises when an input file is absent, damaged, or was made under other settings."""
-    stages = [s for s in STAGE_NAMES if s in {*job.config.stages, maker.name}]
+    missing = {maker.name} if path.exists() else _missing_makers(job, stage)
+    stages = [s for s in STAGE_NAMES if s in {*job.config.stages, *missing}]
     remedy = f"Run with --stages={','.join(stages)}"
     if not path.exists():
         raise ValueError(f"stage {stage.name} needs {path}, which is not there. {remedy}")
@@ -232,6 +233,13 @@ def _require(job: Job, stage: Stage, maker: Stage, path: Any) -> None:
             f"{path} was made under other flags ({'; '.join(changed)}). {remedy}, or give the "
             "flags that made it"
         )
+
+
+def _missing_makers(job: Job, stage: Stage) -> set[str]:
+    """A stage, and those that make what it reads and what is not there."""
+    absent = [path for path in stage.inputs(job.run) if not path.exists()]
+    makers = [s for s in STAGES for path in absent if path in s.outputs(job.run)]
+    return {stage.name}.union(*(_missing_makers(job, maker) for maker in makers))
 
 
 @contextlib.contextmanager

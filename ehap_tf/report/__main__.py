@@ -52,7 +52,8 @@ def write_report(run_paths: Sequence[pathlib.Path], output: str | None = None) -
 
     for path in run_paths:
         if not path.is_dir():
-            raise ValueError(f"{path} is not a run directory: there is no such folder")
+            why = "it is a file" if path.exists() else "there is no such folder"
+            raise ValueError(f"{path} is not a run directory: {why}")
     runs = [RunDirectory(path) for path in run_paths]
     page = render_page([run_content(run) for run in runs])
     target = pathlib.Path(output or "comparison.html")

@@ -8,8 +8,10 @@ import pytest
 import tf_keras
 
 from ehap_tf.main import help_text, parse_config
+from ehap_tf.models import build_model
 from ehap_tf.pipeline import runner
 from ehap_tf.pipeline.config import PipelineConfig
+from ehap_tf.pipeline.ranking import wanted_blocks
 from ehap_tf.pruning import PruningPlan, count_macs, count_parameters, remove_blocks
 from ehap_tf.sensitivity import FilterScores
 from tests.pruning.nets import shake
@@ -111,6 +113,17 @@ def test_blocks_that_are_not_there(model, tmp_path, wanted):
     message = rf"remove_blocks must be at most 3 or .*: one, two, three\. Received: {wanted}"
     with pytest.raises(ValueError, match=message):
         run(model, tmp_path, remove_blocks=tuple(wanted.split(",")), prune_ratio=0.2)
+
+
+def test_blocks_that_are_not_there_are_noticed_before_training(tmp_path):
+    settings = SETTINGS | {"model": "resnet8", "train_epochs": 0, "output_dir": str(tmp_path)}
+    with pytest.raises(ValueError, match=r"remove_blocks must be at most 1 .*stage1_block1_add"):
+        runner.run(PipelineConfig(**settings, remove_blocks=("9",)))
+    assert not (tmp_path / "baseline.keras").exists()
+    with pytest.raises(ValueError, match=r"no residual block that can go\. Received: 2"):
+        wanted_blocks(PipelineConfig(remove_blocks=("2",)), build_model("vgg16"))
+    with pytest.raises(ValueError, match=r"remove_blocks must be at least 0\. Received: -1"):
+        PipelineConfig(remove_blocks=("-1",))
 
 
 def test_a_number_and_a_name():

@@ -159,6 +159,14 @@ def test_a_part_without_its_input_says_which_stage_makes_it(job):
         job(stages=("rank",))
 
 
+def test_all_the_missing_stages_are_named_at_once(job):
+    with pytest.raises(ValueError, match=r"prune needs .*--stages=train,rank,prune"):
+        job(stages=("prune",))
+    job(stages=("train",))
+    with pytest.raises(ValueError, match=r"prune needs .*scores\.npz.*--stages=rank,prune"):
+        job(stages=("prune",))
+
+
 def test_a_part_refuses_an_input_of_other_flags(job):
     job()
     with pytest.raises(ValueError, match=r"scores\.npz was made under other flags.*probes 300"):

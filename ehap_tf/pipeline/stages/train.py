@@ -10,6 +10,7 @@ from ehap_tf.pipeline import baseline, recipes
 from ehap_tf.pipeline.config import PipelineConfig, is_saved_model
 from ehap_tf.pipeline.evaluation import accuracy
 from ehap_tf.pipeline.job import Figures, Job, Stage, select
+from ehap_tf.pipeline.ranking import wanted_blocks
 from ehap_tf.pipeline.run_directory import digest
 
 
@@ -36,6 +37,7 @@ def run(job: Job, fingerprint: str) -> Figures:
         model = build_model(
             job.config.model, dataset.num_classes, dataset.input_shape, job.config.seed
         )
+        wanted_blocks(job.config, model)  # before hours of training, not after
         model, result = recipes.train_as(job, model, "train", checkpoints)
         save_model(model, job.run.baseline)
         figures |= {"epochs": result.epochs, "best_epoch": result.best_epoch}
