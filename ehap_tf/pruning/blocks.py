@@ -70,9 +70,7 @@ def remove_blocks(model: tf_keras.Model, blocks: Iterable[str] | str) -> tf_kera
     """
     graph = trace_channels(model)
     found = _find(model)
-    blocks = [blocks] if isinstance(blocks, str) else list(blocks)
-    _check_names(blocks, found)
-    dropped = {id(found[name].node): found[name].branch for name in blocks}
+    dropped = {id(found[name].node): found[name].branch for name in _chosen(blocks, found)}
     return _WithoutBlocks(graph, dropped).rebuild(model)
 
 
@@ -82,7 +80,7 @@ def rank_blocks(
     data: Any,
     loss: Any = None,
     count: int | None = None,
-    blocks: Iterable[str] | None = None,
+    blocks: Iterable[str] | str | None = None,
     batch_size: int | None = None,
     progress: ProgressCallback = no_progress,
 ) -> dict[str, float]:
@@ -96,7 +94,7 @@ def rank_blocks(
         data: as for `rank_filters`.
         loss: as for `rank_filters`.
         count: how many blocks to remove; None goes on to the last.
-        blocks: names out of `residual_blocks(model)` to choose from; None: all of them.
+        blocks: names out of `residual_blocks(model)` to choose from, or one; None: all of them.
         batch_size: examples computed at once.
         progress: called as `progress(losses measured, losses to measure, {})`.
 
@@ -110,8 +108,7 @@ def rank_blocks(
     """
     graph = trace_channels(model)
     found = _find(model)
-    names = list(found) if blocks is None else list(dict.fromkeys(blocks))
-    _check_names(names, found)
+    names = list(found) if blocks is None else _chosen(blocks, found)
     count = len(names) if count is None else count
     if not 0 <= count <= len(names):
         raise ValueError(
@@ -140,13 +137,16 @@ def rank_blocks(
     return order
 
 
-def _check_names(names: Iterable[str], found: Mapping[str, _Block]) -> None:
+def _chosen(blocks: Iterable[str] | str, found: Mapping[str, _Block]) -> list[str]:
+    """The names without repetitions, all of them of blocks that were found."""
+    names = [blocks] if isinstance(blocks, str) else list(dict.fromkeys(blocks))
     unknown = [name for name in names if name not in found]
     if unknown:
         raise ValueError(
             f"blocks must be among the model's residual blocks: {', '.join(found) or 'none'}. "
             f"Received: {', '.join(unknown)}"
         )
+    return names
 
 
 def _mean_loss(model: tf_keras.Model, loss: Any, data: HessianBatch) -> Any:

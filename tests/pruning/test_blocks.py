@@ -151,6 +151,9 @@ def test_chosen_among_some(net: tf_keras.Model):
     )
     both = float(LOSS(y, with_zero_branches(net, ["one", "three"])(x)))
     assert list(order.values())[1] == pytest.approx(both, rel=1e-5)
+    assert ehap.rank_blocks(net, (x, y), LOSS, blocks="three") == {
+        "three": pytest.approx(alone["three"])
+    }
     with pytest.raises(ValueError, match=r"count must be from 0 to 1.*Received: 2"):
         ehap.rank_blocks(net, (x, y), LOSS, count=2, blocks=["one"])
     with pytest.raises(ValueError, match=r"one, two, three\. Received: wide"):
