@@ -248,15 +248,16 @@ class _WithGates(Rebuilder):
         if id(node) in self._branches:
             branch, number = self._branches[id(node)], self._numbers[id(node)]
             tensors = list(tensors)
-            tensors[branch] = _Gate(self._gates, number)(tensors[branch])
+            gate = _Gate(self._gates, number, dtype=tensors[branch].dtype)
+            tensors[branch] = gate(tensors[branch])
         return super().apply(call, node, tensors)
 
 
 class _Gate(tf_keras.layers.Layer):
     """Its input, or zero where the gate is: infinity times zero would not be."""
 
-    def __init__(self, gates: tf.Variable, number: int) -> None:
-        super().__init__()
+    def __init__(self, gates: tf.Variable, number: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self._gates, self._number = gates, number
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:

@@ -160,6 +160,35 @@ def test_chosen_among_some(net: tf_keras.Model):
         ehap.rank_blocks(net, (x, y), LOSS, blocks=["one", "wide"])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "mixed_float16"])
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+def test_a_sum_is_ranked_in_the_type_of_its_layers(dtype: str, policy: str):
+    tf_keras.utils.set_random_seed(0)
+    x = inputs = layers.Input((4, 4, 2))
+    x = layers.Conv2D(2, 1, dtype=dtype)(x)
+    x = x + layers.Conv2D(2, 3, padding="same", dtype=dtype)(x)
+    # Beyond float16's range, unless that is the type.
+    scale = 1.0 if dtype == "mixed_float16" else 1e6
+    wide = layers.Rescaling(scale, dtype=dtype)(x)
+    x = layers.Add(dtype=dtype, name="add")([x, wide])
+    x = layers.GlobalAveragePooling2D(dtype=dtype)(x)
+    x = layers.Rescaling(1 / scale, dtype=dtype)(x)
+    model = tf_keras.Model(inputs, layers.Dense(2, dtype="float32")(x))
+    operator, add = ehap.residual_blocks(model)
+    data = data_of(model)
+    tf_keras.mixed_precision.set_global_policy(policy)
+    try:
+        order = ehap.rank_blocks(model, data, LOSS)
+    finally:
+        tf_keras.mixed_precision.set_global_policy("float32")
+    assert set(order) == {operator, add}
+    removed: list[str] = []
+    for name, loss in order.items():
+        removed.append(name)
+        short = ehap.remove_blocks(model, removed)
+        assert loss == pytest.approx(float(LOSS(data[1], short(data[0]))), rel=1e-3)
+
+
 def test_examples_count_by_their_weights(net: tf_keras.Model):
     x, y = data_of(net)
     weights = np.array([1.0] * 4 + [0.0] * 8, np.float32)
