@@ -103,8 +103,8 @@ def rank_blocks(
 
     Raises:
         TypeError: the model is subclassed.
-        ValueError: there are fewer blocks than `count`, or a name is not among the model's; as for
-            `rank_filters`.
+        ValueError: there are fewer blocks than `count`, a name is not among the model's, or the
+            loss is not finite whichever block goes; as for `rank_filters`.
     """
     graph = trace_channels(model)
     found = _find(model)
@@ -132,9 +132,19 @@ def rank_blocks(
             losses[name] = measured()
             done += 1
             progress(done, total, {})
-        best = min(losses, key=losses.__getitem__)
+        best = min(losses, key=lambda name: _or_infinity(losses[name]))
+        if not np.isfinite(losses[best]):
+            raise ValueError(
+                "loss must be finite without some block. Received: NaN or infinity without each of "
+                f"{', '.join(losses)}{' besides ' if order else ''}{', '.join(order)}; check the "
+                f"weights and the data, or rank with count={len(order)}"
+            )
         order[best] = losses[best]
     return order
+
+
+def _or_infinity(loss: float) -> float:
+    return loss if np.isfinite(loss) else np.inf
 
 
 def _chosen(blocks: Iterable[str] | str, found: Mapping[str, _Block]) -> list[str]:

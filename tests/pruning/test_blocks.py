@@ -198,6 +198,22 @@ def test_examples_count_by_their_weights(net: tf_keras.Model):
     assert list(weighted.values()) == pytest.approx(list(some.values()), rel=1e-5)
 
 
+def test_a_block_without_which_the_loss_is_nan_stays():
+    tf_keras.utils.set_random_seed(0)
+    x = inputs = layers.Input((4, 4, 2))
+    lifted = layers.Conv2D(2, 1, bias_initializer=tf_keras.initializers.Constant(9.0))(x)
+    x = tf.sqrt(layers.Add(name="lifts")([x, lifted]))
+    x = layers.Add(name="free")([x, layers.Conv2D(2, 1)(x)])
+    model = tf_keras.Model(inputs, layers.Dense(2)(layers.GlobalAveragePooling2D()(x)))
+    x, y = data_of(model)
+    expected = {"free": pytest.approx(float(LOSS(y, ehap.remove_blocks(model, "free")(x))))}
+    assert ehap.rank_blocks(model, (x, y), LOSS, count=1) == expected
+    with pytest.raises(ValueError, match=r"without each of lifts besides free; .* count=1"):
+        ehap.rank_blocks(model, (x, y), LOSS)
+    with pytest.raises(ValueError, match=r"without each of lifts; .* count=0"):
+        ehap.rank_blocks(model, (x, y), LOSS, blocks="lifts")
+
+
 def test_what_cannot_be_removed_is_said(net: tf_keras.Model):
     with pytest.raises(ValueError, match=r"one, two, three\. Received: wide, four"):
         ehap.remove_blocks(net, ["one", "wide", "four"])
