@@ -76,7 +76,9 @@ def removable_blocks(job: Job, model: tf_keras.Model) -> dict[str, float]:
         return {}
     data, loss = _examples_and_loss(job, model)
     with job.console.progress("rank: blocks", "losses") as progress:
-        order = rank_blocks(model, data, loss, count, among, MICRO_BATCH, progress)
+        # Of blocks that are named, one may go with another that it is inside of.
+        steps = count if is_count else None
+        order = rank_blocks(model, data, loss, steps, among, MICRO_BATCH, progress)
     # Losses that are nearly equal may be in another order on another machine.
     return dict(job.workers.value_from_chief(order))
 

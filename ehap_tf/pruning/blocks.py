@@ -24,6 +24,7 @@ from ehap_tf.progress import ProgressCallback, no_progress
 from ehap_tf.pruning.rebuild import Rebuilder
 from ehap_tf.sensitivity.batches import HessianBatch
 from ehap_tf.sensitivity.losses import resolve_loss
+from ehap_tf.sensitivity.several_outputs import join_outputs
 
 _ADDITIONS = ("__operators__.add", "math.add")
 
@@ -58,7 +59,7 @@ def remove_blocks(model: tf_keras.Model, blocks: Iterable[str] | str) -> tf_kera
     """A new model without some residual blocks; the layers that stay keep names and weights.
 
     An activation that comes to stand behind the same one, as a ReLU behind the sum does, goes too.
-    The outputs are those of the model with the branches of the blocks zero.
+    The outputs are those of the model with the branches of the blocks zero, under the same names.
 
     Args:
         model: Functional or Sequential; it is left untouched.
@@ -71,7 +72,7 @@ def remove_blocks(model: tf_keras.Model, blocks: Iterable[str] | str) -> tf_kera
     graph = trace_channels(model)
     found = _find(model)
     dropped = {id(found[name].node): found[name].branch for name in _chosen(blocks, found)}
-    return _WithoutBlocks(graph, dropped).rebuild(model)
+    return _WithoutBlocks(graph, dropped, model.outputs).rebuild(model)
 
 
 @either_keras()
@@ -87,7 +88,8 @@ def rank_blocks(
     """The order in which residual blocks are missed least, measured.
 
     Removes the block without which the loss is lowest, then of those left the one without which it
-    is lowest then, and so on: one pass over the data for each block that is left.
+    is lowest then, and so on: one pass over the data for each block that is left. Blocks inside
+    the branch of one that was removed are gone with it, and come no more.
 
     Args:
         model: Functional or Sequential.
@@ -103,12 +105,13 @@ def rank_blocks(
 
     Raises:
         TypeError: the model is subclassed.
-        ValueError: there are fewer blocks than `count`, a name is not among the model's, or the
-            loss is not finite whichever block goes; as for `rank_filters`.
+        ValueError: there are fewer blocks than `count` or fewer are left, a name is not among the
+            model's, or the loss is not finite whichever block goes; as for `rank_filters`.
     """
     graph = trace_channels(model)
     found = _find(model)
     names = list(found) if blocks is None else _chosen(blocks, found)
+    everything = count is None
     count = len(names) if count is None else count
     if not 0 <= count <= len(names):
         raise ValueError(
@@ -119,16 +122,28 @@ def rank_blocks(
     gates = tf.Variable(tf.ones([len(names)]), trainable=False)
     branches = {id(found[name].node): found[name].branch for name in names}
     gated = _WithGates(graph, branches, numbers, gates).rebuild(model)
-    measured = _mean_loss(gated, resolve_loss(loss, model), HessianBatch(data, batch_size))
-    total = sum(len(names) - step for step in range(count))
+    if len(model.outputs) == 1:
+        resolved = resolve_loss(loss, model)
+    else:
+        gated, resolved = join_outputs(gated, loss, model)
+    measured = _mean_loss(gated, resolved, HessianBatch(data, batch_size))
     order: dict[str, float] = {}
     done = 0
-    for _ in range(count):
+    while len(order) < count:
+        gone = {id(found[name].node): found[name].branch for name in order}
+        needed = _needed(model, gone)
+        left = [name for name in names if name not in order and id(found[name].node) in needed]
+        if not left:
+            if everything:
+                break
+            raise ValueError(
+                f"count must be at most {len(order)} here: the other blocks are inside those that "
+                f"are removed first, {', '.join(order)}. Received: {count}"
+            )
+        total = done + sum(range(len(left), max(len(left) - count + len(order), 0), -1))
         losses = {}
-        for number, name in enumerate(names):
-            if name in order:
-                continue
-            gates.assign([float(n not in order and k != number) for k, n in enumerate(names)])
+        for name in left:
+            gates.assign([float(n not in order and n != name) for n in names])
             losses[name] = measured()
             done += 1
             progress(done, total, {})
@@ -141,6 +156,27 @@ def rank_blocks(
             )
         order[best] = losses[best]
     return order
+
+
+def _needed(model: tf_keras.Model, gone: Mapping[int, int]) -> set[int]:
+    """`id()` of the nodes that the outputs are computed from.
+
+    Args:
+        model: with nested models.
+        gone: `id()` of a sum's node -> which of its inputs is not looked at.
+    """
+    needed: set[int] = set()
+    tensors = {id(tensor) for tensor in model.outputs}
+    for _, node in reversed(list(nodes_in_order(model))):
+        if tensors.isdisjoint(map(id, tf.nest.flatten(node.outputs))):
+            continue
+        needed.add(id(node))
+        if is_nested_model(node.layer):
+            needed |= _needed(node.layer, gone)
+        for place, tensor in enumerate(node.keras_inputs):
+            if gone.get(id(node)) != place:
+                tensors.add(id(tensor))
+    return needed
 
 
 def _or_infinity(loss: float) -> float:
@@ -212,14 +248,21 @@ def _branch(node: Any, behind: Mapping[int, frozenset[int]]) -> int | None:
 
 
 class _WithoutBlocks(Rebuilder):
-    def __init__(self, graph: Any, dropped: Mapping[int, int]) -> None:
+    def __init__(self, graph: Any, dropped: Mapping[int, int], outputs: list[Any]) -> None:
         super().__init__(graph)
         self._dropped = dropped
+        self._outputs = {id(tensor) for tensor in outputs}
 
     def apply(self, call: TracedCall, node: Any, tensors: list[Any]) -> list[Any]:
+        # An output has the name of the layer that it comes from.
+        names_output = id(node.outputs) in self._outputs
         if id(node) in self._dropped:
-            return [tensors[1 - self._dropped[id(node)]]]
-        if len(tensors) == 1 and _repeats(call.layer, tensors[0]):
+            tensor = tensors[1 - self._dropped[id(node)]]
+            if names_output:
+                name, dtype = call.layer.name, node.outputs.dtype
+                tensor = tf_keras.layers.Activation("linear", name=name, dtype=dtype)(tensor)
+            return [tensor]
+        if not names_output and len(tensors) == 1 and _repeats(call.layer, tensors[0]):
             return tensors
         return super().apply(call, node, tensors)
 

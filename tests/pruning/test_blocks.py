@@ -214,6 +214,74 @@ def test_a_block_without_which_the_loss_is_nan_stays():
         ehap.rank_blocks(model, (x, y), LOSS, blocks="lifts")
 
 
+def test_a_block_inside_a_removed_one_is_gone_with_it():
+    tf_keras.utils.set_random_seed(0)
+    x = inputs = layers.Input((8, 8, 4))
+    inside = layers.Input((8, 8, 4))
+    nested = tf_keras.Model(inside, block(inside, 4, "inner"), name="nested")
+    harm = layers.Conv2D(4, 1, kernel_initializer="ones", name="harm")
+    x = layers.Add(name="outer")([x, harm(nested(layers.Conv2D(4, 1)(x)))])
+    x = layers.Add(name="last")([x, layers.Conv2D(4, 1, name="last_branch")(x)])
+    model = shake(tf_keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling2D()(x))))
+    assert set(ehap.residual_blocks(model)) == {"nested/inner", "outer", "last"}
+    harm.set_weights([30 * np.ones(w.shape) for w in harm.get_weights()])
+    x, y = data_of(model)
+    reports: list[tuple[int, int]] = []
+    order = ehap.rank_blocks(
+        model, (x, y), LOSS, count=2, progress=lambda *a: reports.append(a[:2])
+    )
+    assert list(order) == ["outer", "last"]
+    assert reports == [(1, 5), (2, 5), (3, 5), (4, 4)]
+    for names in (["outer"], ["outer", "last"]):
+        loss = float(LOSS(y, ehap.remove_blocks(model, names)(x)))
+        assert order[names[-1]] == pytest.approx(loss, rel=1e-5)
+    assert ehap.rank_blocks(model, (x, y), LOSS) == pytest.approx(order)
+    with pytest.raises(ValueError, match=r"at most 2 here: .* outer, last\. Received: 3"):
+        ehap.rank_blocks(model, (x, y), LOSS, count=3)
+    both = ehap.remove_blocks(model, ["nested/inner", "outer"])
+    np.testing.assert_array_equal(both(x), ehap.remove_blocks(model, "outer")(x))
+
+
+def test_several_outputs_each_with_its_loss(net: tf_keras.Model):
+    both = tf_keras.Model(net.input, {"a": net.output, "b": net.get_layer("two_out").output})
+    x, y = data_of(net)
+    other = np.random.default_rng(2).normal(size=(len(x), 8, 8, 4)).astype(np.float32)
+    first, second = both.output_names
+    order = ehap.rank_blocks(
+        both, (x, {first: y, second: other}), {first: LOSS, second: "mse"}, count=1, batch_size=5
+    )
+    losses = {}
+    for name in ehap.residual_blocks(both):
+        outputs = ehap.remove_blocks(both, name)(x)
+        mean_square = float(np.mean((outputs["b"] - other) ** 2))
+        losses[name] = float(LOSS(y, outputs["a"])) + mean_square
+    best = min(losses, key=losses.__getitem__)
+    assert order == {best: pytest.approx(losses[best], rel=1e-5)}
+
+
+def test_outputs_keep_their_names():
+    tf_keras.utils.set_random_seed(0)
+    x = inputs = layers.Input((4, 4, 2))
+    x = first = layers.ReLU(name="first")(layers.Conv2D(2, 1)(x))
+    x = total = layers.Add(name="total")([x, layers.Conv2D(2, 1)(x)])
+    last = layers.ReLU(name="last")(x)
+    model = tf_keras.Model(inputs, [first, total, last])
+    x = batch(model)
+    short = ehap.remove_blocks(model, "total")
+    assert short.output_names == ["first", "total", "last"]
+    for output in short(x):
+        np.testing.assert_array_equal(output, short(x)[0])
+    short.compile("sgd", dict.fromkeys(model.output_names, "mse"))
+    short.fit(x, dict(zip(model.output_names, model(x), strict=True)), verbose=0)
+
+    single = ehap.remove_blocks(tf_keras.Model(inputs, last), "total")
+    assert single.output_names == ["last"]
+    inner = tf_keras.Model(inputs, total, name="inner")
+    outer = tf_keras.Sequential([layers.Input((4, 4, 2)), inner, layers.Flatten(name="flat")])
+    inside = ehap.remove_blocks(outer, "inner/total").get_layer("inner")
+    assert [layer.name for layer in inside.layers][-1] == "first"
+
+
 def test_what_cannot_be_removed_is_said(net: tf_keras.Model):
     with pytest.raises(ValueError, match=r"one, two, three\. Received: wide, four"):
         ehap.remove_blocks(net, ["one", "wide", "four"])
