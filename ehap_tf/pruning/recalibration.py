@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 import tf_keras
+from tf_keras.src.applications.convnext import StochasticDepth
 
 from ehap_tf.channels import trace_channels
 from ehap_tf.data import as_dataset
@@ -20,6 +21,7 @@ _RANDOM_LAYERS = (
     tf_keras.layers.GaussianNoise,
     tf_keras.layers.GaussianDropout,
     tf_keras.layers.AlphaDropout,
+    StochasticDepth,
 )
 
 
@@ -33,8 +35,10 @@ def recalibrate(
 ) -> tf_keras.Model:
     """A copy of the model with BatchNorm's moving statistics re-estimated.
 
-    Each of `batches` batches runs forward in training mode, with noise and dropout off; the new
-    moving mean and variance are the plain averages over the batches. All other weights stay.
+    Each of `batches` batches runs forward in training mode, with noise, dropout and stochastic
+    depth off. The new moving mean and variance are the plain averages over the batches, and over
+    the calls of a BatchNorm that is called several times in each: what the moving averages of
+    training tend to, however different the calls' inputs are. All other weights stay.
     A BatchNorm layer that is not trainable runs in inference mode, as Keras defines it, and keeps
     its statistics.
 
@@ -59,38 +63,50 @@ def recalibrate(
     ]
     if not norms:
         return copy
-    rates = _silence([layer for layer in inside if isinstance(layer, _RANDOM_LAYERS)])
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0  # the moving statistics are then those of the newest batch
+    noise = [layer for layer in inside if isinstance(layer, _RANDOM_LAYERS)]
+    for layer in noise:
+        layer.call = _hand_on
+    sums = [_Sums(norm) for norm in norms]
     forward = tf.function(lambda x: copy(x, training=True), reduce_retracing=True)
-    sums = [[np.zeros(s.shape, np.float64) for s in _statistics(norm)] for norm in norms]
-    seen = 0
-    for x, _ in itertools.islice(as_dataset(data), batches):
+    for seen, (x, _) in enumerate(itertools.islice(as_dataset(data), batches), start=1):
         forward(x)
-        seen += 1
-        for norm, totals in zip(norms, sums, strict=True):
-            for statistic, total in zip(_statistics(norm), totals, strict=True):
-                total += statistic.numpy()
         progress(seen, batches, {})
-    for norm, totals, momentum in zip(norms, sums, momenta, strict=True):
-        norm.momentum = momentum
-        for statistic, total in zip(_statistics(norm), totals, strict=True):
-            statistic.assign(total / seen)
-    for layer, attribute, value in rates:
-        setattr(layer, attribute, value)
+    for one in sums:
+        one.finish()
+    for layer in noise:
+        del layer.call
     return copy
 
 
-def _statistics(norm: tf_keras.layers.BatchNormalization) -> list[tf.Variable]:
-    return [norm.moving_mean, norm.moving_variance]
+class _Sums:
+    """The statistics of every call of a BatchNorm, added up until `finish` takes their averages."""
+
+    def __init__(self, norm: tf_keras.layers.BatchNormalization) -> None:
+        self._norm = norm
+        self._momentum = norm.momentum
+        self._statistics = [norm.moving_mean, norm.moving_variance]
+        self._totals = [tf.Variable(np.zeros(s.shape, np.float64)) for s in self._statistics]
+        self._calls = tf.Variable(0.0, dtype=tf.float64)
+        self._call = norm.call
+        norm.momentum = 0.0  # the moving statistics are then those of the newest call
+        norm.call = self._counted
+
+    def _counted(self, *args: Any, **kwargs: Any) -> Any:
+        outputs = self._call(*args, **kwargs)
+        for total, statistic in zip(self._totals, self._statistics, strict=True):
+            total.assign_add(tf.cast(statistic, tf.float64))
+        self._calls.assign_add(1.0)
+        return outputs
+
+    def finish(self) -> None:
+        """Gives the BatchNorm the averages, and its own momentum."""
+        del self._norm.call  # the method of the class shows again
+        self._norm.momentum = self._momentum
+        for statistic, total in zip(self._statistics, self._totals, strict=True):
+            statistic.assign(tf.cast(total / self._calls, statistic.dtype))
 
 
-def _silence(random_layers: list[Any]) -> list[tuple[Any, str, float]]:
-    """Sets the rates of random layers to zero; returns what they were."""
-    rates = []
-    for layer in random_layers:
-        attribute = "stddev" if hasattr(layer, "stddev") else "rate"
-        rates.append((layer, attribute, getattr(layer, attribute)))
-        setattr(layer, attribute, 0.0)
-    return rates
+def _hand_on(inputs: Any, *args: Any, **kwargs: Any) -> Any:
+    """What a random layer computes while it is off."""
+    del args, kwargs
+    return inputs

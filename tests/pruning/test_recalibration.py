@@ -1,6 +1,8 @@
 import numpy as np
+import pytest
 import tensorflow as tf
 import tf_keras
+from tf_keras.src.applications.convnext import StochasticDepth
 
 from ehap_tf.pruning import recalibrate
 
@@ -44,3 +46,46 @@ def test_frozen_norm_keeps_its_statistics():
     x = np.ones((8, 4, 4, 3), np.float32)
     copy = recalibrate(model, (x, np.zeros(8)))
     assert (copy.get_layer("bn").moving_mean.numpy() == 0).all()
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_all_calls_of_a_shared_norm_count(nested):
+    shape = (4, 4, 3)
+    norm = layers.BatchNormalization(name="bn", momentum=0.99)
+    shared = tf_keras.Sequential([layers.Input(shape), norm], name="inner") if nested else norm
+    inputs = [layers.Input(shape), layers.Input(shape)]
+    model = tf_keras.Model(inputs, [shared(inputs[0]), shared(inputs[1])])
+    rng = np.random.default_rng(0)
+    near = rng.normal(1, 2, (32, *shape)).astype(np.float32)
+    far = rng.normal(-30, 9, (32, *shape)).astype(np.float32)
+    data = tf.data.Dataset.from_tensor_slices(((near, far), np.zeros(32))).batch(16)
+    copy = recalibrate(model, data)
+    bn = copy.get_layer("inner").get_layer("bn") if nested else copy.get_layer("bn")
+    calls = [x[i : i + 16] for x in (near, far) for i in (0, 16)]
+    mean = np.mean([x.mean((0, 1, 2)) for x in calls], 0)
+    variance = np.mean([x.var((0, 1, 2), ddof=1) for x in calls], 0)
+    np.testing.assert_allclose(bn.moving_mean, mean, rtol=1e-5)
+    np.testing.assert_allclose(bn.moving_variance, variance, rtol=1e-5)
+    # What training tends to.
+    for _ in range(300):
+        for x in calls[::2] + calls[1::2]:
+            norm(x, training=True)
+    np.testing.assert_allclose(norm.moving_mean, mean, rtol=0.01)
+    np.testing.assert_allclose(norm.moving_variance, variance, rtol=0.01)
+    # The copy is an ordinary model again.
+    copy.set_weights(model.get_weights())
+    copy.compile("sgd", "mse")
+    copy.fit([near, far], [near, far], verbose=0)
+    assert bn.call.__func__ is layers.BatchNormalization.call and bn.momentum == 0.99
+
+
+def test_stochastic_depth_is_off_and_comes_back():
+    inputs = layers.Input((4, 4, 3))
+    x = StochasticDepth(0.5, name="drop")(inputs)
+    model = tf_keras.Model(inputs, layers.BatchNormalization(name="bn")(x))
+    x = np.random.default_rng(0).normal(3, 2, (64, 4, 4, 3)).astype(np.float32)
+    copy = recalibrate(model, tf.data.Dataset.from_tensors((x, np.zeros(64))))
+    bn = copy.get_layer("bn")
+    np.testing.assert_allclose(bn.moving_mean, x.mean((0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(bn.moving_variance, x.var((0, 1, 2), ddof=1), rtol=1e-4)
+    assert copy.get_layer("drop").drop_path_rate == 0.5
