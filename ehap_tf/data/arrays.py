@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,38 +10,44 @@ import tensorflow as tf
 
 DEFAULT_BATCH_SIZE = 128
 
+_FROM_DICTS = "; make pairs of them, for example .map(lambda e: (e['image'], e['label']))"
 
-def as_dataset(data: Any, batch_size: int | None = None) -> tf.data.Dataset:
+
+def as_dataset(data: Any, batch_size: int | None = None, *, name: str = "data") -> tf.data.Dataset:
     """Makes a finite stream of batches of what the caller has.
 
     Args:
-        data: (x, y) arrays with the examples along the first axis, or a batched, finite
-            tf.data.Dataset of (x, y).
+        data: (x, y) arrays, or lists of numbers, with the examples along the first axis, or a
+            batched, finite tf.data.Dataset of (x, y).
         batch_size: of arrays 128 when None; a Dataset keeps its batches when None, and is batched
             anew otherwise.
+        name: of the caller's argument, for the messages.
 
     Returns:
         Batches of (x, y), in the order of `data`, the last one possibly smaller.
 
     Raises:
-        TypeError: neither of the two.
+        TypeError: neither of the two, or no numbers.
         ValueError: empty, endless, without labels, or of unequal lengths.
     """
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1. Received: {batch_size}")
     if isinstance(data, tf.data.Dataset):
-        return _checked(data, batch_size)
+        return _checked(data, batch_size, name)
     if not isinstance(data, (tuple, list)) or len(data) != 2:
         raise TypeError(
-            "data must be a pair (x, y) of arrays or a batched tf.data.Dataset of such pairs. "
+            f"{name} must be a pair (x, y) of arrays or a batched tf.data.Dataset of such pairs. "
             f"Received: {_described(data)}"
         )
     x, y = (_structure(part) for part in data)
-    lengths = [_length(array) for array in tf.nest.flatten((x, y))]
+    arrays = tf.nest.flatten((x, y))
+    lengths = [_length(array, name) for array in arrays]
     if min(lengths) == 0:
-        raise ValueError("data is empty: x and y hold 0 examples")
+        raise ValueError(f"{name} is empty: x and y hold 0 examples")
     if len(set(lengths)) > 1:
-        raise ValueError(f"x and y must have as many examples. Received: {lengths}")
+        raise ValueError(f"{name}: x and y must have as many examples. Received: {lengths}")
+    for array in arrays:
+        _require_numbers(array.dtype, name)
     with tf.device("/cpu:0"):
         stream = tf.data.Dataset.from_tensor_slices((x, y))
     return stream.batch(batch_size or DEFAULT_BATCH_SIZE)
@@ -65,43 +72,63 @@ def check_labels(labels: Any, num_classes: int) -> None:
         )
 
 
-def _checked(dataset: tf.data.Dataset, batch_size: int | None) -> tf.data.Dataset:
+def _checked(dataset: tf.data.Dataset, batch_size: int | None, name: str) -> tf.data.Dataset:
     spec = dataset.element_spec
     if not isinstance(spec, tuple) or len(spec) != 2:
         raise ValueError(
-            f"data must be a tf.data.Dataset of pairs (x, y). Received: elements {spec}"
+            f"{name} must be a tf.data.Dataset of pairs (x, y). Received: elements {spec}"
+            + (_FROM_DICTS if isinstance(spec, dict) else "")
         )
     for part in tf.nest.flatten(spec):
         if part.shape.rank == 0:
             raise ValueError(
-                "data must be a batched tf.data.Dataset: call .batch(size) on it. "
+                f"{name} must be a batched tf.data.Dataset: call .batch(size) on it. "
                 f"Received: elements {spec}"
             )
+        _require_numbers(part.dtype, name)
     cardinality = int(dataset.cardinality())
     if cardinality == tf.data.INFINITE_CARDINALITY:
         raise ValueError(
-            "data is an endless tf.data.Dataset. Take a part of it: data.take(batches)"
+            f"{name} is an endless tf.data.Dataset. Take a part of it: {name}.take(batches)"
         )
     empty = cardinality == 0
     if cardinality == tf.data.UNKNOWN_CARDINALITY:
         empty = next(iter(dataset.take(1)), None) is None
     if empty:
-        raise ValueError("data is empty: the tf.data.Dataset has no batch")
+        raise ValueError(f"{name} is empty: the tf.data.Dataset has no batch")
     return dataset if batch_size is None else dataset.rebatch(batch_size)
 
 
 def _structure(part: Any) -> Any:
     """Keras takes a list of arrays for several inputs or outputs; tf.data wants a tuple."""
+    if isinstance(part, Mapping):
+        return {key: _structure(value) for key, value in part.items()}
     if isinstance(part, list) and part and all(isinstance(a, np.ndarray | tf.Tensor) for a in part):
         return tuple(part)
-    return part
+    if isinstance(part, tuple):
+        return tuple(_structure(value) for value in part)
+    return part if tf.is_tensor(part) else np.asarray(part)
 
 
-def _length(array: Any) -> int:
-    shape = np.shape(array)
-    if not shape:
-        raise ValueError(f"x and y must be arrays of examples. Received: the scalar {array!r}")
-    return int(shape[0])
+def _length(array: Any, name: str) -> int:
+    if len(array.shape) == 0:
+        raise ValueError(
+            f"{name}: x and y must be arrays of examples. Received: the scalar {array}; give one "
+            "example a batch axis, (x[None], y[None])"
+        )
+    return int(array.shape[0])
+
+
+def _require_numbers(dtype: Any, name: str) -> None:
+    try:
+        kind = tf.as_dtype(dtype)
+    except TypeError:
+        kind = tf.string
+    if not (kind.is_floating or kind.is_integer or kind.is_bool or kind.is_complex):
+        raise TypeError(
+            f"{name} must hold numbers. Received: dtype {getattr(dtype, 'name', dtype)}; make "
+            'them x.astype("float32"), and labels class numbers'
+        )
 
 
 def _described(data: Any) -> str:

@@ -39,8 +39,25 @@ def test_a_dataset_passes_through_and_can_be_batched_anew():
         (tf.data.Dataset.from_tensor_slices((X, Y)).batch(2).filter(lambda x, y: False), "empty"),
         (tf.data.Dataset.from_tensor_slices(X).batch(2), "pairs"),
         (tf.data.Dataset.from_tensor_slices((X, Y)), "batched"),
+        (
+            tf.data.Dataset.from_tensor_slices({"image": X, "label": Y}).batch(2),
+            r"map\(lambda e: \(e\['image'\], e\['label'\]\)\)",
+        ),
+        ((X[0], tf.constant(0)), "the scalar 0"),
+        ((X[0], Y[0]), r"scalar 0; give one example a batch axis, \(x\[None\]"),
     ],
-    ids=["empty", "lengths", "endless", "none", "filtered", "unlabelled", "unbatched"],
+    ids=[
+        "empty",
+        "lengths",
+        "endless",
+        "none",
+        "filtered",
+        "unlabelled",
+        "unbatched",
+        "dictionaries",
+        "one label",
+        "one example",
+    ],
 )
 def test_unusable_data_is_refused(data, message: str):
     with pytest.raises(ValueError, match=message):
@@ -50,6 +67,35 @@ def test_unusable_data_is_refused(data, message: str):
 def test_another_type_is_refused():
     with pytest.raises(TypeError, match=r"pair .* Received: tuple of 3"):
         as_dataset((X, Y, Y))
+
+
+def test_the_message_names_the_argument():
+    with pytest.raises(TypeError, match=r"validation_data must be a pair .* Received: NoneType"):
+        as_dataset(None, name="validation_data")
+
+
+@pytest.mark.parametrize(
+    ("data", "dtype"),
+    [
+        ((X.astype(str), Y), "str"),
+        ((X, Y.astype(str)), "str"),
+        ((X.astype(object), Y), "object"),
+        ((X, Y.astype("datetime64[s]")), "datetime64"),
+        (tf.data.Dataset.from_tensor_slices((X, Y.astype(str))).batch(2), "string"),
+    ],
+    ids=["inputs", "labels", "objects", "dates", "dataset"],
+)
+def test_what_is_no_number_is_refused(data, dtype: str):
+    with pytest.raises(TypeError, match=f"must hold numbers. Received: dtype {dtype}"):
+        as_dataset(data)
+
+
+def test_lists_of_numbers_are_arrays():
+    x, y = next(iter(as_dataset((X.tolist(), Y.tolist()), 7)))
+    np.testing.assert_array_equal(x, X)
+    np.testing.assert_array_equal(y, Y)
+    inputs, _ = next(iter(as_dataset(({"a": X.tolist(), "b": X}, Y), 7)))
+    np.testing.assert_array_equal(inputs["a"], X)
 
 
 @pytest.mark.parametrize("labels", [[0, 10], [-1, 2]])
