@@ -1,6 +1,11 @@
 """Networks by name and by path, under another precision, and in the other Keras."""
 
-from ehap_tf.models.checks import require_finite_weights, require_functional
+from ehap_tf.models.checks import (
+    require_finite_weights,
+    require_float,
+    require_functional,
+    require_inputs,
+)
 from ehap_tf.models.cloning import clone_with_policy, copy_model
 from ehap_tf.models.copying import ZeroInitializers, kept_random_state, layer_from
 from ehap_tf.models.keras3 import either_keras, is_keras3_model, to_keras3, to_tf_keras
@@ -24,7 +29,9 @@ __all__ = [
     "load_model",
     "policy_of",
     "require_finite_weights",
+    "require_float",
     "require_functional",
+    "require_inputs",
     "resolve_precision",
     "save_model",
     "to_keras3",

@@ -57,6 +57,45 @@ def require_finite_weights(model: tf_keras.Model) -> None:
             )
 
 
+def require_float(model: tf_keras.Model) -> None:
+    """Checks that no layer is wrapped for quantization-aware training.
+
+    Raises:
+        ValueError: naming the first such layer.
+    """
+    for layer in model._flatten_layers():
+        if hasattr(layer, "quantize_config"):
+            raise ValueError(
+                f"model must be the float model. Received: {model.name!r}, quantization-aware in "
+                f"the layer {layer.name!r}; give the model that quantize was given"
+            )
+
+
+def require_inputs(model: tf_keras.Model, inputs: Any, name: str = "data") -> None:
+    """Checks that `model` takes a batch of inputs.
+
+    Args:
+        model: Functional or Sequential.
+        inputs: arrays or tensors, in any structure that the model is called with.
+        name: of the caller's argument, for the message.
+
+    Raises:
+        ValueError: another number of inputs, or another shape.
+    """
+    arrays = model._flatten_to_reference_inputs(inputs)
+    if len(arrays) != len(model.inputs):
+        raise ValueError(
+            f"{name} must hold an array for each of the model's inputs: {len(model.inputs)}. "
+            f"Received: {len(arrays)} arrays; np.stack makes one array of a list of examples"
+        )
+    for tensor, array in zip(model.inputs, arrays, strict=True):
+        if not tensor.shape[1:].is_compatible_with(array.shape[1:]):
+            raise ValueError(
+                f"{name} must hold inputs of shape {tuple(tensor.shape)}. Received: a batch of "
+                f"shape {tuple(array.shape)}; preprocess the inputs as for the model's training"
+            )
+
+
 def _has_graph(model: tf_keras.Model) -> bool:
     plain = (tf_keras.Model, tf_keras.Sequential)
     functional_call = type(model).call in {

@@ -18,6 +18,7 @@ import tf_keras
 
 from ehap_tf.channels import ZERO, Flags, TracedCall, trace_channels
 from ehap_tf.data import as_dataset
+from ehap_tf.models import require_inputs
 from ehap_tf.models.keras3 import either_keras
 from ehap_tf.pruning.plan import PruningPlan
 from ehap_tf.pruning.rebuild import Rebuilder
@@ -56,7 +57,8 @@ def compensate(
         batches: how many batches to look at; fewer when the data ends before.
 
     Raises:
-        ValueError: `batches` is less than 1, the data is empty, or the plan does not fit the model.
+        ValueError: `batches` is less than 1, the data is empty, or the data or the plan does not
+            fit the model.
     """
     if batches < 1:
         raise ValueError(f"batches must be at least 1. Received: {batches}")
@@ -114,6 +116,7 @@ def _mean_inputs(
     totals: dict[str, Floats] = {}
     counts: dict[str, int] = {}
     for x, _ in itertools.islice(as_dataset(data), batches):
+        require_inputs(model, x)
         for name, (total, count) in sums(x).items():
             totals[name] = totals.get(name, 0) + np.asarray(total, np.float64)
             counts[name] = counts.get(name, 0) + int(count)

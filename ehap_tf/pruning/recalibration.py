@@ -12,6 +12,7 @@ from tf_keras.src.applications.convnext import StochasticDepth
 
 from ehap_tf.channels import trace_channels
 from ehap_tf.data import as_dataset
+from ehap_tf.models import require_inputs
 from ehap_tf.models.keras3 import either_keras
 from ehap_tf.progress import ProgressCallback, no_progress
 from ehap_tf.pruning.rebuild import Rebuilder
@@ -49,7 +50,7 @@ def recalibrate(
         progress: called after every batch.
 
     Raises:
-        ValueError: `batches` is less than 1, or the data is empty.
+        ValueError: `batches` is less than 1, or the data is empty or does not fit the model.
     """
     if batches < 1:
         raise ValueError(f"batches must be at least 1. Received: {batches}")
@@ -69,6 +70,7 @@ def recalibrate(
     sums = [_Sums(norm) for norm in norms]
     forward = tf.function(lambda x: copy(x, training=True), reduce_retracing=True)
     for seen, (x, _) in enumerate(itertools.islice(as_dataset(data), batches), start=1):
+        require_inputs(copy, x)
         forward(x)
         progress(seen, batches, {})
     for one in sums:

@@ -9,8 +9,11 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+import tf_keras
 
 from ehap_tf.data import as_dataset
+from ehap_tf.models import require_inputs
+from ehap_tf.sensitivity.labels import require_labels
 
 _MEMORY_LIMIT = 1 << 30
 
@@ -111,6 +114,21 @@ class HessianBatch:
             if number >= self.micro_batches or batch.checksum() != self._checksums[number]:
                 self._refuse(number)
             yield batch
+
+    def require_fit(self, model: tf_keras.Model, loss: Any) -> None:
+        """Checks that the model takes the inputs, and the loss the labels.
+
+        Args:
+            model: Functional or Sequential.
+            loss: as in `rank_filters`.
+
+        Raises:
+            ValueError: the first examples do not fit.
+        """
+        first = next(iter(self))
+        require_inputs(model, first.inputs)
+        loss = loss if loss is not None else getattr(model, "loss", None)
+        require_labels(model, first.labels, loss)
 
     def blocks(self, size: int) -> Iterator[list[MicroBatch]]:
         """Cuts the examples at the multiples of `size`, however they were batched.

@@ -12,7 +12,7 @@ import tensorflow as tf
 import tf_keras
 
 from ehap_tf.channels import RESIDUAL_MODES
-from ehap_tf.models import require_finite_weights, require_functional
+from ehap_tf.models import require_finite_weights, require_float, require_functional
 from ehap_tf.models.keras3 import either_keras
 from ehap_tf.models.precision import resolve_precision
 from ehap_tf.progress import ProgressCallback, no_progress
@@ -75,8 +75,9 @@ def rank_filters(
 
     Raises:
         TypeError: the model is subclassed.
-        ValueError: an argument is out of range; the data are empty, infinite, shuffled or have
-            labels out of range; the weights, outputs or loss are not finite.
+        ValueError: an argument is out of range; the data are empty, infinite, shuffled, do not fit
+            the model or the loss, or have labels out of range; the model is a quantization-aware
+            one; the weights, outputs or loss are not finite.
         FloatingPointError: curvature overflows in the chosen precision.
     """
     return rank_with_options(
@@ -133,9 +134,12 @@ def rank_with_options(
         options=options,
     )
     require_functional(model)
+    require_float(model)
     require_finite_weights(model)
     if chosen.needs_data:
-        request = dataclasses.replace(request, data=HessianBatch(data, batch_size))
+        batch = HessianBatch(data, batch_size)
+        batch.require_fit(model, loss)
+        request = dataclasses.replace(request, data=batch)
     layers = request.layers
     result = _as_result(chosen.function(request), layers)
     if not np.isfinite(result.scores).all():

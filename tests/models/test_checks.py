@@ -9,6 +9,7 @@ from ehap_tf.models import (
     ends_in_softmax,
     require_finite_weights,
     require_functional,
+    require_inputs,
 )
 
 
@@ -84,3 +85,31 @@ def test_logits_and_probabilities_are_told_apart():
     assert ends_in_softmax(sequential(dense(3), tf_keras.layers.Softmax()))
     assert ends_in_softmax(sequential(dense(3), tf_keras.layers.Activation("softmax")))
     assert ends_in_softmax(sequential(sequential(dense(3, activation="softmax"))))
+
+
+def two_inputs() -> tf_keras.Model:
+    image = tf_keras.Input((None, None, 3), name="image")
+    size = tf_keras.Input((2,), name="size")
+    pooled = tf_keras.layers.GlobalAveragePooling2D()(image)
+    return tf_keras.Model([image, size], tf_keras.layers.Concatenate()([pooled, size]))
+
+
+def test_inputs_that_a_model_takes():
+    image, size = np.zeros((5, 7, 9, 3)), np.zeros((5, 2))
+    require_inputs(two_inputs(), (image, size))
+    require_inputs(two_inputs(), {"size": size, "image": image})
+    require_inputs(sequential(tf_keras.layers.Dense(2)), np.zeros((5, 4)))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ((np.zeros((5, 7, 9, 1)), np.zeros((5, 2))), r"\(None, None, None, 3\).*\(5, 7, 9, 1\)"),
+        ((np.zeros((5, 7, 9, 3)), np.zeros(5)), r"x of shape \(None, 2\).*shape \(5,\)"),
+        (np.zeros((5, 7, 9, 3)), "inputs: 2. Received: 1"),
+        (tuple(np.zeros((5, 7, 9, 3))), "inputs: 2. Received: 5"),
+    ],
+)
+def test_inputs_of_another_shape_are_refused(inputs, message):
+    with pytest.raises(ValueError, match=message.replace("x of", "x must hold inputs of")):
+        require_inputs(two_inputs(), inputs, "x")

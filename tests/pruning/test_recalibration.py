@@ -89,3 +89,8 @@ def test_stochastic_depth_is_off_and_comes_back():
     np.testing.assert_allclose(bn.moving_mean, x.mean((0, 1, 2)), rtol=1e-5)
     np.testing.assert_allclose(bn.moving_variance, x.var((0, 1, 2), ddof=1), rtol=1e-4)
     assert copy.get_layer("drop").drop_path_rate == 0.5
+
+
+def test_images_of_another_size_are_refused():
+    with pytest.raises(ValueError, match=r"\(None, 4, 4, 3\). Received: .*\(8, 4, 5, 3\)"):
+        recalibrate(net(), (np.zeros((8, 4, 5, 3)), np.zeros(8)))

@@ -70,6 +70,13 @@ def test_the_callers_things_stay_as_they_are(model: tf_keras.Model) -> None:
         ({"data": (examples()[0], np.full(10, 4))}, r"labels must be in 0 to 3"),
         ({"data": (examples()[0], np.full(10, -1))}, r"labels must be in 0 to 3"),
         ({"data": (np.full((2, 6, 6, 2), np.nan), np.zeros(2))}, "finite"),
+        ({"data": (examples()[0], np.eye(4)[np.zeros(10, int)])}, "must hold class numbers"),
+        ({"loss": "categorical_crossentropy"}, "must hold one-hot labels"),
+        ({"data": (np.zeros((2, 6, 6, 3)), np.zeros(2))}, r"None, 6, 6, 2\).*\(2, 6, 6, 3\)"),
+        (
+            {"data": (np.zeros((2, 5, 6, 2)), np.zeros(2)), "criterion": "taylor_fo"},
+            r"None, 6, 6, 2\).*\(2, 5, 6, 2\)",
+        ),
         ({"estimator": "exact", "precision": "bf16"}, "estimator 'exact'"),
     ],
 )
@@ -94,6 +101,9 @@ def test_bad_models() -> None:
         huge.get_layer(name).kernel.assign(huge.get_layer(name).kernel * 1e30)
     with pytest.raises(ValueError, match="finite outputs"):
         ehap.rank_filters(huge, data(), cross_entropy())
+    twin = ehap.quantize(tf_keras.Sequential([layers.Input((4,)), layers.Dense(2)]))
+    with pytest.raises(ValueError, match=r"float model.*the model that quantize was given"):
+        ehap.rank_filters(twin, (np.zeros((2, 4)), np.zeros(2)), cross_entropy())
     inputs = layers.Input((4,))
     two = tf_keras.Model(inputs, [layers.Dense(2)(inputs), layers.Dense(2)(inputs)])
     with pytest.raises(ValueError, match="loss must be one for each output"):
