@@ -98,7 +98,7 @@ def evaluate_tflite(
         path: of the file.
         data: `(x, y)` arrays or a batched `tf.data.Dataset` of (inputs, labels): float inputs,
             preprocessed as for the float model (the file's own scale and zero point turn them into
-            integers), and integer class labels.
+            integers), and class labels, integer or one-hot.
         threads: of the interpreter.
         progress: called as `progress(examples_done, examples, {"accuracy": so_far})`; the number
             of examples is 0 when the dataset does not tell.
@@ -117,10 +117,10 @@ def evaluate_tflite(
     total = _number_of_examples(data)
     for x, y in as_dataset(data):
         x = np.asarray(x, np.float32)
-        predictions = model(x).reshape(len(x), -1).argmax(axis=1)
+        outputs = model(x).reshape(len(x), -1)
         if not done:
             _check_range(x, model.input)
-        correct += int((predictions == _check_labels(np.asarray(y), len(x))).sum())
+        correct += int((outputs.argmax(axis=1) == _check_labels(np.asarray(y), outputs)).sum())
         done += len(x)
         progress(done, total, {"accuracy": correct / done})
     return correct / done
@@ -176,11 +176,13 @@ def _check_range(x: np.ndarray, spec: TensorSpec) -> None:
         )
 
 
-def _check_labels(y: np.ndarray, count: int) -> np.ndarray:
+def _check_labels(y: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+    if y.shape == outputs.shape and y.shape[1] > 1:
+        return y.argmax(axis=1)
     labels = np.ravel(y)
-    if len(labels) != count:
+    if len(labels) != len(outputs):
         raise ValueError(
-            "labels must be one class number for each example. Received: labels of shape "
-            f"{y.shape} for {count} examples"
+            "labels must be one class number for each example, or one-hot. Received: labels of "
+            f"shape {y.shape} for {len(outputs)} examples and {outputs.shape[1]} outputs"
         )
     return labels

@@ -134,7 +134,14 @@ def test_data_in_another_range_are_refused(file):
 
 def test_labels_of_the_wrong_shape_are_refused(file):
     with pytest.raises(ValueError, match="one class number for each example"):
-        evaluate_tflite(file.path, (images(), np.eye(4)[np.zeros(64, int)]))
+        evaluate_tflite(file.path, (images(), np.eye(5)[np.zeros(64, int)]))
+
+
+def test_one_hot_labels_are_class_numbers(file):
+    labels = np.random.default_rng(0).integers(0, 4, 64)
+    right = TFLiteModel(file.path)(images()).argmax(axis=1) == labels
+    for kind in (labels, np.eye(4)[labels]):
+        assert evaluate_tflite(file.path, (images(), kind)) == right.mean()
 
 
 def test_progress_counts_up(file):
