@@ -50,9 +50,13 @@ def require_writable(path: str | os.PathLike[str]) -> None:
     """Raises now what writing `path` would raise after an hour of work; makes its folder.
 
     Raises:
-        OSError: the folder cannot be written, or `path` is a folder.
+        OSError: the folder cannot be written, or `path` is a folder; names the path.
     """
-    _empty_file_beside(pathlib.Path(path)).unlink()
+    try:
+        _empty_file_beside(pathlib.Path(path)).unlink()
+    except OSError as error:
+        reason = f"path cannot be written, give another ({error.strerror or error})"
+        raise OSError(error.errno or errno.EIO, reason, os.fspath(path)) from None
 
 
 def _empty_file_beside(path: pathlib.Path) -> pathlib.Path:
