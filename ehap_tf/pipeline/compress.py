@@ -14,7 +14,12 @@ import tf_keras
 
 from ehap_tf.data import as_dataset
 from ehap_tf.files import require_writable
-from ehap_tf.models import copy_model, require_finite_weights, require_functional
+from ehap_tf.models import (
+    copy_model,
+    require_finite_weights,
+    require_functional,
+    require_inputs,
+)
 from ehap_tf.models.keras3 import either_keras, to_keras3
 from ehap_tf.pruning import (
     PruningPlan,
@@ -34,6 +39,7 @@ from ehap_tf.quantization import (
     round_biases,
 )
 from ehap_tf.sensitivity import FilterScores, rank_filters
+from ehap_tf.sensitivity.labels import require_labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +61,14 @@ class Compressed:
     scores: FilterScores
     plan: PruningPlan
     report: dict[str, Any]
+
+    def __repr__(self) -> str:
+        parameters = "{params_before:,} -> {params_after:,}".format_map(self.report)
+        accuracy = "{baseline_accuracy:.4f} -> {tflite_accuracy:.4f}".format_map(self.report)
+        return (
+            f"Compressed({str(self.tflite.path)!r}, {self.tflite.bytes:,} bytes; parameters "
+            f"{parameters}, accuracy {accuracy})"
+        )
 
 
 @either_keras(lambda made: dataclasses.replace(made, model=to_keras3(made.model)))
@@ -94,8 +108,9 @@ def compress(
 
     Args:
         model: a trained Functional or Sequential model with one output.
-        train_data: `(x, y)` arrays or a finite batched `tf.data.Dataset`, with integer labels.
-        validation_data: the same kind; accuracies are measured on it.
+        train_data: `(x, y)` arrays or a finite batched `tf.data.Dataset`, with integer labels or
+            one-hot ones, as the loss takes them.
+        validation_data: the same kind; epochs are chosen by it, and accuracies measured on it.
         path: of the integer file.
         loss: a Keras loss or its name; None takes the model's compiled loss.
         prune_ratio: share of all filters to remove.
@@ -122,8 +137,9 @@ def compress(
         verbose: Keras' own progress output: 0, 1 or 2.
 
     Raises:
-        TypeError: the model is subclassed.
-        ValueError: an argument is out of range, data is empty or infinite, or no loss is known.
+        TypeError: the model is subclassed, or data is of another type.
+        ValueError: an argument is out of range, data is empty, infinite or does not fit the model
+            or the loss, or no loss is known.
         OSError: `path` cannot be written (noticed before anything else).
     """
     require_writable(path)
@@ -135,6 +151,8 @@ def compress(
             "call rank_filters, plan_pruning, prune, finetune, quantize and export_tflite instead"
         )
     loss = _known_loss(model, loss)
+    _require_fit(model, train_data, loss, "train_data")
+    _require_fit(model, validation_data, loss, "validation_data")
     if prune_ratio is None and target_params is None and target_macs is None:
         target_macs = 0.5
     seconds: dict[str, float] = {}
@@ -203,7 +221,8 @@ def finetune(
 ) -> tf_keras.Model:
     """A trained copy of `model`: SGD with Nesterov momentum along a cosine.
 
-    With `validation_data`, the copy has the weights of its best validation epoch.
+    With `validation_data`, the copy has the weights of its best validation epoch; those that it
+    began with where no epoch is better.
 
     Args:
         model: a Functional or Sequential model, usually from `prune`; it stays as it is.
@@ -217,12 +236,16 @@ def finetune(
         verbose: Keras' own progress output: 0, 1 or 2.
 
     Raises:
-        TypeError: the model is subclassed.
-        ValueError: an argument is out of range, or no loss is known.
+        TypeError: the model is subclassed, or data is of another type.
+        ValueError: an argument is out of range, data does not fit the model or the loss, or no loss
+            is known.
         FloatingPointError: the loss became NaN or infinite.
     """
     require_functional(model)
     loss = _known_loss(model, loss)
+    _require_fit(model, train_data, loss, "train_data")
+    if validation_data is not None:
+        _require_fit(model, validation_data, loss, "validation_data")
     copy = copy_model(model)
     _fit(
         copy, train_data, validation_data, epochs, learning_rate,
@@ -244,7 +267,7 @@ def _fit(
     verbose: int,
     freeze_bn: bool = False,
 ) -> None:
-    """Trains in place and leaves the best validation weights.
+    """Trains in place and leaves the best validation weights, those before the training included.
 
     With `freeze_bn`, the second half of the training sees the affine maps of the integer file.
     """
@@ -263,11 +286,16 @@ def _fit(
         loss,
         metrics=["accuracy"],
     )
-    best = _BestWeights() if validation_data is not None else None
-    callbacks = [tf_keras.callbacks.TerminateOnNaN(), *([best] if best else [])]
+    callbacks: list[Any] = [tf_keras.callbacks.TerminateOnNaN()]
+    best = validation = None
+    if validation_data is not None:
+        validation = as_dataset(validation_data, batch_size)
+        best = _BestWeights()
+        best.set_model(model)
+        best.offer(model.evaluate(validation, verbose=0, return_dict=True)["loss"])
+        callbacks.append(best)
     if freeze_bn:
         callbacks.append(FreezeBatchNorm(epochs * steps // 2))
-    validation = None if validation_data is None else as_dataset(validation_data, batch_size)
     history = model.fit(
         batches, validation_data=validation, epochs=epochs, callbacks=callbacks, verbose=verbose
     )
@@ -283,18 +311,21 @@ def _fit(
 
 
 class _BestWeights(tf_keras.callbacks.Callback):
-    """Remembers the weights of the epoch with the lowest validation loss."""
+    """Remembers the weights of the lowest validation loss."""
 
     def __init__(self) -> None:
         super().__init__()
         self.weights: list[np.ndarray] | None = None
         self._lowest = float("inf")
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        """Compares the epoch with the best so far."""
-        loss = (logs or {}).get("val_loss", float("inf"))
+    def offer(self, loss: float) -> None:
+        """Compares the weights of the moment with the best so far."""
         if loss < self._lowest:
             self._lowest, self.weights = loss, self.model.get_weights()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Takes the epoch's validation loss."""
+        self.offer((logs or {}).get("val_loss", float("inf")))
 
 
 def accuracy_on(model: tf_keras.Model, data: Any) -> float:
@@ -335,8 +366,18 @@ def _costs(model: tf_keras.Model, slim: tf_keras.Model) -> dict[str, Any]:
 def _known_loss(model: tf_keras.Model, loss: Any) -> Any:
     loss = loss if loss is not None else getattr(model, "loss", None)
     if loss is None:
-        raise ValueError("loss is needed: the model is not compiled. Give a Keras loss or its name")
+        raise ValueError(
+            "loss must be given when the model is not compiled with one. Received: None; pass for "
+            "example tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)"
+        )
     return loss
+
+
+def _require_fit(model: tf_keras.Model, data: Any, loss: Any, name: str) -> None:
+    """Checks that the model takes the first batch's inputs, and the loss its labels."""
+    x, y = next(iter(as_dataset(data, name=name).take(1)))
+    require_inputs(model, x, name)
+    require_labels(model, y, loss, name)
 
 
 def _learning_rate(model: tf_keras.Model, learning_rate: float | None) -> float:

@@ -60,6 +60,53 @@ def test_one_call_from_a_trained_model_to_the_integer_file(model, data, tmp_path
         np.testing.assert_array_equal(before, after)
 
 
+@pytest.mark.slow
+def test_one_hot_labels_do_what_class_numbers_do(model, data, tmp_path):
+    options = {
+        "target_params": 0.5, "criterion": "magnitude", "finetune_epochs": 0, "qat_epochs": 1,
+    }  # fmt: skip
+    losses = tf_keras.losses
+    numbers, one_hot = (
+        ehap.compress(
+            model,
+            *(((x, kind(y)) for x, y in data)),
+            path=tmp_path / f"{loss.name}.tflite",
+            loss=loss,
+            **options,
+        )
+        for kind, loss in (
+            (np.asarray, losses.SparseCategoricalCrossentropy(from_logits=True)),
+            (np.eye(CLASSES).__getitem__, losses.CategoricalCrossentropy(from_logits=True)),
+        )
+    )
+    for figure in ("baseline_accuracy", "pruned_accuracy", "tflite_accuracy"):
+        assert one_hot.report[figure] == pytest.approx(numbers.report[figure], abs=0.01)
+    assert len(repr(one_hot)) < 300 and f"{one_hot.tflite.bytes:,} bytes" in repr(one_hot)
+
+
+@pytest.mark.parametrize(
+    ("validation", "error", "message"),
+    [
+        (None, TypeError, "validation_data must be a pair"),
+        ((np.zeros((4, 7, 8, CLASSES)), np.zeros(4)), ValueError, r"validation_data.*\(4, 7, 8"),
+        ((np.zeros((4, 8, 8, CLASSES)), np.eye(4)[:, :3]), ValueError, "validation_data.*argmax"),
+    ],
+    ids=["none", "shape", "one-hot"],
+)
+def test_validation_data_are_looked_at_first(
+    model, data, tmp_path, monkeypatch, validation, error, message
+):
+    monkeypatch.setattr("ehap_tf.pipeline.compress.rank_filters", None)
+    with pytest.raises(error, match=message):
+        ehap.compress(model, data[0], validation, path=tmp_path / "small.tflite")
+
+
+def test_finetune_refuses_labels_of_the_other_kind(model, data):
+    (x, y), _ = data
+    with pytest.raises(ValueError, match=r"train_data must hold class numbers.*argmax"):
+        ehap.finetune(model, (x, np.eye(CLASSES)[y]), epochs=1)
+
+
 def untrained(model):
     """The same initial weights whatever tests ran before."""
     tf_keras.utils.set_random_seed(0)
@@ -104,6 +151,15 @@ def test_finetune_keeps_the_best_validation_weights(model, data):
     assert best_loss < 0.9 * last_loss
 
 
+def test_finetune_that_only_worsens_leaves_the_weights(model, data):
+    """The model is compared as it was, too: every epoch here is worse."""
+    (x, y), test = data
+    contrary = (x, (y + 1) % CLASSES)
+    same = ehap.finetune(model, contrary, test, epochs=2, learning_rate=0.05, batch_size=32)
+    for before, after in zip(model.get_weights(), same.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
 def recompiled(model):
     model.compile(loss=tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     return model
@@ -111,9 +167,9 @@ def recompiled(model):
 
 def test_no_loss_is_known(model, data):
     bare = tf_keras.models.clone_model(model)
-    with pytest.raises(ValueError, match="loss is needed"):
+    with pytest.raises(ValueError, match=r"loss must be given .*SparseCategorical"):
         ehap.finetune(bare, data[0])
-    with pytest.raises(ValueError, match="loss is needed"):
+    with pytest.raises(ValueError, match=r"loss must be given .*SparseCategorical"):
         ehap.compress(bare, *data)
 
 
