@@ -151,9 +151,17 @@ class PruningCallback(tf_keras.callbacks.Callback):
         """
         self._begun.require_zeros()
         if not self.reached:
+            settings = self._settings
+            why = (
+                f"the limits allow no more: raise prune_ratio_limit={settings.prune_ratio_limit:g},"
+                f" or lower round_to={settings.round_to}, or name fewer keep_layers"
+                if self._begun.stuck
+                else f"training ended after {self._begun.minibatch} minibatches, with "
+                f"{settings.filters_per_step} filters every {settings.frequency}: train for more "
+                "epochs, raise filters_per_step or lower frequency"
+            )
             warnings.warn(
-                "the target is not met: training ended before it, or limits are in the way. "
-                f"{removed(self._begun.alive)} filters are removed",
+                f"the target is not met, {removed(self._begun.alive)} filters are removed: {why}",
                 RuntimeWarning,
                 stacklevel=2,
             )

@@ -45,6 +45,16 @@ class PruningPlan:
     frozen: Mapping[str, str] = dataclasses.field(default_factory=dict)
     implant_init: str = "zero"
 
+    def __repr__(self) -> str:
+        kept, small, _ = self._counts(list(self.filters))
+        total = sum(self.filters.values())
+        stays = f"{kept} of {total} filters stay" + (f", {small} as 1x1" if int(small) else "")
+        return (
+            f"PruningPlan({len(self.filters)} layers, {stays}; parameters "
+            f"{self.params_before:,} -> {self.params_after:,}, MACs {self.macs_before:,.0f} -> "
+            f"{self.macs_after:,.0f})"
+        )
+
     def to_json(self) -> str:
         """The plan as text that `from_json` reads back."""
         fields = {

@@ -134,6 +134,11 @@ class StepwisePruner:
         """Whether the target is met."""
         return self._settings.target.reached(self.graph, self.alive)
 
+    @property
+    def stuck(self) -> bool:
+        """Whether the limits leave nothing more to remove, short of the target."""
+        return self._done and not self.reached
+
     def plan(self) -> PruningPlan:
         """What is kept now."""
         return plan_from_flags(self.graph, self.alive)

@@ -60,10 +60,15 @@ def plan_pruning(
         A plan, with the parameters and multiply-accumulates that the slim model will have.
 
     Raises:
-        TypeError: the model is subclassed.
+        TypeError: the model is subclassed, or `scores` is no mapping.
         ValueError: an argument is out of range, scores do not fit the model, or a target cannot be
             reached.
     """
+    if not isinstance(scores, Mapping):
+        raise TypeError(
+            "scores must be a mapping from layer to one score a filter, as rank_filters(model, "
+            f"data) returns it. Received: {type(scores).__name__}"
+        )
     amount = {
         "prune_ratio": prune_ratio,
         "target_params": target_params,

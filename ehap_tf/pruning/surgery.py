@@ -34,9 +34,14 @@ def prune(model: tf_keras.Model, plan: PruningPlan) -> tf_keras.Model:
         plan: what to keep.
 
     Raises:
-        TypeError: the model is subclassed.
+        TypeError: the model is subclassed, or `plan` is no plan.
         ValueError: the plan does not fit the model.
     """
+    if not isinstance(plan, PruningPlan):
+        raise TypeError(
+            f"plan must be a PruningPlan. Received: {type(plan).__name__}; make one with "
+            "plan_pruning(model, scores, prune_ratio)"
+        )
     graph = trace_channels(model, plan.residual)
     return _Surgeon(graph, plan).rebuild(model)
 

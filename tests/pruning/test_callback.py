@@ -316,6 +316,18 @@ def test_models_and_arguments_that_are_refused() -> None:
         pruning.finalize()
 
 
+def test_a_target_that_is_not_met_says_why() -> None:
+    model = compiled(net())
+    pruning = ehap.PruningCallback(target_filters=20, filters_per_step=2, frequency=4)
+    model.fit(data(64), callbacks=[pruning], verbose=0)
+    with pytest.warns(RuntimeWarning, match="4 filters.* after 8 minibatches.*lower frequency"):
+        pruning.finalize()
+    # Reachable in one go from all filters, out of reach from those that the steps have left.
+    pruning._begun._done = True
+    with pytest.warns(RuntimeWarning, match="limits allow no more: raise prune_ratio_limit"):
+        pruning.finalize()
+
+
 def test_a_gate_that_ends_in_a_sigmoid_leaves_the_scoring_to_what_it_multiplies() -> None:
     x = inputs = layers.Input((6, 6, 3))
     x = layers.Conv2D(4, 3, use_bias=False, name="conv")(x)

@@ -42,6 +42,22 @@ def test_damaged_text_is_refused(plan, damage):
         PruningPlan.from_json(damage(plan.to_json()))
 
 
+def test_a_plan_is_shown_in_one_line(plan):
+    """Of many index arrays only the sums."""
+    stay = sum(int(flags.sum()) for flags in plan.flags().values())
+    total = sum(plan.filters.values())
+    shown = repr(plan)
+    assert shown.startswith(f"PruningPlan({len(plan.filters)} layers, {stay} of {total} filters")
+    assert f"{plan.params_after:,}" in shown and len(shown) < 200
+
+
+def test_what_is_no_plan_and_what_are_no_scores(model):
+    with pytest.raises(TypeError, match=r"plan must be a PruningPlan. Received: float"):
+        prune(model, 0.5)
+    with pytest.raises(TypeError, match=r"scores must be .*rank_filters.* Received: tuple"):
+        plan_pruning(model, (np.zeros((2, 8, 8, 3)), np.zeros(2)), 0.5)
+
+
 def test_plan_of_another_model_is_refused(model, plan):
     wrong = dataclasses.replace(plan, filters={**plan.filters, "stem": 7})
     with pytest.raises(ValueError, match=r"expects 7 filters in layer 'stem'\. Received: 6"):
