@@ -40,8 +40,10 @@ def ranking_settings(config: PipelineConfig) -> dict[str, Any]:
     return values
 
 
-def wanted_blocks(config: PipelineConfig, model: tf_keras.Model) -> tuple[int, list[str]]:
+def wanted_blocks(config: PipelineConfig, model: tf_keras.Model) -> tuple[int | None, list[str]]:
     """How many blocks --remove_blocks means, and which ones they are chosen among.
+
+    None is all of them; one that is named may go with another that it is inside of.
 
     Raises:
         ValueError: the model does not have them.
@@ -56,8 +58,8 @@ def wanted_blocks(config: PipelineConfig, model: tf_keras.Model) -> tuple[int, l
             f"Received: {','.join(wanted)}"
         )
     is_count = wanted[0].isdecimal()
-    count = int(wanted[0]) if is_count else len(wanted)
-    if count > len(blocks) or not (is_count or set(wanted) <= set(blocks)):
+    count = int(wanted[0]) if is_count else None
+    if not (set(wanted) <= set(blocks) if count is None else count <= len(blocks)):
         raise ValueError(
             f"remove_blocks must be at most {len(blocks)} or some of the residual blocks of the "
             f"model that can go: {', '.join(blocks)}. Received: {','.join(wanted)}"
@@ -72,13 +74,11 @@ def removable_blocks(job: Job, model: tf_keras.Model) -> dict[str, float]:
         ValueError: the model does not have them.
     """
     count, among = wanted_blocks(job.config, model)
-    if not count:
+    if count == 0:
         return {}
     data, loss = _examples_and_loss(job, model)
     with job.console.progress("rank: blocks", "losses") as progress:
-        # Of blocks that are named, one may go with another that it is inside of.
-        steps = count if is_count else None
-        order = rank_blocks(model, data, loss, steps, among, MICRO_BATCH, progress)
+        order = rank_blocks(model, data, loss, count, among, MICRO_BATCH, progress)
     # Losses that are nearly equal may be in another order on another machine.
     return dict(job.workers.value_from_chief(order))
 
