@@ -36,7 +36,9 @@ def rewrite_operator(
         return None
     arguments = dict(inspect.signature(layer.function).bind(*args, **kwargs).arguments)
     arguments.pop("name", None)
-    return rule(builder, layer.name, *arguments.values())
+    # The first has a name of its own in almost every function.
+    x = arguments.pop(next(iter(arguments)))
+    return rule(builder, layer.name, x, **arguments)
 
 
 def _is_symbolic(value: Any) -> bool:
@@ -51,32 +53,32 @@ def _is_by_channel(constant: np.ndarray, x: Any) -> bool:
 
 
 def _arithmetic(merge: str, by_constant: Callable[..., tuple[Any, Any] | None]) -> Rule:
-    """A rule for `a ∘ b`: a merge layer for two tensors, a scale and a shift with a constant.
+    """A rule for `x ∘ y`: a merge layer for two tensors, a scale and a shift with a constant.
 
     Args:
         merge: name of the layer for two tensors; "" where there is none.
         by_constant: (constant, constant_is_first) -> (scale, shift), or None.
     """
 
-    def rule(builder: GraphBuilder, name: str, a: Any, b: Any) -> Any:
-        if _is_symbolic(a) and _is_symbolic(b):
+    def rule(builder: GraphBuilder, name: str, x: Any, y: Any) -> Any:
+        if _is_symbolic(x) and _is_symbolic(y):
             if merge == "Multiply":
-                return builder.multiply(a, b, name)
-            return builder.call(getattr(layers, merge), name, [a, b]) if merge else None
-        x, constant = (a, b) if _is_symbolic(a) else (b, a)
+                return builder.multiply(x, y, name)
+            return builder.call(getattr(layers, merge), name, [x, y]) if merge else None
+        tensor, constant = (x, y) if _is_symbolic(x) else (y, x)
         constant = np.asarray(constant, np.float64)
-        affine = by_constant(constant, not _is_symbolic(a))
-        if affine is None or not _is_by_channel(constant, x):
+        affine = by_constant(constant, not _is_symbolic(x))
+        if affine is None or not _is_by_channel(constant, tensor):
             return None
         scale, shift = affine
-        return builder.affine(x, np.ravel(scale), np.ravel(shift), name)
+        return builder.affine(tensor, np.ravel(scale), np.ravel(shift), name)
 
     return rule
 
 
 def _activation(function: Any) -> Rule:
-    def rule(builder: GraphBuilder, name: str, x: Any) -> Any:
-        return builder.activate(function, x, name)
+    def rule(builder: GraphBuilder, name: str, x: Any, **options: Any) -> Any:
+        return None if options else builder.activate(function, x, name)
 
     return rule
 
@@ -103,8 +105,8 @@ def _concat(builder: GraphBuilder, name: str, values: Any, axis: Any) -> Any:
     return builder.call(layers.Concatenate, name, values, int(axis))
 
 
-def _identity(builder: GraphBuilder, name: str, x: Any, *rest: Any) -> Any:
-    del builder, name, rest
+def _identity(builder: GraphBuilder, name: str, x: Any) -> Any:
+    del builder, name
     return x
 
 

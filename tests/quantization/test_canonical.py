@@ -13,7 +13,7 @@ from ehap_tf.quantization.graph import consumers
 from ehap_tf.quantization.integer_graph import output_range
 from ehap_tf.quantization.layout import EhapQuantizeLayoutTransform
 from ehap_tf.quantization.registry import EhapQuantizeRegistry
-from tests.quantization.nets import NETS, build, conv, head, images, layers
+from tests.quantization.nets import NETS, build, conv, head, images, layers, randomize
 
 
 @pytest.mark.parametrize("name", sorted(NETS))
@@ -22,6 +22,21 @@ def test_canonical_model_computes_the_same(name):
     expected = model.predict(images(16), verbose=0)
     received = canonical_model(model).predict(images(16), verbose=0)
     np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "operate",
+    [lambda x: tf.nn.silu(x, beta=2.0), lambda x: x + tf.reduce_mean(x, keepdims=True)],
+    ids=["silu", "reduce_mean"],
+)
+def test_operators_with_options_compute_the_same(operate):
+    inputs = layers.Input((8, 8, 3))
+    model = randomize(tf_keras.Model(inputs, head(operate(conv(inputs)))))
+    expected = model.predict(images(16), verbose=0)
+    received = canonical_model(model).predict(images(16), verbose=0)
+    np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match=r"the operator .*allow_float=True"):
+        quantize(model)
 
 
 def kinds(model: tf_keras.Model) -> list[str]:
