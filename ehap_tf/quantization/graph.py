@@ -49,7 +49,7 @@ def walk(model: tf_keras.Model, inputs: Sequence[Any], visit: Visit) -> list[Any
 def rebuild(
     model: tf_keras.Model, visit: Visit, on_input: Callable[[Any], Any] = lambda tensor: tensor
 ) -> tf_keras.Model:
-    """Builds the functional model that `visit` makes out of `model`, on fresh inputs.
+    """Builds the functional model that `visit` makes out of `model`, on fresh float32 inputs.
 
     The structure of the inputs and outputs (one tensor, a list, a dict) is that of `model`.
 
@@ -60,7 +60,7 @@ def rebuild(
     """
     inputs = [
         tf_keras.Input(
-            batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor._keras_history.layer.name
+            batch_shape=tensor.shape, dtype="float32", name=tensor._keras_history.layer.name
         )
         for tensor in model.inputs
     ]

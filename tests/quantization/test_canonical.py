@@ -39,6 +39,16 @@ def test_operators_with_options_compute_the_same(operate):
         quantize(model)
 
 
+def test_inputs_become_float32():
+    inputs = layers.Input((8, 8, 3), dtype="uint8")
+    model = randomize(tf_keras.Model(inputs, head(conv(layers.Rescaling(1.0 / 255.0)(inputs)))))
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3), np.uint8)
+    flat = canonical_model(model)
+    assert flat.inputs[0].dtype == tf.float32
+    received = flat.predict(pixels.astype(np.float32), verbose=0)
+    np.testing.assert_allclose(received, model.predict(pixels, verbose=0), rtol=1e-4, atol=1e-4)
+
+
 def kinds(model: tf_keras.Model) -> list[str]:
     return [type(layer).__name__ for layer in canonical_model(model).layers]
 
