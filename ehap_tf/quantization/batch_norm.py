@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import tf_keras
 
+from ehap_tf.quantization.kinds import layer_kind
 from ehap_tf.quantization.registry import IDENTITIES
 
 
@@ -74,27 +76,27 @@ class FreezeBatchNorm(tf_keras.callbacks.Callback):
 def ranges_only(qat: tf_keras.Model) -> Iterator[None]:
     """Inside the block, a forward pass in training mode changes nothing but activation ranges.
 
-    BatchNorm is frozen and dropout and noise are off; both are restored after the block.
+    BatchNorm is frozen; dropout, noise and augmentation are off; all are restored after the block.
     """
     layers = list(qat._flatten_layers(include_self=False))
     norms = [layer for layer in layers if isinstance(layer, tf_keras.layers.BatchNormalization)]
     trainable = [layer.trainable for layer in norms]
-    noises = [
-        (layer, name, getattr(layer, name))
-        for layer in layers
-        for name in ("rate", "stddev")
-        if type(layer).__name__ in IDENTITIES and hasattr(layer, name)
-    ]
+    noises = [layer for layer in layers if layer_kind(layer) in IDENTITIES]
     freeze_batch_norm(qat)
-    for layer, name, _ in noises:
-        setattr(layer, name, 0.0)
+    for layer in noises:
+        layer.call = _pass_on
     try:
         yield
     finally:
         for layer, flag in zip(norms, trainable, strict=True):
             layer.trainable = flag
-        for layer, name, value in noises:
-            setattr(layer, name, value)
+        for layer in noises:
+            del layer.call  # The class's own comes back.
+
+
+def _pass_on(inputs: Any, training: Any = None) -> Any:
+    del training
+    return inputs
 
 
 def inference_affine(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import tf_keras
 
 from ehap_tf.models import ZeroInitializers, layer_from
+from ehap_tf.quantization.kinds import function_kind
 from ehap_tf.quantization.own_layers import EhapHardSwish, EhapMean, EhapRsqrt
 
 layers = tf_keras.layers
@@ -42,16 +43,25 @@ class GraphBuilder:
         """Makes a float32 layer called `name`, if that is free, and calls it on `inputs`."""
         return layer_class(*args, name=self.name(name), dtype="float32", **kwargs)(inputs)
 
-    def copy(self, layer: tf_keras.layers.Layer, **changes: Any) -> Callable[..., Any]:
-        """Returns a function that calls a float32 copy of `layer` with the same weights."""
-        config = {**layer.get_config(), "dtype": "float32", **changes}
-        twin = layer_from(layer, {**config, "name": self.name(config["name"])})
+    def copy(
+        self, layer: tf_keras.layers.Layer, without: Collection[str] = ()
+    ) -> Callable[..., Any]:
+        """Returns a function that calls a float32 copy of `layer` with the same weights.
+
+        Args:
+            layer: to be copied.
+            without: arguments of its constructor that the copy has the defaults of.
+        """
+        config = {key: value for key, value in layer.get_config().items() if key not in without}
+        name = self.name(layer.name)
+        twin = layer_from(layer, {**config, "name": name, "dtype": "float32"})
 
         def call(*args: Any, **kwargs: Any) -> Any:
             with ZeroInitializers() as initializers:
                 initializers.apply(twin)
                 outputs = twin(*args, **kwargs)
-            twin.set_weights(layer.get_weights())
+            # The weights of a layer that is the activation come last; a copy may be without it.
+            twin.set_weights(layer.get_weights()[: len(twin.weights)])
             return outputs
 
         return call
@@ -62,11 +72,11 @@ class GraphBuilder:
         """Applies an activation function as layers that have an integer kernel.
 
         Args:
-            function: a Keras activation function.
+            function: an activation function, of whatever origin.
             x: the symbolic tensor to apply it to.
             name: of the layer that does it.
         """
-        kind = getattr(function, "__name__", type(function).__name__)
+        kind = function_kind(function)
         if kind == "linear":
             return x
         if kind in ("relu", "relu6"):

@@ -11,11 +11,12 @@ from typing import Any
 
 import tensorflow as tf
 import tf_keras
+from tf_keras.src.layers.core.tf_op_layer import TFOpLambda
 
 from ehap_tf.quantization.builder import GraphBuilder
 from ehap_tf.quantization.graph import rebuild, walk
 from ehap_tf.quantization.operators import rewrite_operator
-from ehap_tf.quantization.rules import RULES
+from ehap_tf.quantization.rules import rewrite_layer
 
 
 def canonical_model(model: tf_keras.Model) -> tf_keras.Model:
@@ -53,15 +54,12 @@ class Canonicalizer:
                 f"layer {layer.name!r} must have data_format='channels_last'; integer kernels have "
                 "no other. Received: 'channels_first'"
             )
-        kind = type(layer).__name__
-        if kind == "TFOpLambda":
+        if isinstance(layer, TFOpLambda):
             outputs = rewrite_operator(self._builder, layer, args, kwargs)
             if outputs is not None:
                 return outputs
-        if kind in RULES:
-            return RULES[kind](self._builder, layer, *args)
         kwargs = {key: value for key, value in kwargs.items() if key != "training"}
-        return self._builder.copy(layer)(*args, **kwargs)
+        return rewrite_layer(self._builder, layer, *args, **kwargs)
 
     def _inline(self, model: tf_keras.Model, args: tuple[Any, ...]) -> Any:
         outputs = walk(model, tf.nest.flatten(args), self)

@@ -12,6 +12,7 @@ import tf_keras
 from ehap_tf.quantization.batch_norm import batch_norms, inference_affine
 from ehap_tf.quantization.folding import fold
 from ehap_tf.quantization.integer_graph import IntegerGraph
+from ehap_tf.quantization.kinds import layer_kind
 from ehap_tf.quantization.registry import KERNELS
 from ehap_tf.quantization.wrappers import training_forward, unwrapped
 
@@ -64,7 +65,7 @@ def correct_biases(qat: tf_keras.Model, batches: Iterable[np.ndarray]) -> tuple[
     probe = IntegerGraph(qat)
     errors = {}
     for layer in qat.layers:
-        if type(unwrapped(layer)).__name__ in KERNELS:
+        if layer_kind(unwrapped(layer)) in KERNELS:
             norm = probe.batch_norm_of(layer.name)
             exact, rounded = fold(layer, norm, rounding=False), fold(layer, norm)
             errors[layer.name] = exact.minus(rounded)

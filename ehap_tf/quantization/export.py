@@ -21,7 +21,6 @@ from ehap_tf.models.keras3 import either_keras
 from ehap_tf.quantization.canonical import canonical_model
 from ehap_tf.quantization.correction import round_biases
 from ehap_tf.quantization.evaluate import TFLiteModel
-from ehap_tf.quantization.graph import walk
 from ehap_tf.quantization.inputs import input_batches
 from ehap_tf.quantization.integer_graph import IntegerGraph
 from ehap_tf.quantization.metadata import Normalization, write_metadata
@@ -138,10 +137,8 @@ def export_float_tflite(model: tf_keras.Model, path: str | os.PathLike[str]) -> 
     """
     with atomic_path(path) as temporary:
         flat = canonical_model(model)
-        converter = _converter(
-            flat,
-            lambda inputs: walk(flat, inputs, lambda layer, args, kwargs: layer(*args, **kwargs)),
-        )
+        # Layers that augment images train where nobody says otherwise.
+        converter = _converter(flat, lambda inputs: tf.nest.flatten(flat(inputs, training=False)))
         temporary.write_bytes(_convert(converter))
         file = inspect_tflite(temporary)
     return dataclasses.replace(file, path=pathlib.Path(path))

@@ -25,7 +25,8 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapp
 from ehap_tf.channels import ScatterChannels
 from ehap_tf.quantization.folding import FoldedKernel, fold
 from ehap_tf.quantization.graph import consumers, producers, walk
-from ehap_tf.quantization.layout import is_plain_relu
+from ehap_tf.quantization.kinds import layer_kind
+from ehap_tf.quantization.layout import is_batch_norm, is_plain_relu
 from ehap_tf.quantization.quantizers import EhapActivationQuantizer, EhapFixedQuantizer
 from ehap_tf.quantization.registry import IDENTITIES, KEEPS_GRID, KERNELS
 from ehap_tf.quantization.wrappers import unwrapped
@@ -68,12 +69,12 @@ class IntegerGraph:
         self.kernels = {
             layer.name: self._kernel(layer)
             for layer in qat.layers
-            if type(unwrapped(layer)).__name__ in KERNELS
+            if layer_kind(unwrapped(layer)) in KERNELS
         }
         self._slopes = {
             layer.name: _slopes(layer, rounding)
             for layer in qat.layers
-            if type(unwrapped(layer)).__name__ == "PReLU" and hasattr(layer, "_weight_vars")
+            if layer_kind(unwrapped(layer)) == "PReLU" and hasattr(layer, "_weight_vars")
         }
         self.stored: dict[str, FoldedKernel] = {}
         """After a call: the kernels whose inputs are integers, as the file stores them."""
@@ -88,11 +89,8 @@ class IntegerGraph:
         self, layer: tf_keras.layers.Layer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tf.Tensor:
         x, inner = args[0], unwrapped(layer)
-        kind = type(inner).__name__
-        if (
-            isinstance(inner, QuantizeLayer | tf_keras.layers.BatchNormalization)
-            or kind in IDENTITIES
-        ):
+        kind = layer_kind(inner)
+        if isinstance(inner, QuantizeLayer) or is_batch_norm(inner) or kind in IDENTITIES:
             y = x
         elif kind in KERNELS:
             y = self._matrix_layer(layer, x)
@@ -138,7 +136,7 @@ class IntegerGraph:
         """The BatchNorm that is folded into the layer called `name`, or None."""
         readers = self._readers[name]
         reader = unwrapped(self._layers[readers[0]]) if len(readers) == 1 and readers[0] else None
-        return reader if isinstance(reader, tf_keras.layers.BatchNormalization) else None
+        return reader if is_batch_norm(reader) else None
 
     def bias_rounding(self, name: str) -> np.ndarray:
         """What storing it in int32 adds to the bias of the layer called `name`, by its channels."""
@@ -157,14 +155,12 @@ class IntegerGraph:
             (name,) = self._sources[layer.name]
             while len(self._readers[name]) == 1:
                 inner = unwrapped(self._layers[name])
-                if type(inner).__name__ in ("Conv2D", "Dense"):
+                if layer_kind(inner) in ("Conv2D", "Dense"):
                     found[name] = layer.name
                     break
                 # Both keep a channel of zeros at zero: the folded BatchNorm of such a channel
                 # has no shift.
-                if not (
-                    isinstance(inner, tf_keras.layers.BatchNormalization) or is_plain_relu(inner)
-                ):
+                if not (is_batch_norm(inner) or is_plain_relu(inner)):
                     break
                 (name,) = self._sources[name]
         return found

@@ -19,6 +19,7 @@ from ehap_tf.quantization.batch_norm import inference_affine
 from ehap_tf.quantization.builder import GraphBuilder
 from ehap_tf.quantization.canonical import canonical_model
 from ehap_tf.quantization.graph import consumers, producers, rebuild
+from ehap_tf.quantization.kinds import layer_kind
 from ehap_tf.quantization.own_layers import EhapQuantizeLayer
 from ehap_tf.quantization.quantizers import EhapActivationQuantizer
 from ehap_tf.quantization.registry import (
@@ -120,7 +121,7 @@ class EhapQuantizeLayoutTransform(default_layout.Default8BitQuantizeLayoutTransf
         for layer in flat.layers:
             if averages_on_grid(layer):
                 (source,) = sources[layer.name]
-                while type(by_name[source]).__name__ in KEEPS_GRID:
+                while layer_kind(by_name[source]) in KEEPS_GRID:
                     (source,) = sources[source]
                 if source not in annotated:
                     grids[layer.name] = source
@@ -155,7 +156,7 @@ class EhapQuantizeLayoutTransform(default_layout.Default8BitQuantizeLayoutTransf
 def is_plain_relu(layer: Any) -> bool:
     """Whether `layer` is max(x, 0), perhaps with an upper limit."""
     return (
-        type(layer).__name__ == "ReLU"
+        layer_kind(layer) == "ReLU"
         and not float(layer.negative_slope or 0.0)
         and not float(layer.threshold or 0.0)
     )
@@ -167,16 +168,17 @@ def _ends_inside_operator(layer: tf_keras.layers.Layer, readers: list[Any]) -> b
     if isinstance(readers[0], QuantizeLayer):
         return True
     if is_plain_relu(readers[0]):
-        return type(layer).__name__ in FUSES_RELU
-    return type(layer).__name__ in KERNELS and _is_batch_norm(readers[0])
+        return layer_kind(layer) in FUSES_RELU
+    return layer_kind(layer) in KERNELS and is_batch_norm(readers[0])
 
 
-def _is_batch_norm(layer: Any) -> bool:
-    return isinstance(layer, tf_keras.layers.BatchNormalization)
+def is_batch_norm(layer: Any) -> bool:
+    """Whether `layer` is Keras' BatchNormalization, not a subclass that may compute otherwise."""
+    return layer_kind(layer) == "BatchNormalization"
 
 
 def _has_one_scale(layer: Any) -> bool:
-    return KERNELS.get(type(layer).__name__, ("", ""))[1] == "tensor"
+    return KERNELS.get(layer_kind(layer), ("", ""))[1] == "tensor"
 
 
 def _attach_batch_norms(flat: tf_keras.Model, on_input: Callable[[Any], Any]) -> tf_keras.Model:
@@ -194,9 +196,9 @@ def _attach_batch_norms(flat: tf_keras.Model, on_input: Callable[[Any], Any]) ->
         return by_name.get(readers[name][0]) if len(readers[name]) == 1 else None
 
     def visit(layer: tf_keras.layers.Layer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if _has_one_scale(layer) and _is_batch_norm(only_reader(layer.name)):
+        if _has_one_scale(layer) and is_batch_norm(only_reader(layer.name)):
             return _fold_before_quantization(layer, only_reader(layer.name), args[0])
-        if not _is_batch_norm(layer):
+        if not is_batch_norm(layer):
             return layer(*args, **kwargs)
         (source,) = sources[layer.name]
         x, is_only_reader = args[0], only_reader(source) is layer
@@ -211,7 +213,7 @@ def _attach_batch_norms(flat: tf_keras.Model, on_input: Callable[[Any], Any]) ->
             # There is no depthwise convolution to train along with it.
             gain, shift = inference_affine(layer, x.shape[-1])
             return builder.affine(x, gain, shift, f"{layer.name}_affine", layer.trainable)
-        if not is_only_reader or type(by_name[source]).__name__ not in KERNELS:
+        if not is_only_reader or layer_kind(by_name[source]) not in KERNELS:
             x = builder.affine(x, 1.0, 0.0, f"{layer.name}_identity")
         if layer.scale:
             gamma = layer.gamma.numpy()
@@ -229,7 +231,7 @@ def _fold_before_quantization(layer: Any, batch_norm: Any, x: Any) -> Any:
     """
     kernel, *rest = layer.get_weights()
     # Conv2DTranspose has its outputs on the second to last axis.
-    axis = -2 if type(layer).__name__ == "Conv2DTranspose" else -1
+    axis = -2 if layer_kind(layer) == "Conv2DTranspose" else -1
     channels = kernel.shape[axis]
     gain, shift = inference_affine(batch_norm, channels)
     bias = rest[0] if rest else np.zeros(channels)

@@ -10,6 +10,7 @@ from tensorflow_model_optimization.python.core.quantization.keras.default_8bit i
 )
 
 from ehap_tf.quantization.configs import EhapQuantizeConfig
+from ehap_tf.quantization.kinds import function_kind, layer_kind, spelled
 
 KERNELS = {
     "Conv2D": ("kernel", "channel"),
@@ -29,6 +30,14 @@ IDENTITIES = frozenset(
         "Dropout",
         "GaussianDropout",
         "GaussianNoise",
+        "RandomBrightness",
+        "RandomContrast",
+        "RandomFlip",
+        "RandomHeight",
+        "RandomRotation",
+        "RandomTranslation",
+        "RandomWidth",
+        "RandomZoom",
         "SpatialDropout2D",
     }
 )
@@ -79,7 +88,7 @@ ACTIVATION_OUTPUTS = {
 
 def averages_on_grid(layer: tf_keras.layers.Layer) -> bool:
     """Whether the integer kernel computes new values and rounds them to its input's grid."""
-    kind = type(layer).__name__
+    kind = layer_kind(layer)
     return kind == "AveragePooling2D" or (
         kind == "UpSampling2D" and getattr(layer, "interpolation", "nearest") != "nearest"
     )
@@ -118,7 +127,7 @@ class EhapQuantizeRegistry(default_registry.Default8BitQuantizeRegistry):
         Raises:
             ValueError: there is no integer kernel.
         """
-        kind = type(layer).__name__
+        kind = layer_kind(layer)
         weights, grouping = WEIGHTS.get(kind, (None, "channel"))
         output = self._output(layer)
         if output is None:
@@ -138,7 +147,7 @@ class EhapQuantizeRegistry(default_registry.Default8BitQuantizeRegistry):
         )
 
     def _output(self, layer: Any) -> str | None:
-        name = type(layer).__name__
+        name = layer_kind(layer)
         if name in KEEPS_GRID:
             return "none"
         if name == "Softmax":
@@ -146,13 +155,13 @@ class EhapQuantizeRegistry(default_registry.Default8BitQuantizeRegistry):
         if name == "ReLU" and layer.threshold:
             return None
         if name == "Activation":
-            return ACTIVATION_OUTPUTS.get(getattr(layer.activation, "__name__", ""))
+            return ACTIVATION_OUTPUTS.get(function_kind(layer.activation))
         return "observed" if name in QUANTIZES_OUTPUT or name in KERNELS else None
 
 
 def _spelled(layer: tf_keras.layers.Layer) -> str:
     if isinstance(layer, tf_keras.layers.Activation):
-        return f"Activation {getattr(layer.activation, '__name__', layer.activation)!r}"
+        return f"Activation {spelled(layer.activation)!r}"
     if hasattr(layer, "symbol"):
         return f"the operator {layer.symbol}"
-    return type(layer).__name__
+    return spelled(type(layer))

@@ -9,22 +9,36 @@ import numpy as np
 import tf_keras
 
 from ehap_tf.quantization.builder import GraphBuilder
+from ehap_tf.quantization.kinds import function_kind, layer_kind
 
 layers = tf_keras.layers
 
 
+def rewrite_layer(builder: GraphBuilder, layer: Any, *args: Any, **kwargs: Any) -> Any:
+    """Returns what a call of a layer becomes: by its rule, or of a copy of it."""
+    rule = RULES.get(layer_kind(layer))
+    return rule(builder, layer, *args) if rule else builder.copy(layer)(*args, **kwargs)
+
+
+def _activate(builder: GraphBuilder, activation: Any, x: Any, name: str) -> Any:
+    """Applies a function, or a layer in the place of one."""
+    if isinstance(activation, layers.Layer):
+        return rewrite_layer(builder, activation, x)
+    return builder.activate(activation, x, name)
+
+
 def _activation(builder: GraphBuilder, layer: Any, x: Any) -> Any:
-    return builder.activate(layer.activation, x, layer.name)
+    return _activate(builder, layer.activation, x, layer.name)
 
 
 def _activate_after(builder: GraphBuilder, layer: Any, x: Any) -> Any:
-    """The activation function of a layer of another kind, as a layer behind it."""
-    kind = getattr(layer.activation, "__name__", "activation")
-    return builder.activate(layer.activation, x, f"{layer.name}_{kind}")
+    """The activation of a layer of another kind, as a layer behind it."""
+    kind = function_kind(layer.activation) or "activation"
+    return _activate(builder, layer.activation, x, f"{layer.name}_{kind}")
 
 
 def _with_activation(builder: GraphBuilder, layer: Any, x: Any) -> Any:
-    return _activate_after(builder, layer, builder.copy(layer, activation="linear")(x))
+    return _activate_after(builder, layer, builder.copy(layer, without=("activation",))(x))
 
 
 def _separable(builder: GraphBuilder, layer: Any, x: Any) -> Any:
@@ -55,9 +69,8 @@ def _separable(builder: GraphBuilder, layer: Any, x: Any) -> Any:
         dtype="float32",
     )
     y = pointwise(depthwise(x))
-    weights = layer.get_weights()
-    depthwise.set_weights(weights[:1])
-    pointwise.set_weights(weights[1:])
+    depthwise.set_weights([layer.depthwise_kernel.numpy()])
+    pointwise.set_weights([layer.pointwise_kernel.numpy(), *_bias(layer)])
     return _activate_after(builder, layer, y)
 
 
@@ -76,9 +89,12 @@ def _dense(builder: GraphBuilder, layer: Any, x: Any) -> Any:
         dtype="float32",
     )
     y = builder.as_image(convolution, x, layer.name)
-    kernel, *bias = layer.get_weights()
-    convolution.set_weights([kernel[None, None], *bias])
+    convolution.set_weights([layer.kernel.numpy()[None, None], *_bias(layer)])
     return _activate_after(builder, layer, y)
+
+
+def _bias(layer: Any) -> list[np.ndarray]:
+    return [layer.bias.numpy()] if layer.use_bias else []
 
 
 def _relu(builder: GraphBuilder, layer: Any, x: Any) -> Any:
@@ -162,6 +178,7 @@ RULES: dict[str, Callable[..., Any]] = {
     "Dense": _dense,
     "DepthwiseConv2D": _with_activation,
     "GroupNormalization": _group_normalization,
+    "Identity": _nothing,
     "LayerNormalization": _layer_normalization,
     "LayerScale": _layer_scale,
     "Multiply": _multiply,

@@ -129,11 +129,31 @@ def operators(x: Any) -> Any:
 def keras3_activations(x: Any) -> Any:
     """Functions of Keras 3 that tf_keras lacks or defines differently."""
     for name in ("hard_silu", "hard_sigmoid", "leaky_relu", "relu6"):
-        x = layers.Activation(OF_KERAS3[name])(conv(x))
+        x = layers.Activation(OF_KERAS3[name])(conv(x, activation=OF_KERAS3[name]))
     return head(x)
 
 
+def activation_layers(x: Any) -> Any:
+    """Layers in the place of activation functions, with and without weights of their own."""
+    x = conv(x, activation=layers.LeakyReLU(0.1))
+    y = layers.SeparableConv2D(6, 3, activation=layers.PReLU(shared_axes=[1, 2]))(x)
+    z = layers.Dense(5, activation=layers.PReLU(shared_axes=[1, 2]))(x)
+    z = layers.Activation(layers.ReLU(1.5))(z)
+    return layers.Add()([head(y), head(z)])
+
+
+def augmented(x: Any) -> Any:
+    """Layers that do nothing in inference."""
+    x = layers.RandomZoom(0.2)(layers.RandomRotation(0.1)(layers.RandomFlip("horizontal")(x)))
+    x = layers.RandomTranslation(0.1, 0.1)(x)
+    x = layers.RandomBrightness(0.2)(layers.RandomContrast(0.2)(x))
+    x = layers.RandomWidth(0.2)(layers.RandomHeight(0.2)(x))
+    return head(conv(layers.Identity()(conv(x))))
+
+
 NETS: dict[str, Callable[[Any], Any]] = {
+    "activation_layers": activation_layers,
+    "augmented": augmented,
     "average": lambda x: head(layers.Average()([conv(x), conv(x)])),
     "dense_norm": dense_norm,
     "dense_on_images": after(layers.Dense(5, activation="relu")),

@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
+from ehap_tf.models import clone_with_policy
 from ehap_tf.quantization import quantize
 from ehap_tf.quantization.canonical import canonical_model
 from ehap_tf.quantization.graph import consumers
@@ -22,6 +23,25 @@ def test_canonical_model_computes_the_same(name):
     expected = model.predict(images(16), verbose=0)
     received = canonical_model(model).predict(images(16), verbose=0)
     np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name",
+    "hard_sigmoid hard_silu hard_swish leaky_relu linear relu relu6 silu softmax tanh".split(),
+)
+def test_the_users_function_computes_what_it_says_whatever_its_name(name):
+    def steep(x):
+        return tf.nn.leaky_relu(x, alpha=0.6)
+
+    steep.__name__ = steep.__qualname__ = name
+    inputs = layers.Input((8, 8, 3))
+    outputs = head(layers.Activation(steep)(conv(conv(inputs, activation=steep))))
+    model = randomize(tf_keras.Model(inputs, outputs))
+    expected = model.predict(images(16), verbose=0)
+    received = canonical_model(model).predict(images(16), verbose=0)
+    np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match=rf"test_canonical\.{name}'.*allow_float=True"):
+        quantize(model)
 
 
 @pytest.mark.parametrize(
@@ -76,6 +96,12 @@ def test_mixed_precision_becomes_float32():
     flat = canonical_model(with_policy)
     assert all(layer.compute_dtype == "float32" for layer in flat.layers)
     assert flat.outputs[0].dtype == tf.float32
+
+
+def test_operators_of_a_mixed_precision_clone_are_known():
+    inputs = layers.Input((8, 8, 3))
+    model = tf_keras.Model(inputs, head(tf.nn.relu(conv(inputs) * 2.0)))
+    assert kinds(clone_with_policy(model, "mixed_bfloat16")) == kinds(model)
 
 
 def test_batch_norm_alone_gets_an_identity_convolution():

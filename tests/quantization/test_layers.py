@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import tensorflow as tf
+import tf_keras
 
 from ehap_tf.pruning import plan_pruning, prune
 from ehap_tf.quantization import TFLiteModel, export_tflite, quantize
 from tests.pruning.nets import random_scores, small_residual_net
-from tests.quantization.nets import NETS, build, images, randomize
+from tests.quantization.nets import NETS, build, conv_norm, head, images, layers, randomize
 
 QUICK = ("dense_norm", "squeeze_excite", "transposed")
 
@@ -29,6 +31,39 @@ def test_layer_is_integer_in_the_file(name, tmp_path):
     assert (steps <= 1.001).mean() >= 0.95
     assert steps.mean() <= 0.5
     assert steps.max() <= 6.001
+
+
+class Conv2D(layers.Conv2D):
+    """Weight standardisation under a name of Keras."""
+
+    def convolution_op(self, inputs, kernel):
+        mean, variance = tf.nn.moments(kernel, axes=[0, 1, 2])
+        return super().convolution_op(inputs, 0.3 * (kernel - mean) / tf.sqrt(variance + 1e-5))
+
+
+class BatchNormalization(layers.BatchNormalization):
+    """One that centres its gamma at zero."""
+
+    def call(self, inputs, **kwargs):
+        return super().call(inputs, **kwargs) + inputs
+
+
+@pytest.mark.parametrize(
+    "own", [lambda: Conv2D(5, 3), BatchNormalization], ids=["Conv2D", "BatchNormalization"]
+)
+def test_classes_of_the_user_compute_what_they_say_whatever_their_name(own, tmp_path):
+    inputs = layers.Input((8, 8, 3))
+    layer = own()
+    x = layers.BatchNormalization()(layer(layers.Conv2D(5, 3)(inputs)))
+    model = randomize(tf_keras.Model(inputs, head(conv_norm(x))))
+    text = rf"{layer.name}.*test_layers\.{type(layer).__name__}\).*allow_float=True"
+    with pytest.raises(ValueError, match=text):
+        quantize(model)
+    qat = quantize(model, representative_data=(images(),), allow_float=True)
+    difference = qat.predict(images(), verbose=0) - model.predict(images(), verbose=0)
+    assert np.abs(difference).mean() <= 0.1
+    file = export_tflite(qat, tmp_path / "net.tflite", allow_float=True, data=(images(),))
+    assert file.difference <= 1.0
 
 
 @pytest.mark.slow

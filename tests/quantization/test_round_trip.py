@@ -139,8 +139,9 @@ def test_unwritable_path_is_noticed_first(qat, tmp_path):
             export_tflite(qat, path)
 
 
-def test_float_file_is_the_float_model(tmp_path):
-    model = union_net()
+@pytest.mark.parametrize("name", ["union_block", "augmented"])
+def test_float_file_is_the_float_model(name, tmp_path):
+    model = build(name)
     file = export_float_tflite(model, tmp_path / "float.tflite")
     received = TFLiteModel(file.path)(images(8))
     np.testing.assert_allclose(received, model.predict(images(8), verbose=0), atol=1e-4)

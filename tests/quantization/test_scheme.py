@@ -63,6 +63,25 @@ def test_calibration_changes_ranges_only():
     assert all(layer.trainable for layer in qat.layers if "norm" in layer.name)
 
 
+def test_calibration_sees_no_augmentation():
+    def ranges(*augmentation):
+        convolution = layers.Conv2D(4, 3)
+        model = tf_keras.Sequential(
+            [layers.InputLayer((8, 8, 3)), *augmentation, convolution, layers.Flatten()]
+        )
+        qat = quantize(randomize(model), representative_data=(images(),))
+        return qat, qat.get_layer(f"quant_{convolution.name}").get_weights()
+
+    noises = (layers.RandomContrast(0.5), layers.Dropout(0.5), layers.GaussianNoise(1.0))
+    qat, received = ranges(*noises)
+    for value, expected in zip(received, ranges()[1], strict=True):
+        np.testing.assert_array_equal(value, expected)
+    # Training does.
+    for noise in noises:
+        layer = qat.get_layer(f"quant_{noise.name}")
+        assert np.abs(layer(images(), training=True) - images()).max() > 0.1
+
+
 def test_frozen_statistics_stay_while_gamma_trains():
     qat = quantize(build("union_block"), representative_data=(images(),))
     variables = len(qat.trainable_variables)
