@@ -38,7 +38,8 @@ def clone_with_policy(model: tf_keras.Model, policy: str) -> tf_keras.Model:
     Variables stay float32. What follows the last layer with weights, and that layer itself, stay
     in float32, so that outputs are float32; so do functions used as layers and Lambda layers. Under
     "mixed_bfloat16" so does a BatchNormalization of a number of channels that is no multiple of
-    16: oneDNN trains it many times slower in bfloat16. A layer that was pinned keeps its type:
+    16: oneDNN trains it many times slower in bfloat16. Under "mixed_float16" so does max or average
+    pooling in three dimensions where there is no GPU. A layer that was pinned keeps its type:
     float64, pure float16, or float32 inside a model under a mixed policy. Nested models, shared
     layers and trainability are kept. The clone is not compiled.
 
@@ -112,7 +113,7 @@ class _Cloning:
         policy = self._policy
         if policy is None:
             return layer_from(layer, layer.get_config())
-        if id(layer) in self._wide or (policy == "mixed_bfloat16" and _is_slow_in_bfloat16(layer)):
+        if id(layer) in self._wide or _belongs_in_float32(layer, policy):
             policy = "float32"
         config = layer.get_config()
         if isinstance(layer, tf_op_layer.SlicingOpLambda):
@@ -137,6 +138,16 @@ def _with_policy(config: dict[str, Any], replaced: set[str], policy: str) -> dic
             value = {**value, "config": _with_policy(value["config"], replaced, policy)}
         changed[key] = value
     return changed
+
+
+def _belongs_in_float32(layer: Any, policy: str) -> bool:
+    """Whether TensorFlow computes `layer` slowly, or not at all, in the 16 bits of `policy`."""
+    if policy == "mixed_bfloat16":
+        return _is_slow_in_bfloat16(layer)
+    # A CPU has no kernels for these in float16.
+    return isinstance(
+        layer, (tf_keras.layers.MaxPooling3D, tf_keras.layers.AveragePooling3D)
+    ) and not tf.config.list_physical_devices("GPU")
 
 
 def _is_slow_in_bfloat16(layer: Any) -> bool:

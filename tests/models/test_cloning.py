@@ -148,6 +148,23 @@ def test_batch_norm_that_bfloat16_would_slow_down_stays_in_float32(policy, chann
     np.testing.assert_allclose(clone(IMAGES), model(IMAGES), rtol=5e-2, atol=5e-2)
 
 
+@pytest.mark.skipif(
+    bool(tf.config.list_physical_devices("GPU")), reason="a GPU has these in float16"
+)
+@pytest.mark.parametrize("pooling", [layers.MaxPooling3D, layers.AveragePooling3D])
+def test_pooling_that_a_cpu_lacks_in_float16_stays_in_float32(pooling):
+    inputs = tf_keras.Input((4, 4, 4, 2))
+    x = pooling(name="pooling")(layers.Conv3D(3, 2, padding="same", name="convolution")(inputs))
+    model = tf_keras.Model(inputs, layers.Dense(3)(layers.Flatten()(layers.Conv3D(3, 2)(x))))
+    images = np.random.default_rng(0).normal(size=(2, 4, 4, 4, 2)).astype(np.float32)
+    clone = clone_with_policy(model, "mixed_float16")
+    assert clone.get_layer("pooling").compute_dtype == "float32"
+    assert clone.get_layer("convolution").compute_dtype == "float16"
+    np.testing.assert_allclose(clone(images), model(images), rtol=1e-2, atol=1e-2)
+    bfloat16 = clone_with_policy(model, "mixed_bfloat16")
+    assert bfloat16.get_layer("pooling").compute_dtype == "bfloat16"
+
+
 def test_a_pinned_layer_keeps_its_type():
     inputs = tf_keras.Input((16, 16, 3))
     x = layers.Conv2D(4, 3, name="free")(inputs)
