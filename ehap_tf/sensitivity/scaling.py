@@ -13,7 +13,8 @@ class Scales:
     float16 represents magnitudes from 6e-8 to 65504. The inner gradient is computed from the loss
     times `loss_scale`, the product from the probe times `probe_scale`; both are divided out in
     float32. An overflow halves the guilty factor, an underflow (a product that is all zero)
-    doubles one, and after `patience` good calls both grow, since larger is more accurate.
+    doubles one, and after `patience` good calls both grow, since larger is more accurate. While a
+    probe is repeated no factor goes back to where it overflowed, so that repeats end.
 
     Args:
         adaptive: False keeps both at 1, for precisions with the range of float32.
@@ -27,6 +28,7 @@ class Scales:
         self.repeated = 0
         self._patience = patience
         self._good = 0
+        self._forget_overflows()
 
     def values(self) -> np.ndarray:
         """(loss_scale, probe_scale)."""
@@ -46,27 +48,28 @@ class Scales:
             For each probe whether its result can be used; the others have to be repeated.
 
         Raises:
-            FloatingPointError: a factor left its range: no factor gives a usable result.
+            FloatingPointError: no factor gives a usable result.
         """
         finite = np.isfinite(products).all(axis=1) & gradient_finite
         if not self.adaptive:
             if not finite.all():
                 raise FloatingPointError(
-                    "the curvature is NaN or infinite for this model and data; look for very "
-                    "large weights or inputs"
+                    "the result is NaN or infinite for this model and data; look for very large "
+                    "weights or inputs, or use precision='bf16' or 'fp32' in place of 'fp16'"
                 )
             return finite
         vanished = finite & (products == 0).all(axis=1) & (not weightless)
-        if not gradient_finite:
-            self.loss_scale = self._within(self.loss_scale / 2)
-        elif not finite.all():
-            self.probe_scale = self._within(self.probe_scale / 2)
-        elif vanished.any():
-            if self.probe_scale < _LARGEST:
-                self.probe_scale = self._within(self.probe_scale * 2)
-            else:
-                self.loss_scale = self._within(self.loss_scale * 2)
         usable = finite & ~vanished
+        if usable.any():
+            self._forget_overflows()
+        if not gradient_finite:
+            self._loss_limit = self.loss_scale
+            self.loss_scale = _halved(self.loss_scale)
+        elif not finite.all():
+            self._probe_limit = self.probe_scale
+            self.probe_scale = _halved(self.probe_scale)
+        elif vanished.any():
+            self._grow_below_the_limits()
         if usable.all():
             self._good += 1
             if self._good % self._patience == 0:
@@ -77,10 +80,27 @@ class Scales:
             self.repeated += int((~usable).sum())
         return usable
 
-    def _within(self, scale: float) -> float:
-        if not _SMALLEST <= scale <= _LARGEST:
+    def _forget_overflows(self) -> None:
+        """Another probe may do with factors that were too large for the last one."""
+        self._loss_limit = self._probe_limit = 2 * _LARGEST
+
+    def _grow_below_the_limits(self) -> None:
+        if 2 * self.probe_scale < self._probe_limit:
+            self.probe_scale *= 2
+        elif 2 * self.loss_scale < self._loss_limit:
+            self.loss_scale *= 2
+        else:
             raise FloatingPointError(
-                "float16 cannot represent the curvature of this model and data with any loss "
-                "scale; use precision='bf16' or 'fp32'"
+                "float16 gives zero for the curvature of some examples with every loss scale that "
+                "does not overflow: they have none, or too little; use precision='bf16' or "
+                "'fp32', or a larger batch_size"
             )
-        return scale
+
+
+def _halved(scale: float) -> float:
+    if scale / 2 < _SMALLEST:
+        raise FloatingPointError(
+            "float16 cannot represent the curvature of this model and data with any loss scale; "
+            "use precision='bf16' or 'fp32'"
+        )
+    return scale / 2

@@ -52,6 +52,26 @@ def test_a_probe_that_cannot_be_saved_is_an_error(finite: bool, products: np.nda
             scales.update(finite, products)
 
 
+def test_no_factor_goes_back_to_where_it_overflowed() -> None:
+    """A product that is zero below an overflow: factors that only follow the last call swing."""
+    scales = Scales(adaptive=True)
+    with pytest.raises(FloatingPointError, match="gives zero"):
+        for _ in range(1000):
+            loss_scale, probe_scale = scales.values()
+            overflows = loss_scale * probe_scale > 2.0**20
+            scales.update(True, OVERFLOW if overflows else ZERO)
+
+
+def test_the_limits_of_one_probe_do_not_bind_the_next() -> None:
+    scales = Scales(adaptive=True)
+    before = scales.values()
+    scales.update(True, OVERFLOW)
+    scales.update(True, GOOD)
+    for _ in range(3):
+        assert not scales.update(True, ZERO).any()
+    np.testing.assert_array_equal(scales.values(), before * [1, 4])
+
+
 def test_other_precisions_take_zeros_and_refuse_infinity() -> None:
     scales = Scales(adaptive=False)
     assert scales.update(True, ZERO).all()
