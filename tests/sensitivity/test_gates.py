@@ -171,12 +171,31 @@ def test_taylor_is_the_mean_square_over_fixed_minibatches(model: tf_keras.Model)
             for g, k in zip(tape.gradient(loss, kernels), kernels, strict=True)
         ]
         squares.append(np.concatenate(products) ** 2)
-    expected = np.mean(squares, axis=0)
+    expected = np.average(squares, axis=0, weights=[32, 32, 6])
     for size in (None, 5):
         scores = ehap.rank_filters(
             model, (x, y), cross_entropy(), "taylor_fo_weight", batch_size=size
         )
         np.testing.assert_allclose(joined(scores), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("criterion", ["taylor_fo_weight", "taylor_so", "taylor_so_weight"])
+def test_minibatches_together_give_the_change_of_the_whole_loss(
+    model: tf_keras.Model, criterion: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """33 examples in a minibatch of 32 and one of 1; a summed loss is 33 times the mean."""
+    data = examples(33)
+    summed = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum")
+    arguments: dict[str, Any] = {"criterion": criterion, "probes": 4}
+    if criterion == "taylor_so":
+        arguments["estimator"] = "exact"
+    mean = ehap.rank_filters(model, data, cross_entropy(), **arguments)
+    total = ehap.rank_filters(model, data, summed, **arguments)
+    np.testing.assert_allclose(joined(total.signed), 33 * joined(mean.signed), rtol=1e-9)
+    np.testing.assert_allclose(joined(total), 33**2 * joined(mean), rtol=1e-9)
+    monkeypatch.setattr("ehap_tf.sensitivity.criteria.taylor.MINIBATCH", 40)
+    at_once = ehap.rank_filters(model, data, cross_entropy(), **arguments)
+    np.testing.assert_allclose(joined(mean.signed), joined(at_once.signed), rtol=1e-9)
 
 
 def test_taylor_on_gates_without_batch_norm_is_taylor_on_weights_and_bias() -> None:

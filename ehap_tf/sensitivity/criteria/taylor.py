@@ -1,13 +1,13 @@
 """Taylor importance (Molchanov et al. 2019, arXiv 1906.10771), on gates and on weights.
 
-Squared a minibatch of `MINIBATCH` examples and averaged over minibatches. The minibatches are cut
-at fixed places, so that scores do not depend on how much is computed at once.
+Squared a minibatch of `MINIBATCH` examples and averaged over minibatches, each by its number of
+examples. The minibatches are cut at fixed places, so that scores do not depend on how much is
+computed at once.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 
 import numpy as np
 
@@ -48,13 +48,11 @@ def second_order(request: Request) -> Result:
     """(-g_c + h_c / 2)^2 on gates; g a minibatch, h over all data by the Gauss-Newton sketch."""
     network = prepare(request, by_group=True)
     curvature = estimate_curvature(request, network)
-    changes = [
-        -gradient + curvature.mean / 2
-        for gradient in _gradients(request, network, gate_gradient_step(network))
-    ]
+    gradients, shares = _gradients(request, network, gate_gradient_step(network))
+    changes = -gradients + curvature.mean / 2
     result = Result(
-        scores=np.square(changes).mean(axis=0),
-        signed=np.mean(changes, axis=0),
+        scores=shares @ np.square(changes),
+        signed=shares @ changes,
         trace=curvature.mean,
         estimator="gauss_newton" if curvature.probes else "exact",
         precision=request.precision,
@@ -72,13 +70,11 @@ def second_order_weights(request: Request) -> Result:
     factors = np.concatenate([relative_factors(layer) for layer in request.layers])
     sketch = dataclasses.replace(request, estimator="gauss_newton")
     trace = sampled_trace(sketch, network, factors)
-    changes = [
-        -gradient + trace.mean * factors / 2
-        for gradient in _gradients(request, network, weight_gradient_step(network))
-    ]
+    gradients, shares = _gradients(request, network, weight_gradient_step(network))
+    changes = -gradients + trace.mean * factors / 2
     return Result(
-        scores=np.square(changes).mean(axis=0),
-        signed=np.mean(changes, axis=0),
+        scores=shares @ np.square(changes),
+        signed=shares @ changes,
         trace=trace.mean,
         trace_standard_error=trace.standard_error,
         estimator="gauss_newton",
@@ -90,24 +86,25 @@ def second_order_weights(request: Request) -> Result:
 
 
 def _first_order(request: Request, network: Network, step: Step, place: str) -> Result:
-    gradients = list(_gradients(request, network, step))
+    gradients, shares = _gradients(request, network, step)
     return Result(
-        scores=np.square(gradients).mean(axis=0),
-        signed=-np.mean(gradients, axis=0),
+        scores=shares @ np.square(gradients),
+        signed=-shares @ gradients,
         precision=request.precision,
         quantity=f"first-order Taylor importance on {place}",
     )
 
 
-def _gradients(request: Request, network: Network, step: Step) -> Iterator[Floats]:
-    """The gradient of each minibatch's mean loss."""
+def _gradients(request: Request, network: Network, step: Step) -> tuple[Floats, Floats]:
+    """The gradient of the loss as each minibatch alone estimates it, and its share of examples."""
     runner = make_runner(request, network, step)
-    batch = request.batch
+    examples = request.batch.examples
+    gradients, shares = [], []
     done = 0
-    for minibatch in batch.blocks(MINIBATCH):
-        examples = sum(len(piece) for piece in minibatch)
-        # The loss is a mean over all the data; a sum stays a sum.
-        factor = batch.examples / examples if network.loss.averaged else 1.0
-        yield runner.sum(np.zeros(1, np.int32), minibatch)[0] * factor
-        done += examples
-        request.progress(done, batch.examples, {})
+    for minibatch in request.batch.blocks(MINIBATCH):
+        count = sum(len(piece) for piece in minibatch)
+        gradients.append(runner.sum(np.zeros(1, np.int32), minibatch)[0] * examples / count)
+        shares.append(count / examples)
+        done += count
+        request.progress(done, examples, {})
+    return np.array(gradients), np.array(shares)
