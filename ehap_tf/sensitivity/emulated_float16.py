@@ -18,9 +18,13 @@ _KERNELS = ("kernel", "depthwise_kernel", "pointwise_kernel")
 
 
 def is_emulated(layer: tf_keras.layers.Layer) -> bool:
-    """Whether a layer multiplies float16 where no device does."""
+    """Whether a layer multiplies float16 where no device does.
+
+    Not where its weights are float16, too: those are not cast when they are read.
+    """
     return (
         layer.compute_dtype == "float16"
+        and layer.variable_dtype != "float16"
         and any(hasattr(layer, name) for name in _KERNELS)
         and not tf.config.list_physical_devices("GPU")
     )

@@ -78,7 +78,9 @@ def hutchinson_step(network: Network, directions: Directions) -> Step:
 
         def one_probe(index: tf.Tensor, products: tf.TensorArray) -> Any:
             signs = directions(probes[index])
-            scaled = [sign * probe_scale for sign in signs]
+            scaled = [
+                tf.cast(sign * probe_scale, k.dtype) for sign, k in zip(signs, kernels, strict=True)
+            ]
             hessian_signs = outer.gradient(
                 gradients, kernels, output_gradients=scaled, unconnected_gradients="zero"
             )
@@ -96,7 +98,8 @@ def hutchinson_step(network: Network, directions: Directions) -> Step:
             (tf.constant(0), tf.TensorArray(dtype, count)),
             parallel_iterations=1,
         )
-        finite = tf.reduce_all(tf.math.is_finite(filter_sums(gradients, network.layers)))
+        sums = filter_sums([tf.cast(g, dtype) for g in gradients], network.layers)
+        finite = tf.reduce_all(tf.math.is_finite(sums))
         return products.stack(), finite
 
     return step

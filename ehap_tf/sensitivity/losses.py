@@ -22,6 +22,9 @@ _KINDS = {
 }
 
 
+LossFunction = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+
+
 @dataclasses.dataclass(frozen=True)
 class Loss:
     """A loss whose form is known.
@@ -33,8 +36,9 @@ class Loss:
         from_logits: what the caller said about the model's outputs.
         label_smoothing: as in Keras.
         averaged: the total is the mean over examples (and positions), not their sum.
+        weight: a factor of the total.
         function: `(labels, outputs) -> values`, shape (batch, ...); outputs are logits when
-            `kind` is a cross entropy and `takes_logits`.
+            `kind` is a cross entropy and `takes_logits`. Labels may lack a last axis of size 1.
         takes_logits: `function` wants logits.
     """
 
@@ -44,8 +48,9 @@ class Loss:
     from_logits: bool
     label_smoothing: float
     averaged: bool
-    function: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+    function: LossFunction
     takes_logits: bool = False
+    weight: float = 1.0
 
     def on_logits(self) -> Loss:
         """The same loss, computed from logits."""
@@ -55,7 +60,12 @@ class Loss:
             arguments["label_smoothing"] = self.label_smoothing
         return dataclasses.replace(
             self,
-            function=lambda labels, logits: keras_function(labels, logits, **arguments),
+            function=_with_matched_labels(
+                lambda labels, logits: keras_function(labels, logits, **arguments),
+                self.name,
+                self.sparse,
+                elementwise=not self.sparse,
+            ),
             takes_logits=True,
         )
 
@@ -71,8 +81,10 @@ def resolve_loss(loss: Any, model: tf_keras.Model) -> Loss:
     Raises:
         ValueError: an unknown name, no loss at all, or one per output.
     """
+    weight = 1.0
     if loss is None:
         loss = getattr(model, "loss", None)
+        weight = float((tf.nest.flatten(compiled_weights(model)) or [1.0])[0])
         if loss is None:
             raise ValueError(
                 "loss must be given when the model is not compiled with one. Received: None; pass "
@@ -90,20 +102,56 @@ def resolve_loss(loss: Any, model: tf_keras.Model) -> Loss:
     else:
         function, averaged, inner, arguments = loss, True, loss, {}
     name = getattr(inner, "__name__", "")
-    kind = _KINDS.get(name, OTHER)
-    if inner is not getattr(tf_keras.losses, name, None):
-        kind = OTHER
+    is_keras = inner is getattr(tf_keras.losses, name, None)
+    kind = _KINDS.get(name, OTHER) if is_keras else OTHER
     if arguments.get("axis", -1) != -1 or arguments.get("ignore_class") is not None:
         kind = OTHER
+    sparse = name.startswith("sparse")
+    shown = getattr(loss, "name", None) or name or type(loss).__name__
     return Loss(
-        name=getattr(loss, "name", None) or name or type(loss).__name__,
+        name=shown,
         kind=kind,
-        sparse=name.startswith("sparse"),
+        sparse=sparse,
         from_logits=bool(arguments.get("from_logits", False)),
         label_smoothing=float(arguments.get("label_smoothing", 0.0)),
         averaged=averaged,
-        function=function,
+        function=_with_matched_labels(function, shown, sparse, elementwise=is_keras and not sparse),
+        weight=weight,
     )
+
+
+def compiled_weights(model: tf_keras.Model) -> Any:
+    """The `loss_weights` that a model is compiled with, as they were given; () without any."""
+    weights = getattr(getattr(model, "compiled_loss", None), "_user_loss_weights", None)
+    return () if weights is None else weights
+
+
+def _with_matched_labels(
+    function: LossFunction, name: str, sparse: bool, elementwise: bool
+) -> LossFunction:
+    """The loss with labels of shape (n,) taken as (n, 1) for outputs of that shape, as in `fit`.
+
+    Args:
+        function: the loss.
+        name: for messages.
+        sparse: labels are class indices, which have one axis less than the outputs.
+        elementwise: labels must have as many axes as the outputs.
+    """
+
+    def matched(labels: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+        if tf.nest.is_nested(labels):  # only a function of the caller's own takes them
+            return function(labels, outputs)
+        if not sparse and labels.shape.rank == outputs.shape.rank - 1 and outputs.shape[-1] == 1:
+            labels = labels[..., tf.newaxis]
+        if elementwise and labels.shape.rank != outputs.shape.rank:
+            raise ValueError(
+                f"labels must have the shape of the outputs for loss {name}. Received: labels of "
+                f"shape {labels.shape} for outputs of shape {outputs.shape}; one-hot encode class "
+                "indices, or use a sparse loss"
+            )
+        return function(labels, outputs)
+
+    return matched
 
 
 def _get(loss: Any) -> Any:

@@ -17,9 +17,8 @@ from ehap_tf.sensitivity.batches import HessianBatch, MicroBatch
 from ehap_tf.sensitivity.emulated_float16 import round_kernels
 from ehap_tf.sensitivity.filters import PrunableLayer, find_prunable
 from ehap_tf.sensitivity.forward import After, Before, run_graph
+from ehap_tf.sensitivity.logits import FINAL_ACTIVATIONS, take_logits
 from ehap_tf.sensitivity.several_outputs import JoinedLoss, join_outputs
-
-_FINAL_ACTIVATIONS = {losses.SOFTMAX: "softmax", losses.SIGMOID: "sigmoid"}
 
 
 @dataclasses.dataclass
@@ -32,8 +31,9 @@ class Network:
         loss: computed from what `forward` returns.
         layers: the layers whose filters are scored, of the copy.
         examples: in the whole Hessian batch: the divisor of the loss.
-        skipped: `id()` of a final softmax layer that is left out.
+        skipped: `id()` of final softmax layers that are left out.
         residual: "union" gates every filter by itself, "tied" those that a sum lines up together.
+        output_size: numbers an example in what `forward` returns.
     """
 
     model: tf_keras.Model
@@ -42,6 +42,7 @@ class Network:
     examples: int
     skipped: frozenset[int] = frozenset()
     residual: str = "union"
+    output_size: int = 0
 
     @property
     def kernels(self) -> list[tf.Variable]:
@@ -50,8 +51,9 @@ class Network:
 
     @property
     def dtype(self) -> tf.DType:
-        """Of the weights, and of every result: float32, or float64 for a float64 model."""
-        return tf.as_dtype(self.layers[0].layer.variable_dtype)
+        """Of every result: float32, or float64 where some layer has weights of it."""
+        wide = any(kernel.dtype == tf.float64 for kernel in self.kernels)
+        return tf.float64 if wide else tf.float32
 
     def forward(
         self, inputs: Any, after: After | None = None, before: Before | None = None
@@ -70,14 +72,15 @@ class Network:
         """One value an example such that their sum over the Hessian batch is the loss."""
         values = tf.convert_to_tensor(self.loss.function(labels, outputs))
         values = tf.reshape(tf.cast(values, self.dtype), [tf.shape(weights)[0], -1])
-        values = tf.reduce_sum(values, axis=1) / self.divisor(tf.shape(values)[1])
+        values = tf.reduce_sum(values, axis=1) * self.factor(tf.shape(values)[1])
         return values * weights
 
-    def divisor(self, positions: tf.Tensor) -> tf.Tensor:
+    def factor(self, positions: tf.Tensor) -> tf.Tensor:
         """What turns a sum over examples and positions into the loss."""
+        weight = tf.constant(self.loss.weight, self.dtype)
         if not self.loss.averaged:
-            return tf.ones([], self.dtype)
-        return tf.cast(positions, self.dtype) * tf.cast(self.examples, self.dtype)
+            return weight
+        return weight / (tf.cast(positions, self.dtype) * tf.cast(self.examples, self.dtype))
 
     def tensors(self, batch: MicroBatch) -> tuple[Any, Any, tf.Tensor, tf.Tensor]:
         """A micro-batch as (inputs, labels, weights, number of the first example)."""
@@ -101,60 +104,67 @@ def prepare_network(
     """
     clone = clone_with_policy(model, policy_of(precision))
     if len(model.outputs) == 1:
-        resolved = losses.resolve_loss(loss, model)
+        resolved, skipped = take_logits(clone, losses.resolve_loss(loss, model))
     else:
-        clone, resolved = join_outputs(clone, loss, model)
+        clone, resolved, skipped = join_outputs(clone, loss, model)
     round_kernels(clone)
-    network = Network(clone, resolved, find_prunable(clone), data.examples, residual=residual)
-    if resolved.kind in _FINAL_ACTIVATIONS:
-        network = _use_logits(network)
+    network = Network(clone, resolved, find_prunable(clone), data.examples, skipped, residual)
     _check_class_indices(network, data)
-    _check_fit(network, next(iter(data)))
-    return network
+    outputs = _check_fit(network, next(iter(data)))
+    return dataclasses.replace(network, output_size=outputs[0].size)
 
 
-def _use_logits(network: Network) -> Network:
-    wanted = getattr(tf_keras.activations, _FINAL_ACTIVATIONS[network.loss.kind])
-    layer = network.model
-    while isinstance(layer, tf_keras.Model):
-        layer = layer.outputs[0]._keras_history.layer
-    if isinstance(layer, tf_keras.layers.Softmax) and network.loss.kind == losses.SOFTMAX:
-        if layer.axis == -1:
-            return dataclasses.replace(
-                network, loss=network.loss.on_logits(), skipped=frozenset([id(layer)])
-            )
-    elif getattr(layer, "activation", None) is wanted:
-        layer.activation = tf_keras.activations.linear
-        return dataclasses.replace(network, loss=network.loss.on_logits())
-    if network.loss.from_logits:
-        return dataclasses.replace(network, loss=network.loss.on_logits())
-    return network
-
-
-def _check_fit(network: Network, batch: MicroBatch) -> None:
-    """Looks at the outputs and the loss of the first micro-batch."""
-    loss, outputs = network.loss, network.forward(batch.inputs).numpy()
+def _check_fit(network: Network, batch: MicroBatch) -> np.ndarray:
+    """Looks at the outputs and the loss of the first micro-batch; returns the outputs."""
+    outputs = network.forward(batch.inputs).numpy()
     examples = f"examples {batch.first} to {batch.first + len(batch) - 1}"
     if not np.isfinite(outputs).all():
         raise ValueError(
             f"model must give finite outputs. Received: NaN or infinity for {examples}; check its "
             "weights and the inputs"
         )
-    if loss.kind in _FINAL_ACTIVATIONS and not loss.takes_logits:
-        wrong = outputs.min() < 0 or outputs.max() > 1
-        if loss.kind == losses.SOFTMAX:
-            wrong = wrong or np.abs(outputs.sum(axis=-1) - 1).max() > 0.05
-        if wrong:
-            raise ValueError(
-                "loss expects probabilities, but the model does not end in a "
-                f"{_FINAL_ACTIVATIONS[loss.kind]}. Received: outputs between {outputs.min():.3g} "
-                f"and {outputs.max():.3g}; give the loss from_logits=True"
-            )
     _, labels, weights, _ = network.tensors(batch)
+    for loss, own_labels, own_outputs in _by_loss(network.loss, labels, tf.constant(outputs)):
+        _check_probabilities(loss, own_outputs.numpy())
+        _check_values(loss, own_labels, own_outputs)
     values = network.loss_values(labels, tf.constant(outputs), weights).numpy()
     if not np.isfinite(values).all():
         raise ValueError(f"loss must be finite. Received: NaN or infinity among {examples}")
     _check_deterministic(network, batch, outputs)
+    return outputs
+
+
+def _by_loss(
+    loss: losses.Loss, labels: Any, outputs: tf.Tensor
+) -> list[tuple[losses.Loss, Any, tf.Tensor]]:
+    """The loss of each output of the caller's model with its labels and outputs."""
+    if not isinstance(loss, JoinedLoss):
+        return [(loss, labels, outputs)]
+    pairs = zip(loss.parts, loss.labels_of(labels), strict=True)
+    return [(part.loss, own, part.of(outputs)) for part, own in pairs]
+
+
+def _check_probabilities(loss: losses.Loss, outputs: np.ndarray) -> None:
+    if loss.kind not in FINAL_ACTIVATIONS or loss.takes_logits:
+        return
+    wrong = outputs.min() < 0 or outputs.max() > 1
+    if loss.kind == losses.SOFTMAX:
+        wrong = wrong or np.abs(outputs.sum(axis=-1) - 1).max() > 0.05
+    if wrong:
+        raise ValueError(
+            f"loss {loss.name} expects probabilities, but the model does not end in a "
+            f"{FINAL_ACTIVATIONS[loss.kind]}. Received: outputs between {outputs.min():.3g} and "
+            f"{outputs.max():.3g}; give the loss from_logits=True"
+        )
+
+
+def _check_values(loss: losses.Loss, labels: Any, outputs: tf.Tensor) -> None:
+    shape = tf.convert_to_tensor(loss.function(labels, outputs)).shape
+    if shape[:1] != outputs.shape[:1]:
+        raise ValueError(
+            f"loss {loss.name} must give one value an example, shape ({len(outputs)}, ...). "
+            f"Received: shape {shape}; leave the mean over the examples out of it"
+        )
 
 
 def _check_deterministic(network: Network, batch: MicroBatch, outputs: np.ndarray) -> None:

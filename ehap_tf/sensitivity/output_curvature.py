@@ -8,7 +8,6 @@ sum. Softmax cross entropy has diag(p) - p p^T, S = diag(sqrt(p)) - p sqrt(p)^T.
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import tensorflow as tf
@@ -18,6 +17,12 @@ from ehap_tf.sensitivity.network import Network
 from ehap_tf.sensitivity.several_outputs import JoinedLoss
 
 SUPPORTED = (losses.SOFTMAX, losses.SIGMOID, losses.SQUARED)
+
+
+def is_convex(loss: losses.Loss) -> bool:
+    """Whether the loss, or that of each output, is of a kind that `factor_times` knows."""
+    parts = [part.loss for part in loss.parts] if isinstance(loss, JoinedLoss) else [loss]
+    return all(part.kind in SUPPORTED for part in parts)
 
 
 def require_known_curvature(network: Network) -> None:
@@ -34,7 +39,7 @@ def require_known_curvature(network: Network) -> None:
 
 
 def _require_known(loss: losses.Loss, rank: int) -> None:
-    if loss.kind not in SUPPORTED:
+    if not is_convex(loss):
         raise ValueError(
             "loss must be a softmax or sigmoid cross entropy (over the last axis, no ignored "
             "class) or the mean squared error for the Gauss-Newton sketch. Received: "
@@ -43,7 +48,7 @@ def _require_known(loss: losses.Loss, rank: int) -> None:
     if loss.kind != losses.SQUARED and not loss.takes_logits:
         raise ValueError(
             f"the Gauss-Newton sketch of {loss.name} needs logits. Received: a model that gives "
-            "probabilities and does not end in a softmax or sigmoid layer; use "
+            "probabilities and does not end in a softmax or sigmoid layer of their own; use "
             "estimator='hutchinson', or end the model in logits"
         )
     if rank < 2:
@@ -81,7 +86,7 @@ def factor_times(
         product = vectors * tf.sqrt(2 / size)
     positions = tf.reduce_prod(tf.shape(outputs)[1:-1])
     shape = tf.concat([tf.shape(weights), tf.ones([outputs.shape.rank - 1], tf.int32)], 0)
-    factors = tf.reshape(weights, shape) / network.divisor(positions)
+    factors = tf.reshape(weights, shape) * network.factor(positions)
     return product * tf.sqrt(factors * _label_mass(network, labels, outputs))
 
 
@@ -98,7 +103,7 @@ def _joined_factor_times(
     for part, own in zip(loss.parts, loss.labels_of(labels), strict=True):
         one = dataclasses.replace(network, loss=part.loss)
         piece = factor_times(one, own, part.of(outputs), weights, part.of(vectors))
-        pieces.append(tf.reshape(piece, [tf.shape(outputs)[0], -1]) * math.sqrt(part.weight))
+        pieces.append(tf.reshape(piece, [tf.shape(outputs)[0], -1]))
     return tf.concat(pieces, axis=1)
 
 

@@ -16,12 +16,8 @@ import tensorflow as tf
 import tf_keras
 
 from ehap_tf.sensitivity import losses
-from ehap_tf.sensitivity.losses import Loss, resolve_loss
-
-_FINAL_ACTIVATIONS = {
-    losses.SOFTMAX: tf_keras.activations.softmax,
-    losses.SIGMOID: tf_keras.activations.sigmoid,
-}
+from ehap_tf.sensitivity.logits import take_logits
+from ehap_tf.sensitivity.losses import Loss, compiled_weights, resolve_loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,15 +26,13 @@ class Part:
 
     Attributes:
         name: of the output.
-        loss: of this output alone.
-        weight: factor of the loss in the sum.
+        loss: of this output alone, with its factor in the sum.
         shape: of the output, without the batch.
         first: where its numbers start in the joined output.
     """
 
     name: str
     loss: Loss
-    weight: float
     shape: tuple[int, ...]
     first: int
 
@@ -59,15 +53,27 @@ class JoinedLoss(Loss):
     parts: tuple[Part, ...] = ()
 
     def labels_of(self, labels: Any) -> list[Any]:
-        """The labels of each output, from a mapping by output name or a sequence in order."""
-        if isinstance(labels, Mapping):
-            return [labels[part.name] for part in self.parts]
-        return list(labels)
+        """The labels of each output, from a mapping by output name or a sequence in order.
+
+        Raises:
+            ValueError: an output without labels.
+        """
+        names = [part.name for part in self.parts]
+        if isinstance(labels, Mapping) and set(names) <= set(labels):
+            return [labels[name] for name in names]
+        if isinstance(labels, (list, tuple)) and len(labels) == len(names):
+            return list(labels)
+        found = f"{len(labels)} arrays" if isinstance(labels, (list, tuple)) else "one array"
+        raise ValueError(
+            f"labels must be given for each output ({', '.join(names)}), as a dict by name or a "
+            "list in this order. Received: "
+            f"{', '.join(labels) if isinstance(labels, Mapping) else found}"
+        )
 
 
 def join_outputs(
     model: tf_keras.Model, loss: Any, caller: Any
-) -> tuple[tf_keras.Model, JoinedLoss]:
+) -> tuple[tf_keras.Model, JoinedLoss, frozenset[int]]:
     """Makes one output and one loss of several.
 
     Args:
@@ -75,6 +81,9 @@ def join_outputs(
             output's loss can be computed from logits.
         loss: one for each output, by name or in order; None for the compiled ones of `caller`.
         caller: the model as the caller gave it.
+
+    Returns:
+        The model, its loss, and `id()` of softmax layers that are to be left out.
 
     Raises:
         ValueError: an output without a loss, a loss without an output, or a summed loss.
@@ -84,6 +93,7 @@ def join_outputs(
     wide = "float64" if any(tensor.dtype == "float64" for tensor in model.outputs) else "float32"
     parts: list[Part] = []
     tensors: list[Any] = []
+    skipped: frozenset[int] = frozenset()
     for name, tensor in zip(model.output_names, model.outputs, strict=True):
         resolved = resolve_loss(chosen[name], model)
         if not resolved.averaged:
@@ -91,12 +101,14 @@ def join_outputs(
                 f"loss of output {name!r} must be averaged over examples. Received: "
                 f"{resolved.name} with reduction 'sum'"
             )
-        tensor, resolved = _on_logits(tensor, resolved)
+        resolved, without = take_logits(model, resolved, len(parts))
+        resolved = dataclasses.replace(resolved, weight=float(weights.get(name, 1.0)))
+        skipped |= without
         shape = tuple(tensor.shape[1:])
         if None in shape:
             raise ValueError(f"output {name!r} must have a fixed shape. Received: {shape}")
         first = sum(math.prod(part.shape) for part in parts)
-        parts.append(Part(name, resolved, float(weights.get(name, 1.0)), shape, first))
+        parts.append(Part(name, resolved, shape, first))
         tensors.append(tf_keras.layers.Flatten(dtype=wide, name=f"joined_{len(tensors)}")(tensor))
     joined = tf_keras.layers.Concatenate(dtype=wide, name="joined")(tensors)
     found = JoinedLoss(
@@ -109,7 +121,7 @@ def join_outputs(
         function=lambda labels, outputs: _sum(found, labels, outputs),
         parts=tuple(parts),
     )
-    return tf_keras.Model(model.inputs, joined), found
+    return tf_keras.Model(model.inputs, joined), found, skipped
 
 
 def _sum(loss: JoinedLoss, labels: Any, outputs: tf.Tensor) -> tf.Tensor:
@@ -117,7 +129,7 @@ def _sum(loss: JoinedLoss, labels: Any, outputs: tf.Tensor) -> tf.Tensor:
     for part, own in zip(loss.parts, loss.labels_of(labels), strict=True):
         values = tf.convert_to_tensor(part.loss.function(own, part.of(outputs)))
         values = tf.reshape(tf.cast(values, outputs.dtype), [tf.shape(outputs)[0], -1])
-        total += part.weight * tf.reduce_mean(values, axis=1)
+        total += part.loss.weight * tf.reduce_mean(values, axis=1)
     return total
 
 
@@ -128,7 +140,7 @@ def _by_output(
     weights: Any = None
     if loss is None:
         loss = getattr(caller, "loss", None)
-        weights = getattr(getattr(caller, "compiled_loss", None), "_user_loss_weights", None)
+        weights = compiled_weights(caller)
     if isinstance(loss, (list, tuple)) and len(loss) == len(names):
         loss = dict(zip(names, loss, strict=True))
     if isinstance(weights, (list, tuple)):
@@ -139,17 +151,3 @@ def _by_output(
             f"in this order. Received: {loss!r}"
         )
     return dict(loss), weights or {}
-
-
-def _on_logits(tensor: Any, loss: Loss) -> tuple[Any, Loss]:
-    """The logits of an output and its loss on them, where both can be had."""
-    wanted = _FINAL_ACTIVATIONS.get(loss.kind)
-    if wanted is None:
-        return tensor, loss
-    layer = tensor._keras_history.layer
-    if isinstance(layer, tf_keras.layers.Softmax) and loss.kind == losses.SOFTMAX:
-        return (layer.input, loss.on_logits()) if layer.axis == -1 else (tensor, loss)
-    if getattr(layer, "activation", None) is wanted:
-        layer.activation = tf_keras.activations.linear
-        return tensor, loss.on_logits()
-    return tensor, loss.on_logits() if loss.from_logits else loss

@@ -29,7 +29,7 @@ def weight_gradient_step(network: Network) -> Step:
             loss = loss * scales[0]
         gradients = tape.gradient(loss, kernels, unconnected_gradients="zero")
         products = [
-            tf.cast(g, dtype) / scales[0] * tf.convert_to_tensor(k)
+            tf.cast(g, dtype) / scales[0] * tf.cast(k, dtype)
             for g, k in zip(gradients, kernels, strict=True)
         ]
         value = filter_sums(products, network.layers)[tf.newaxis]

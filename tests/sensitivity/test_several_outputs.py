@@ -105,6 +105,78 @@ def test_gates_and_gradients_of_several_outputs(data):
     assert all(np.all(np.isfinite(values)) for values in first_order.values())
 
 
+def cascade() -> tf_keras.Model:
+    """A classifier whose probabilities another one reads."""
+    options: dict[str, Any] = {"dtype": "float64", "activation": "softmax"}
+    inputs = layers.Input((5, 5, 2), dtype="float64")
+    x = layers.Conv2D(3, 3, activation="relu", dtype="float64", name="shared")(inputs)
+    x = layers.GlobalAveragePooling2D(dtype="float64")(x)
+    coarse = layers.Dense(4, name="coarse", **options)(x)
+    x = layers.Concatenate(dtype="float64")([x, coarse])
+    return tf_keras.Model(inputs, [coarse, layers.Dense(4, name="fine", **options)(x)])
+
+
+def one_head_twice() -> tf_keras.Model:
+    inputs = layers.Input((5, 5, 2), dtype="float64")
+    x = layers.Conv2D(3, 3, activation="relu", dtype="float64", name="shared")(inputs)
+    head = layers.Dense(4, activation="softmax", dtype="float64", name="head")
+    ends = [
+        head(pooling(dtype="float64")(x))
+        for pooling in (layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D)
+    ]
+    return tf_keras.Model(inputs, ends)
+
+
+@pytest.mark.parametrize("build", [cascade, one_head_twice])
+def test_probabilities_that_something_else_reads_stay_probabilities(build: Any, data: Any) -> None:
+    """The Keras model's own losses, with filters removed by hand, are the oracle."""
+    tf_keras.utils.set_random_seed(1)
+    model, x = build(), data[0] * 3
+    labels = [np.arange(12) % 4, np.arange(12)[::-1] // 3]
+    found = ehap.rank_filters(
+        model, (x, labels), ["sparse_categorical_crossentropy"] * 2, criterion="oracle"
+    )
+
+    def total() -> float:
+        loss = losses.SparseCategoricalCrossentropy()
+        return sum(float(loss(y, p)) for y, p in zip(labels, model(x), strict=True))
+
+    kernel = model.get_layer("shared").kernel
+    start, before, changes = kernel.numpy(), total(), []
+    for column in range(3):
+        kernel.assign(np.where(np.arange(3) == column, 0, start))
+        changes.append(total() - before)
+    np.testing.assert_allclose(found.signed["shared"], changes, rtol=1e-6)
+
+
+def test_exact_goes_output_by_output_where_that_is_the_hessian(data):
+    scores = ehap.rank_filters(net(), data, LOSSES, estimator="exact")
+    assert scores.provenance.notes == ("equal to the Gauss-Newton trace",)
+    as_functions = {"digit": by_hand(LOSSES["digit"]), "ink": by_hand(losses.mean_squared_error)}
+    by_weight = ehap.rank_filters(net(), data, as_functions, estimator="exact")
+    assert by_weight.provenance.notes == ("one product a weight",)
+    np.testing.assert_allclose(joined(scores), joined(by_weight), rtol=1e-9)
+
+
+def by_hand(loss: Any) -> Any:
+    """The loss as a function whose form is not known."""
+    function = getattr(loss, "call", loss)
+    return lambda labels, outputs: function(labels, outputs)
+
+
+def test_labels_in_a_row_for_an_output_of_one_number(data):
+    x, y = data
+    inputs = layers.Input((5, 5, 2), dtype="float64")
+    pooled = layers.GlobalAveragePooling2D(dtype="float64")(inputs)
+    ends = [layers.Dense(n, dtype="float64", name=name)(pooled) for n, name in ((4, "a"), (1, "b"))]
+    model = tf_keras.Model(inputs, ends)
+    row, column = (
+        joined(ehap.rank_filters(model, (x, [y["digit"], ink]), list(LOSSES.values()), probes=2))
+        for ink in (y["ink"][:, 0], y["ink"][:, :1])
+    )
+    np.testing.assert_allclose(row, column, rtol=1e-12)
+
+
 def test_the_model_stays_as_it_is(data):
     model = net()
     before = [len(layer.outbound_nodes) for layer in model.layers]
@@ -124,5 +196,12 @@ def test_what_does_not_fit_is_said(data):
     wrong = (x, {**y, "digit": y["digit"] + 1})
     with pytest.raises(ValueError, match="labels must be in 0 to 3"):
         ehap.rank_filters(net(), wrong, LOSSES)
+    probabilities = {**LOSSES, "digit": "sparse_categorical_crossentropy"}
+    with pytest.raises(ValueError, match=r"expects probabilities.*from_logits=True"):
+        ehap.rank_filters(net(), data, probabilities)
+    with pytest.raises(ValueError, match=r"labels must be .*\(digit, ink\).*Received: digit"):
+        ehap.rank_filters(net(), (x, {"digit": y["digit"]}), LOSSES)
+    with pytest.raises(ValueError, match=r"labels must be .*Received: one array"):
+        ehap.rank_filters(net(), (x, y["digit"]), LOSSES)
     with pytest.raises(ValueError, match=r"one output\. Received: 2 outputs"):
         ehap.compress(net(), data, data, loss=LOSSES)
