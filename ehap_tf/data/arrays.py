@@ -30,8 +30,9 @@ def as_dataset(data: Any, batch_size: int | None = None, *, name: str = "data") 
         TypeError: neither of the two, or no numbers.
         ValueError: empty, endless, without labels, or of unequal lengths.
     """
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1. Received: {batch_size}")
+    is_whole = isinstance(batch_size, (int, np.integer)) and not isinstance(batch_size, bool)
+    if batch_size is not None and not (is_whole and batch_size >= 1):
+        raise ValueError(f"batch_size must be an integer of at least 1. Received: {batch_size!r}")
     if isinstance(data, tf.data.Dataset):
         return _checked(data, batch_size, name)
     if not isinstance(data, (tuple, list)) or len(data) != 2:

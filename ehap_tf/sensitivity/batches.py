@@ -69,9 +69,14 @@ class HessianBatch:
         batch_size: examples in a micro-batch; None takes a dataset's own batches, and
             128 examples of arrays.
 
+    Attributes:
+        examples: how many there are.
+        largest: examples in the largest micro-batch.
+        micro_batches: how many there are.
+
     Raises:
         ValueError: no data, infinite data, shuffled data, weights that are negative, not finite or
-            all zero.
+            all zero, examples of different shapes.
     """
 
     def __init__(self, data: Any, batch_size: int | None = None) -> None:
@@ -79,15 +84,19 @@ class HessianBatch:
             raise ValueError("data must be given for this criterion. Received: None")
         data, self._weighted = _with_weights_among_labels(data)
         self._dataset = as_dataset(data, batch_size)
-        self.batch_size = batch_size
         self._checksums: list[int] = []
         self._memory: list[MicroBatch] | None = []
         self.examples = 0
+        self.largest = 0
+        first: MicroBatch | None = None
         held, some_count = 0, False
         for batch in self._read():
             _check(batch)
             self._checksums.append(batch.checksum())
+            first = first or batch
+            _check_same_shapes(batch, first)
             self.examples += len(batch)
+            self.largest = max(self.largest, len(batch))
             if self.examples > _ENDLESS:
                 self._refuse_endless()
             some_count = some_count or bool(batch.weights.any())
@@ -134,10 +143,10 @@ class HessianBatch:
         """Cuts the examples at the multiples of `size`, however they were batched.
 
         Yields:
-            The examples of one block in micro-batches of at most `batch_size` examples; the last
+            The examples of one block in micro-batches of at most `largest` examples; the last
             block may be smaller.
         """
-        step = min(size, self.batch_size or size)
+        step = min(size, self.largest)
         block: list[MicroBatch] = []
         for piece in _cut(self, size, step):
             block.append(piece)
@@ -155,7 +164,10 @@ class HessianBatch:
                 labels, weights = labels
             if weights is None:
                 weights = np.ones(len(tf.nest.flatten(inputs)[0]))
-            yield MicroBatch(inputs, labels, np.asarray(weights), first)
+            weights = np.asarray(weights)
+            if weights.ndim == 2 and weights.shape[1] == 1:
+                weights = weights[:, 0]
+            yield MicroBatch(inputs, labels, weights, first)
             first += len(weights)
 
     def _check_repeatable(self) -> None:
@@ -219,6 +231,8 @@ def _with_weights_among_labels(data: Any) -> tuple[Any, bool]:
         if isinstance(spec, tuple) and len(spec) == 3:
             return data.map(lambda x, y, weight: (x, (y, weight))), True
     elif isinstance(data, (tuple, list)) and len(data) == 3:
+        if data[2] is None:
+            return (data[0], data[1]), False
         return (data[0], (data[1], data[2])), True
     return data, False
 
@@ -235,4 +249,16 @@ def _check(batch: MicroBatch) -> None:
             raise ValueError(
                 f"data must be finite. Received: NaN or infinity in the inputs of examples "
                 f"{batch.first} to {batch.first + len(batch) - 1}"
+            )
+
+
+def _check_same_shapes(batch: MicroBatch, first: MicroBatch) -> None:
+    for name in ("inputs", "labels"):
+        wanted, found = (
+            [a.shape[1:] for a in tf.nest.flatten(getattr(b, name))] for b in (first, batch)
+        )
+        if wanted != found:
+            raise ValueError(
+                f"data must have {name} of one shape. Received: {found} in the micro-batch from "
+                f"example {batch.first} on, {wanted} in the first; pad, crop or resize them"
             )

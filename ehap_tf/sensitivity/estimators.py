@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -32,7 +31,7 @@ from ehap_tf.sensitivity.hutchinson import (
 )
 from ehap_tf.sensitivity.linearity import smooth_parts
 from ehap_tf.sensitivity.network import Network, prepare_network
-from ehap_tf.sensitivity.output_curvature import SUPPORTED, require_known_curvature
+from ehap_tf.sensitivity.output_curvature import is_convex, require_known_curvature
 from ehap_tf.sensitivity.scaling import Scales
 from ehap_tf.sensitivity.statistics import Floats
 
@@ -158,11 +157,10 @@ def sampled_trace(request: Request, network: Network, factors: Floats) -> Trace:
 def _exact(request: Request, network: Network, factors: Floats) -> Trace:
     """The Hessian trace: through Gauss-Newton where they are equal, else weight by weight."""
     scales = Scales(request.precision == "fp16")
-    if network.loss.kind in SUPPORTED and not smooth_parts(network.model, network.skipped):
+    if is_convex(network.loss) and not smooth_parts(network.model, network.skipped):
         require_known_curvature(network)
-        outputs = math.prod(network.model.outputs[0].shape[1:])
         sample = gauss_newton_samples(request, network, basis_vectors, 1, scales)
-        total = exact_sum(sample, outputs, len(factors), request.progress)
+        total = exact_sum(sample, network.output_size, len(factors), request.progress)
         return Trace(total, None, 0, HESSIAN_TRACE, ("equal to the Gauss-Newton trace",))
     weights = sum(int(kernel.shape.num_elements()) for kernel in network.kernels)
     if weights > MAX_BASIS_WEIGHTS:
@@ -189,7 +187,7 @@ def gauss_newton_samples(
     request: Request, network: Network, vectors: Vectors, block: int, scales: Scales
 ) -> Sample:
     """Squared norms of back-propagated S v by filter, added over blocks of examples."""
-    whole_blocks = (request.batch.batch_size or block) >= block
+    whole_blocks = request.batch.largest >= min(block, request.batch.examples)
     step = gauss_newton_step(network, vectors, squared=whole_blocks)
     runner = make_runner(request, network, step, scales)
     if whole_blocks:

@@ -94,6 +94,31 @@ def test_a_stream_of_unknown_length_has_to_end(monkeypatch: pytest.MonkeyPatch) 
     assert HessianBatch(told).examples == 10
 
 
+def test_weights_in_a_column_or_none() -> None:
+    x, y = data()
+    column = next(iter(HessianBatch((x, y, y[:, np.newaxis] / 10))))
+    np.testing.assert_array_equal(column.weights, y / 10)
+    np.testing.assert_array_equal(next(iter(HessianBatch((x, y, None)))).weights, np.ones(10))
+
+
+def test_blocks_of_a_stream_are_no_larger_than_its_batches() -> None:
+    stream = tf.data.Dataset.from_tensor_slices(data(70)).batch(4)
+    found = HessianBatch(stream)
+    assert found.largest == 4
+    assert max(len(piece) for pieces in found.blocks(32) for piece in pieces) == 4
+
+
+def test_examples_of_different_sizes_are_refused() -> None:
+    def generate() -> Any:
+        for size in (4, 5):
+            yield np.zeros((1, size, 2), np.float32), np.zeros(1)
+
+    signature = (tf.TensorSpec([None, None, 2]), tf.TensorSpec([None]))
+    stream = tf.data.Dataset.from_generator(generate, output_signature=signature)
+    with pytest.raises(ValueError, match=r"inputs of one shape. Received: \[\(5, 2\)\].*example 1"):
+        HessianBatch(stream)
+
+
 @pytest.mark.parametrize(
     ("bad", "message"),
     [

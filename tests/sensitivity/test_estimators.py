@@ -16,6 +16,7 @@ from tests.sensitivity.networks import (
     cross_entropy,
     examples,
     full_hessian,
+    initializer,
     joined,
     residual_net,
     trace_by_filter,
@@ -314,6 +315,34 @@ def test_sigmoid_regression_has_the_closed_form() -> None:
     np.testing.assert_allclose(exact.trace["dense"], truth, rtol=1e-10)
 
 
+LABELS_IN_A_ROW = [
+    ("mse", None),
+    ("mae", None),
+    (tf_keras.losses.Huber(), None),
+    (tf_keras.losses.MeanSquaredError(), None),
+    ("binary_crossentropy", "sigmoid"),
+    (tf_keras.losses.BinaryCrossentropy(), "sigmoid"),
+    (tf_keras.losses.BinaryCrossentropy(from_logits=True), None),
+    (lambda labels, outputs: tf.abs(labels - outputs), None),
+]
+
+
+@pytest.mark.parametrize(("loss", "activation"), LABELS_IN_A_ROW)
+def test_labels_in_a_row_are_those_in_a_column_for_one_output(loss: Any, activation: Any) -> None:
+    """Keras itself is the oracle: its `evaluate` takes both."""
+    rng = np.random.default_rng(5)
+    x, y = rng.normal(size=(12, 5)), rng.integers(0, 2, 12).astype(float)
+    model = linear_model(1, activation)
+    column = ehap.rank_filters(model, (x, y[:, np.newaxis]), loss, probes=2)
+    row = ehap.rank_filters(model, (x, y), loss, probes=2)
+    np.testing.assert_allclose(row["dense"], column["dense"], rtol=1e-12)
+    removed = ehap.rank_filters(model, (x, y), loss, "oracle").signed["dense"]
+    model.compile("sgd", loss)
+    before = model.evaluate(x, y, verbose=0)
+    model.get_layer("dense").kernel.assign(np.zeros((5, 1)))
+    np.testing.assert_allclose(removed, model.evaluate(x, y, verbose=0) - before, rtol=1e-4)
+
+
 def test_a_softmax_layer_counts_as_logits() -> None:
     rng = np.random.default_rng(3)
     plain = linear_model(3)
@@ -326,6 +355,29 @@ def test_a_softmax_layer_counts_as_logits() -> None:
     name = f"{plain.name}/dense"
     assert list(scores) == [name]
     np.testing.assert_allclose(scores[name], expected["dense"], rtol=1e-12)
+
+
+def test_the_output_of_a_nested_model_that_is_not_its_first() -> None:
+    """The outer model's own loss, filter by filter removed by hand, is the oracle."""
+    options: dict[str, Any] = {"dtype": "float64"}
+    inputs, outer = layers.Input((5,), **options), layers.Input((5,), **options)
+    x = layers.Dense(3, activation="relu", name="shared", **options)(inputs)
+    ends = [layers.Dense(n, activation="softmax", **options)(x) for n in (3, 4)]
+    inner = tf_keras.Model(inputs, ends, name="inner")
+    model = tf_keras.Model(outer, inner(outer)[1])
+    rng = np.random.default_rng(6)
+    data = rng.normal(size=(12, 5)), rng.integers(0, 4, 12)
+    found = ehap.rank_filters(model, data, "sparse_categorical_crossentropy", "oracle")
+    loss = tf_keras.losses.SparseCategoricalCrossentropy()
+    kernel = inner.get_layer("shared").kernel
+    start, before = kernel.numpy(), float(loss(data[1], model(data[0])))
+    changes = []
+    for column in range(3):
+        kernel.assign(np.where(np.arange(3) == column, 0, start))
+        changes.append(float(loss(data[1], model(data[0]))) - before)
+    np.testing.assert_allclose(found.signed["inner/shared"], changes, rtol=1e-6)
+    exact = ehap.rank_filters(model, data, "sparse_categorical_crossentropy", "obd", "exact")
+    assert np.isfinite(joined(exact)).all()
 
 
 def test_the_trace_agrees_with_finite_differences_of_gradients() -> None:
@@ -358,6 +410,51 @@ def test_a_loss_that_sums_gives_the_trace_of_the_sum(relu_net: tf_keras.Model) -
         mean = rank(relu_net, estimator=estimator, probes=3)
         total = rank(relu_net, summed, estimator=estimator, probes=3)
         np.testing.assert_allclose(joined(total.trace), joined(mean.trace) * 10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("criterion", ["hessian_trace", "obd", "obd_joint"])
+def test_inputs_of_any_size_are_exact_at_the_size_of_the_data(criterion: str) -> None:
+    def net(size: int | None) -> tf_keras.Model:
+        inputs = layers.Input((size, size, 2), dtype="float64")
+        x = layers.Conv2D(3, 3, kernel_initializer=initializer("normal", 1), activation="relu",
+                          dtype="float64")(inputs)  # fmt: skip
+        end = layers.Conv2D(2, 1, kernel_initializer=initializer("normal", 2), dtype="float64")
+        return tf_keras.Model(inputs, end(x))
+
+    rng = np.random.default_rng(7)
+    data = rng.normal(size=(4, 5, 5, 2)), rng.integers(0, 2, (4, 3, 3))
+    fixed, free = (
+        rank(net(size), data=data, criterion=criterion, estimator="exact") for size in (5, None)
+    )
+    np.testing.assert_allclose(joined(free), joined(fixed), rtol=1e-12)
+
+
+def test_a_stream_of_small_batches_gives_the_sketch_of_the_arrays(
+    relu_net: tf_keras.Model,
+) -> None:
+    stream = tf.data.Dataset.from_tensor_slices(examples(40)).batch(4)
+    expected = rank(relu_net, estimator="gauss_newton", probes=3, data=examples(40))
+    scores = rank(relu_net, estimator="gauss_newton", probes=3, data=stream)
+    np.testing.assert_allclose(joined(scores), joined(expected), rtol=1e-9)
+
+
+@pytest.mark.parametrize("estimator", ["hutchinson", "gauss_newton"])
+@pytest.mark.parametrize("pinned", ["float64", "float16", "bfloat16"])
+def test_layers_with_weights_of_another_type(estimator: str, pinned: str) -> None:
+    def net(dtype: str) -> tf_keras.Model:
+        inputs = layers.Input((6, 6, 2))
+        x = layers.Conv2D(3, 3, kernel_initializer=initializer("normal", 1))(inputs)
+        x = layers.ReLU()(x)
+        x = layers.Conv2D(3, 1, kernel_initializer=initializer("normal", 2), dtype=dtype)(x)
+        x = layers.GlobalAveragePooling2D()(x)
+        return tf_keras.Model(inputs, layers.Dense(CLASSES)(x))
+
+    model, plain = net(pinned), net("float32")
+    plain.set_weights([np.asarray(w, np.float32) for w in model.get_weights()])
+    found, expected = (joined(rank(m, estimator=estimator, probes=2)) for m in (model, plain))
+    tolerance = 1e-3 if pinned == "float64" else 0.1
+    atol = tolerance * np.abs(expected).max()
+    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=atol)
 
 
 def test_an_unknown_loss_works_by_hutchinson_alone(relu_net: tf_keras.Model) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import numpy as np
@@ -60,7 +59,7 @@ def estimate_curvature(request: Request, network: Network) -> Estimate:
     require_known_curvature(network)
     size = gate_count(network)
     if request.estimator == "exact":
-        outputs = math.prod(network.model.outputs[0].shape[1:])
+        outputs = network.output_size
         runner = make_runner(
             dataclasses.replace(request, probes=outputs),
             network,

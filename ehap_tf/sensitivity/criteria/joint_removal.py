@@ -16,8 +16,6 @@ over the mean of what was removed: the constant part of a channel costs nothing.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from ehap_tf.sensitivity import sampling
@@ -31,6 +29,7 @@ from ehap_tf.sensitivity.gauss_newton import Vectors, basis_vectors, sign_vector
 from ehap_tf.sensitivity.group_gates import find_groups
 from ehap_tf.sensitivity.network import Network
 from ehap_tf.sensitivity.output_curvature import require_known_curvature
+from ehap_tf.sensitivity.scaling import Scales
 from ehap_tf.sensitivity.statistics import Floats
 
 
@@ -79,9 +78,8 @@ def _joint(request: Request, centered: bool) -> Result:
     exact = request.estimator == "exact"
     trace_error, probes = None, 0
     if exact:
-        outputs = math.prod(network.model.outputs[0].shape[1:])
         curvature = _LayerCurvature(request, network, basis_vectors, constants)
-        trace = exact_sum(curvature.sample, outputs, size, request.progress)
+        trace = exact_sum(curvature.sample, network.output_size, size, request.progress)
     else:
         curvature = _LayerCurvature(request, network, sign_vectors(request.seed), constants)
         estimate = sampling.estimate(
@@ -116,7 +114,7 @@ def channel_means(request: Request, network: Network) -> Floats:
     Returns:
         As `closing_forward` takes them.
     """
-    runner = make_runner(request, network, channel_means_step(network))
+    runner = make_runner(request, network, channel_means_step(network), Scales(adaptive=False))
     total = runner.sum(np.zeros(1, np.int32), request.batch)[0]
     weight = sum(float(batch.weights.sum()) for batch in request.batch)
     return total / max(weight, 1e-12)

@@ -8,6 +8,7 @@ from ehap_tf.sensitivity.criteria.gate_curvature import by_filter
 from ehap_tf.sensitivity.criteria.registry import Request, Result, register_criterion
 from ehap_tf.sensitivity.estimators import make_runner, prepare
 from ehap_tf.sensitivity.gate_derivatives import gate_count, removal_loss_step
+from ehap_tf.sensitivity.scaling import Scales
 from ehap_tf.sensitivity.statistics import Floats
 
 TOGETHER = 16
@@ -23,7 +24,7 @@ def oracle(request: Request) -> Result:
     """
     network = prepare(request, by_group=True)
     filters = gate_count(network)
-    runner = make_runner(request, network, removal_loss_step(network))
+    runner = make_runner(request, network, removal_loss_step(network), Scales(adaptive=False))
     # The last entry is the loss of the whole network: no filter has that number.
     losses: Floats = np.array(request.options.get("known", np.full(filters + 1, np.nan)))
     keep = request.options.get("keep", lambda losses: None)
