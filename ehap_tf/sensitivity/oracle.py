@@ -14,9 +14,11 @@ import tf_keras
 
 from ehap_tf.files import CorruptFileError, atomic_path
 from ehap_tf.models.keras3 import either_keras
+from ehap_tf.models.precision import resolve_precision
 from ehap_tf.progress import ProgressCallback, no_progress
 from ehap_tf.sensitivity.batches import HessianBatch
 from ehap_tf.sensitivity.filters import find_prunable
+from ehap_tf.sensitivity.losses import compiled_weights
 from ehap_tf.sensitivity.rank import rank_with_options
 from ehap_tf.sensitivity.scores import FilterScores
 from ehap_tf.sensitivity.statistics import Floats
@@ -46,8 +48,8 @@ def oracle_importance(
         loss: as for `rank_filters`.
         precision: "fp32", "fp16", "bf16" or "auto".
         batch_size: examples computed at once.
-        checkpoint: a `.npz` file for what is measured so far; a later call with the same model and
-            data goes on from it. It is removed when all is done.
+        checkpoint: a `.npz` file for what is measured so far; a later call with the same model,
+            data, loss and precision goes on from it. It is removed when all is done.
         strategy: spreads the filters over its replicas.
         progress: called as `progress(losses measured, losses to measure, {})`.
         residual: as for `rank_filters`; "tied" removes in turn what goes together.
@@ -57,12 +59,14 @@ def oracle_importance(
 
     Raises:
         CorruptFileError: the checkpoint cannot be read.
-        ValueError: as for `rank_filters`, or the checkpoint belongs to another model or data.
+        ValueError: as for `rank_filters`, or the checkpoint belongs to another model, data, loss or
+            precision.
     """
     options: dict[str, Any] = {}
     if checkpoint is not None:
         path = pathlib.Path(checkpoint)
-        print_of = _fingerprint(model, data, batch_size, residual)
+        computed = f"{residual} {resolve_precision(precision)} {_described(loss, model)}"
+        print_of = _fingerprint(model, data, batch_size, computed)
         if path.exists():
             options["known"] = _load(path, print_of)
         options["keep"] = _Keeper(path, print_of)
@@ -110,17 +114,28 @@ def _load(path: pathlib.Path, fingerprint: int) -> Floats:
         raise CorruptFileError(f"{path} is not a readable oracle checkpoint: {error}") from error
     if found != fingerprint:
         raise ValueError(
-            f"checkpoint must belong to the same model and data. Received: {path}, of others; "
-            "remove it to start again"
+            "checkpoint must belong to the same model, data, loss and precision. Received: "
+            f"{path}, of others; remove it to start again"
         )
     return losses
 
 
-def _fingerprint(model: tf_keras.Model, data: Any, batch_size: int | None, residual: str) -> int:
-    value = zlib.crc32(residual.encode()) if residual != "union" else 0
+def _described(loss: Any, model: tf_keras.Model) -> str:
+    """The losses with all their settings, and their factors where they are the compiled ones."""
+    factors = compiled_weights(model) if loss is None else ()
+    loss = getattr(model, "loss", None) if loss is None else loss
+    settings = [
+        tf_keras.losses.serialize(tf_keras.losses.get(each)) for each in tf.nest.flatten(loss)
+    ]
+    return f"{settings} {factors}"
+
+
+def _fingerprint(model: tf_keras.Model, data: Any, batch_size: int | None, computed: str) -> int:
+    value = zlib.crc32(computed.encode())
     for layer in find_prunable(model):
-        value = zlib.crc32(np.ascontiguousarray(layer.weight).tobytes(), value)
         value = zlib.crc32(layer.name.encode(), value)
+    for weight in model.weights:
+        value = zlib.crc32(np.ascontiguousarray(weight).tobytes(), value)
     for batch in HessianBatch(data, batch_size):
         value = zlib.crc32(str(batch.checksum()).encode(), value)
     return value

@@ -61,6 +61,10 @@ def test_the_callers_things_stay_as_they_are(model: tf_keras.Model) -> None:
         ({"probes": 2.5}, "probes must be"),
         ({"tolerance": 1.5}, "tolerance must be"),
         ({"batch_size": 0}, "batch_size must be"),
+        ({"batch_size": 2.5}, r"batch_size must be.*Received: 2\.5"),
+        ({"batch_size": True}, "batch_size must be"),
+        ({"loss": lambda y, p: tf.reduce_mean(p)}, r"one value an example.*Received: shape \(\)"),
+        ({"loss": "mse"}, r"labels must have the shape of the outputs.*\(10,\).*\(10, 4\)"),
         ({"seed": -1}, "seed must be"),
         ({"loss": "no_such_loss"}, "loss must be"),
         ({"loss": None, "model": residual_net()}, "loss must be given"),
@@ -231,6 +235,50 @@ def test_float16_takes_micro_batches_without_weight(model: tf_keras.Model, estim
     np.testing.assert_allclose(found, expected, rtol=0.02, atol=0.02 * np.abs(expected).max())
 
 
+def draw(seed: int) -> Any:
+    return tf_keras.initializers.RandomNormal(stddev=1.0, seed=seed)
+
+
+def saturated_net() -> tuple[tf_keras.Model, np.ndarray, np.ndarray]:
+    """Every example is so surely right that loss and curvature are zero; the inputs are large."""
+    rng = np.random.default_rng(0)
+    x = np.abs(rng.normal(size=(3, 6, 6, 2))).astype(np.float32) * 1000
+    inputs = layers.Input((6, 6, 2))
+    found = layers.Conv2D(3, 3, activation="relu", kernel_initializer=draw(1))(inputs)
+    found = layers.GlobalAveragePooling2D()(found)
+    model = tf_keras.Model(inputs, layers.Dense(4, kernel_initializer=draw(2))(found))
+    return model, x, np.argmax(model(x), axis=-1)
+
+
+def test_float16_ends_where_there_is_no_curvature() -> None:
+    model, x, y = saturated_net()
+    arguments: dict[str, Any] = {"probes": 1, "batch_size": 1}
+    with pytest.raises(FloatingPointError, match=r"float16 gives zero.*larger batch_size"):
+        ehap.rank_filters(model, (x, y), cross_entropy(), precision="fp16", **arguments)
+
+
+def test_a_loss_of_zero_is_right_in_float16() -> None:
+    model, x, y = saturated_net()
+    full, half = (
+        ehap.rank_filters(model, (x, y), cross_entropy(), "oracle", precision=p, batch_size=1)
+        for p in ("fp32", "fp16")
+    )
+    scale = joined(full).max()
+    np.testing.assert_allclose(joined(half), joined(full), rtol=0.01, atol=0.01 * scale)
+
+
+@pytest.mark.parametrize("compiled", [[3.0], {"classifier": 3.0}])
+def test_the_weight_of_a_compiled_loss_counts(compiled: Any) -> None:
+    model = residual_net()
+    model.compile("sgd", cross_entropy(), loss_weights=compiled)
+    for criterion in ("oracle", "obd", "taylor_fo"):
+        arguments: dict[str, Any] = {"criterion": criterion, "probes": 2}
+        plain = joined(ehap.rank_filters(model, examples(), cross_entropy(), **arguments))
+        weighted = joined(ehap.rank_filters(model, examples(), **arguments))
+        power = 2 if criterion == "taylor_fo" else 1
+        np.testing.assert_allclose(weighted, plain * 3.0**power, rtol=1e-9)
+
+
 def test_the_oracle_goes_on_from_its_checkpoint(
     model: tf_keras.Model, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -261,6 +309,32 @@ def test_the_oracle_goes_on_from_its_checkpoint(
     path.write_bytes(b"nonsense")
     with pytest.raises(CorruptFileError, match=r"oracle\.npz"):
         oracle_importance(model, data(), cross_entropy(), checkpoint=path)
+
+
+@pytest.mark.parametrize("changed", ["offset", "loss", "precision"])
+def test_the_oracle_refuses_a_checkpoint_of_something_else(
+    changed: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ehap_tf.sensitivity.oracle.SAVE_SECONDS", 0.0)
+    model, path = residual_net(dtype="float32"), tmp_path / "oracle.npz"
+    arguments: dict[str, Any] = {"loss": cross_entropy(), "checkpoint": path}
+
+    def stop(done: int, total: int, figures: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        oracle_importance(model, data(), progress=stop, **arguments)
+    if changed == "offset":
+        norm = next(x for x in model.layers if isinstance(x, layers.BatchNormalization))
+        norm.beta.assign_add([1.0, 2.0, 3.0])
+    elif changed == "loss":
+        arguments["loss"] = tf_keras.losses.SparseCategoricalCrossentropy(
+            from_logits=True, reduction="sum"
+        )
+    else:
+        arguments["precision"] = "bf16"
+    with pytest.raises(ValueError, match="same model, data, loss and precision"):
+        oracle_importance(model, data(), **arguments)
 
 
 REPLICAS = """
