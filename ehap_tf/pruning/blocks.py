@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from ehap_tf.progress import ProgressCallback, no_progress
 from ehap_tf.pruning.rebuild import Rebuilder
 from ehap_tf.sensitivity.batches import HessianBatch
 from ehap_tf.sensitivity.losses import resolve_loss
+from ehap_tf.sensitivity.network import Network
 from ehap_tf.sensitivity.several_outputs import join_outputs
 
 _ADDITIONS = ("__operators__.add", "math.add")
@@ -122,11 +123,13 @@ def rank_blocks(
     gates = tf.Variable(tf.ones([len(names)]), trainable=False)
     branches = {id(found[name].node): found[name].branch for name in names}
     gated = _WithGates(graph, branches, numbers, gates).rebuild(model)
+    batches = HessianBatch(data, batch_size)
+    skipped: frozenset[int] = frozenset()
     if len(model.outputs) == 1:
         resolved = resolve_loss(loss, model)
     else:
-        gated, resolved = join_outputs(gated, loss, model)
-    measured = _mean_loss(gated, resolved, HessianBatch(data, batch_size))
+        gated, resolved, skipped = join_outputs(gated, loss, model)
+    measured = _mean_loss(Network(gated, resolved, [], batches.examples, skipped), batches)
     order: dict[str, float] = {}
     done = 0
     while len(order) < count:
@@ -195,19 +198,16 @@ def _chosen(blocks: Iterable[str] | str, found: Mapping[str, _Block]) -> list[st
     return names
 
 
-def _mean_loss(model: tf_keras.Model, loss: Any, data: HessianBatch) -> Any:
+def _mean_loss(network: Network, data: HessianBatch) -> Callable[[], float]:
     @tf.function(reduce_retracing=True)
-    def total(x: Any, y: Any, weights: tf.Tensor) -> tf.Tensor:
-        values = tf.convert_to_tensor(loss.function(y, model(x, training=False)))
-        values = tf.reshape(values, [tf.shape(weights)[0], -1])
-        return tf.reduce_sum(tf.reduce_mean(tf.cast(values, tf.float32), 1) * weights)
+    def part(inputs: Any, labels: Any, weights: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
+        del first
+        return tf.reduce_sum(network.loss_values(labels, network.forward(inputs), weights))
+
+    share = sum(batch.weights.sum() for batch in data) / data.examples
 
     def mean() -> float:
-        sums = [
-            (float(total(b.inputs, b.labels, b.weights.astype(np.float32))), b.weights.sum())
-            for b in data
-        ]
-        return float(sum(s for s, _ in sums) / sum(w for _, w in sums))
+        return float(sum(float(part(*network.tensors(batch))) for batch in data) / share)
 
     return mean
 
