@@ -36,6 +36,7 @@ def run_graph(
     skipped: Collection[int] = (),
     prefix: str = "",
     before: Before | None = None,
+    training: bool = False,
 ) -> Any:
     """Computes a functional model in inference mode, node by node; nested models are opened.
 
@@ -46,16 +47,17 @@ def run_graph(
         skipped: `id()` of layers that hand on their input as it is.
         prefix: goes before the layers' names.
         before: changes the first argument of layers.
+        training: the model is nested in another and called in training mode there.
 
     Returns:
-        What `model(inputs, training=False)` returns.
+        What `model(inputs, training=training)` returns.
     """
     inputs = tf.nest.map_structure(tf.convert_to_tensor, inputs)
     values: dict[str, list[Any]] = {}
     usage = model._tensor_usage_count
     for x, y in zip(model.inputs, model._flatten_to_reference_inputs(inputs), strict=True):
         values[str(id(x))] = [model._conform_to_reference_input(y, ref_input=x)] * usage[str(id(x))]
-    folded = _folds(model)
+    folded = {} if training else _folds(model)
     absorbed = {id(node) for node in folded.values()}
     for depth in sorted(model._nodes_by_depth, reverse=True):
         for node in model._nodes_by_depth[depth]:
@@ -63,40 +65,74 @@ def run_graph(
                 continue
             layer, name = node.layer, prefix + node.layer.name
             args, kwargs = node.map_arguments(values)
+            trains = in_training(node, training)
             if before is not None and args and not isinstance(layer, tf_keras.Model):
-                args = (before(name, args[0]), *args[1:])
+                args = (_keep_mask(args[0], before(name, args[0])), *args[1:])
             if isinstance(layer, tf_keras.Model):
-                outputs = run_graph(layer, args[0], after, skipped, name + "/", before)
+                outputs = run_graph(layer, args[0], after, skipped, name + "/", before, trains)
             elif id(node) in absorbed or id(layer) in skipped:
                 outputs = args[0]
             elif id(node) in folded:
                 outputs = _folded_call(layer, folded[id(node)].layer, args[0])
+                outputs = _hand_on_mask(layer, args[0], outputs)
             else:
-                outputs = _call(layer, args, kwargs)
+                outputs = _call(layer, args, kwargs, trains)
             if after is not None and not isinstance(layer, tf_keras.Model):
-                outputs = after(name, outputs)
+                outputs = _keep_mask(outputs, after(name, outputs))
             for key, output in zip(node.flat_output_ids, tf.nest.flatten(outputs), strict=True):
                 values[key] = [output] * usage[key]
     flat = [values[str(id(x))].pop() for x in model.outputs]
     return tf.nest.pack_sequence_as(model._nested_outputs, flat)
 
 
-def _call(layer: tf_keras.layers.Layer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if _is_plain_batch_norm(layer) and not kwargs.get("training"):
-        scale, offset = batch_norm_coefficients(layer)
-        axis, rank = layer.axis[0], args[0].shape.rank
-        if axis != rank - 1:
-            shape = [-1 if i == axis else 1 for i in range(rank)]
-            scale, offset = tf.reshape(scale, shape), tf.reshape(offset, shape)
-        # In float32 also when the network computes in 16 bits.
-        return tf.cast(tf.cast(args[0], scale.dtype) * scale + offset, layer.compute_dtype)
+def in_training(node: Any, around: bool) -> bool:
+    """Whether a call is in training mode: as it says itself, else as the model around it is."""
+    given = node.layer._call_spec
+    arguments = ("training", node.call_args, node.call_kwargs, True)
+    own = given.get_arg_value(*arguments) if given.arg_was_passed(*arguments) else None
+    return around if own is None else bool(own)
+
+
+def _call(
+    layer: tf_keras.layers.Layer, args: tuple[Any, ...], kwargs: dict[str, Any], training: bool
+) -> Any:
     if getattr(layer, "_expects_training_arg", False):
-        kwargs = {**kwargs, "training": kwargs.get("training") or False}
-    if _is_plain_relu(layer):
-        return _relu(tf.cast(args[0], layer.compute_dtype))
-    if is_emulated(layer):
-        return emulated_call(layer, *args, **kwargs)
-    return layer(*args, **kwargs)
+        args, kwargs = layer._call_spec.set_arg_value("training", training, args, kwargs, True)
+    if _is_plain_batch_norm(layer) and not training:
+        outputs = _batch_norm(layer, args[0])
+    elif _is_plain_relu(layer):
+        outputs = _relu(tf.cast(args[0], layer.compute_dtype))
+    elif _is_nearest_upsampling(layer):
+        outputs = _repeated(layer, tf.cast(args[0], layer.compute_dtype))
+    elif is_emulated(layer):
+        outputs = emulated_call(layer, *args, **kwargs)
+    else:
+        return layer(*args, **kwargs)
+    return _hand_on_mask(layer, args[0], outputs)
+
+
+def _hand_on_mask(layer: tf_keras.layers.Layer, inputs: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+    """The outputs with the mask that Keras would have given them."""
+    return _keep_mask(inputs, outputs) if layer.supports_masking else outputs
+
+
+def _keep_mask(old: Any, new: Any) -> Any:
+    """What was made of some tensors, with their masks."""
+    for before, after in zip(tf.nest.flatten(old), tf.nest.flatten(new), strict=True):
+        mask = getattr(before, "_keras_mask", None)
+        if mask is not None:
+            after._keras_mask = mask
+    return new
+
+
+def _batch_norm(layer: tf_keras.layers.BatchNormalization, inputs: tf.Tensor) -> tf.Tensor:
+    scale, offset = batch_norm_coefficients(layer)
+    axis, rank = layer.axis[0], inputs.shape.rank
+    if axis != rank - 1:
+        shape = [-1 if i == axis else 1 for i in range(rank)]
+        scale, offset = tf.reshape(scale, shape), tf.reshape(offset, shape)
+    # In float32 also when the network computes in 16 bits.
+    return tf.cast(tf.cast(inputs, scale.dtype) * scale + offset, layer.compute_dtype)
 
 
 def batch_norm_coefficients(
@@ -138,6 +174,16 @@ def _relu(x: tf.Tensor) -> Any:
 def _where_positive(x: tf.Tensor, condition: tf.Tensor) -> Any:
     y = tf.raw_ops.ReluGrad(gradients=x, features=condition)
     return y, lambda upstream: (_where_positive(upstream, condition), None)
+
+
+def _is_nearest_upsampling(layer: tf_keras.layers.Layer) -> bool:
+    return type(layer) is tf_keras.layers.UpSampling2D and layer.interpolation == "nearest"
+
+
+def _repeated(layer: tf_keras.layers.UpSampling2D, inputs: tf.Tensor) -> tf.Tensor:
+    """Nearest upsampling; TensorFlow's own operation has no second derivative."""
+    rows, columns = (1, 2) if layer.data_format == "channels_last" else (2, 3)
+    return tf.repeat(tf.repeat(inputs, layer.size[0], rows), layer.size[1], columns)
 
 
 def _folded_call(
@@ -189,11 +235,13 @@ def _find_folds(model: tf_keras.Model) -> dict[int, Any]:
 
 
 def _is_foldable(layer: tf_keras.layers.Layer) -> bool:
-    # Subclasses may compute anything. A folded kernel may leave float16's range.
+    # Subclasses may compute anything. Causal padding is no part of the convolution itself. A folded
+    # kernel may leave float16's range.
     return (
         type(layer) in _FOLDABLE
         and layer.activation is tf_keras.activations.linear
         and getattr(layer, "data_format", "channels_last") == "channels_last"
+        and getattr(layer, "padding", "valid") != "causal"
         and layer.compute_dtype != "float16"
     )
 
@@ -202,7 +250,7 @@ def _can_absorb(node: Any, behind: Any) -> bool:
     layer = behind.layer
     return (
         _is_plain_batch_norm(layer)
-        and not behind.call_kwargs.get("training")
+        and not in_training(behind, False)
         and layer.axis[0] == node.outputs.shape.rank - 1
         and layer.variable_dtype == node.layer.variable_dtype
     )

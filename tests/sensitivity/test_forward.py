@@ -10,7 +10,7 @@ import tf_keras
 import ehap_tf as ehap
 from ehap_tf.models import clone_with_policy
 from ehap_tf.sensitivity.forward import run_graph
-from tests.sensitivity.networks import batch_norm, examples, residual_net
+from tests.sensitivity.networks import batch_norm, cross_entropy, examples, residual_net
 
 layers = tf_keras.layers
 
@@ -68,6 +68,68 @@ def test_batch_norm_options_and_axes() -> None:
     x = layers.Dropout(0.5, dtype="float64")(x)
     x = layers.Dense(4, dtype="float64")(x)
     assert_same(tf_keras.Model(inputs, batch_norm(x, 5)), examples()[0])
+
+
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_causal_convolutions_keep_their_padding(dilation: int) -> None:
+    inputs = layers.Input((10, 2), dtype="float64")
+    x = layers.Conv1D(3, 3, padding="causal", dilation_rate=dilation, dtype="float64")(inputs)
+    x = layers.ReLU(dtype="float64")(batch_norm(x, 1))
+    x = layers.Add(dtype="float64")([x, layers.Conv1D(3, 1, dtype="float64")(inputs)])
+    model = tf_keras.Model(inputs, layers.GlobalAveragePooling1D(dtype="float64")(x))
+    assert_same(model, np.random.default_rng(0).normal(size=(4, 10, 2)))
+
+
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+@pytest.mark.parametrize("dtype", ["float64", "float32", "mixed_bfloat16"])
+def test_nearest_upsampling_is_that_of_keras(data_format: str, dtype: str) -> None:
+    inputs = layers.Input((5, None, 7))
+    layer = layers.UpSampling2D((3, 2), data_format=data_format, dtype=dtype)
+    model = tf_keras.Model(inputs, layer(inputs))
+    x = np.random.default_rng(0).normal(size=(2, 5, 6, 7))
+    np.testing.assert_array_equal(run_graph(model, x), model(x))
+
+
+def masked_net(*steps: Any) -> tf_keras.Model:
+    """`steps` between an embedding that masks zeros and an average over what is not masked."""
+    inputs = layers.Input((8,), dtype="int32")
+    x = layers.Embedding(10, 4, mask_zero=True)(inputs)
+    for step in steps:
+        x = step(x)
+    return tf_keras.Model(inputs, layers.GlobalAveragePooling1D()(x))
+
+
+def masked_examples() -> np.ndarray:
+    x = np.random.default_rng(0).integers(0, 10, (4, 8))
+    x[:, 4:] = 0
+    return x
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [layers.Dense(3), layers.Activation("relu")],
+        [layers.Dense(3), layers.BatchNormalization(), layers.Activation("relu")],
+        [layers.Dropout(0.5), layers.BatchNormalization(), layers.ReLU()],
+        [layers.Conv1D(3, 3), layers.BatchNormalization(), layers.ReLU()],  # takes no mask
+        [tf_keras.Sequential([layers.Input((8, 4)), layers.Dense(3), layers.ReLU()])],
+    ],
+)
+def test_masks_are_handed_on(steps: list[Any]) -> None:
+    assert_same(masked_net(*steps), masked_examples(), rtol=1e-5, atol=1e-6)
+
+
+def test_masks_survive_what_changes_inputs_and_outputs() -> None:
+    model, x = masked_net(layers.Dense(3), layers.ReLU()), masked_examples()
+    doubled = run_graph(
+        model, x, lambda name, y: 2 * y if "dense" in name else y, before=lambda _, y: y + 0
+    )
+    np.testing.assert_allclose(doubled, 2 * model(x), rtol=1e-5)
+
+
+def test_masks_are_handed_on_by_dense_layers_in_float16() -> None:
+    model = clone_with_policy(masked_net(layers.Dense(3), layers.ReLU()), "mixed_float16")
+    assert_same(model, masked_examples(), rtol=1e-2, atol=1e-3)
 
 
 def test_nested_shared_and_sequential_models() -> None:
@@ -158,3 +220,43 @@ def test_a_layer_that_trains_at_inference_is_called_so() -> None:
     x = examples()[0].astype(np.float32)
     found = np.asarray(run_graph(model, x))
     np.testing.assert_allclose(found.mean(axis=(0, 1, 2)), 0, atol=1e-5)
+
+
+def noisy_block(training: bool | None = None) -> tf_keras.Model:
+    """Dropout, and a BatchNorm that could be folded; both called with `training`."""
+    inputs = layers.Input((6, 6, 2))
+    x = layers.BatchNormalization()(layers.Conv2D(3, 3)(inputs), training)
+    return tf_keras.Model(inputs, layers.Dropout(0.5)(x, training=training), name="block")
+
+
+@pytest.mark.parametrize("positional", [False, True])
+@pytest.mark.parametrize(
+    ("inner", "outer", "trains"),
+    [(None, True, True), (False, True, False), (True, None, True), (None, None, False)],
+)
+def test_a_nested_model_trains_where_it_is_called_so(
+    inner: bool | None, outer: bool | None, trains: bool, positional: bool
+) -> None:
+    block = noisy_block(inner)
+    inputs = layers.Input((6, 6, 2))
+    outputs = block(inputs, outer) if positional else block(inputs, training=outer)
+    model = tf_keras.Model(inputs, outputs)
+    x = examples()[0].astype(np.float32)
+    dropped = float(np.mean(np.asarray(model(x)) == 0))
+    assert (dropped > 0.3) == trains
+    found = np.asarray(run_graph(model, x))
+    assert np.mean(found == 0) == pytest.approx(dropped, abs=0.1)
+    if trains:
+        # BatchNorm divides by the deviation of what it is given; what is kept is doubled.
+        kept = [channel[channel != 0] for channel in np.moveaxis(found, -1, 0)]
+        np.testing.assert_allclose([channel.std() for channel in kept], 2, atol=0.3)
+    else:
+        assert_same(model, x, rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_in_a_nested_model_in_training_mode_is_noticed() -> None:
+    inputs = layers.Input((6, 6, 2))
+    x = layers.Flatten()(noisy_block()(inputs, training=True))
+    model = tf_keras.Model(inputs, layers.Dense(4)(x))
+    with pytest.raises(ValueError, match=r"random at inference.*differs is 'block/dropout"):
+        ehap.rank_filters(model, examples(), cross_entropy())
