@@ -59,6 +59,9 @@ def hutchinson_step(network: Network, directions: Directions) -> Step:
         `probes` are int32 probe numbers; `scales` holds the factors of the loss and of the probe,
         already divided out of `products`, shape (probes, filters). A micro-batch gives its part
         of the sum over the Hessian batch.
+
+    Raises:
+        ValueError: (the step) TensorFlow cannot differentiate an operation of the network twice.
     """
     kernels = network.kernels
     dtype = network.dtype
@@ -81,9 +84,12 @@ def hutchinson_step(network: Network, directions: Directions) -> Step:
             scaled = [
                 tf.cast(sign * probe_scale, k.dtype) for sign, k in zip(signs, kernels, strict=True)
             ]
-            hessian_signs = outer.gradient(
-                gradients, kernels, output_gradients=scaled, unconnected_gradients="zero"
-            )
+            try:
+                hessian_signs = outer.gradient(
+                    gradients, kernels, output_gradients=scaled, unconnected_gradients="zero"
+                )
+            except LookupError as error:
+                raise ValueError(_no_second_derivative(str(error), network, inputs)) from error
             sums = filter_sums(
                 [s * tf.cast(h, dtype) for s, h in zip(signs, hessian_signs, strict=True)],
                 network.layers,
@@ -103,3 +109,15 @@ def hutchinson_step(network: Network, directions: Directions) -> Step:
         return products.stack(), finite
 
     return step
+
+
+def _no_second_derivative(error: str, network: Network, inputs: Any) -> str:
+    """A message for TensorFlow's "gradient registry has no entry for: ResizeBicubicGrad"."""
+    gradient = error.rpartition(" ")[2]
+    graph = tf.function(network.forward, autograph=False).get_concrete_function(inputs).graph
+    names = [o.name for o in graph.get_operations() if gradient.startswith(o.type)]
+    return (
+        "this estimator needs second derivatives of every layer. Received: a model with "
+        f"{', '.join(map(repr, names)) or 'an operation'} (layer/operation), where TensorFlow has "
+        f"none of {gradient}; use estimator='gauss_newton'"
+    )

@@ -218,6 +218,46 @@ def test_the_variance_of_a_sketch_is_that_of_a_quadratic_form_of_signs() -> None
     np.testing.assert_allclose(found, expected, rtol=0.25)
 
 
+def upsampling_net(interpolation: str) -> tf_keras.Model:
+    tf_keras.utils.set_random_seed(0)
+    x = inputs = layers.Input((6, 6, 2), dtype="float64")
+    x = layers.Conv2D(2, 3, activation="tanh", dtype="float64")(x)
+    x = layers.UpSampling2D(interpolation=interpolation, name="larger", dtype="float64")(x)
+    x = layers.Conv2D(2, 3, strides=2, activation="tanh", dtype="float64")(x)
+    x = layers.GlobalAveragePooling2D(dtype="float64")(x)
+    return tf_keras.Model(inputs, layers.Dense(CLASSES, dtype="float64")(x))
+
+
+def test_nearest_upsampling_has_second_derivatives() -> None:
+    model, (x, y) = upsampling_net("nearest"), examples()
+    scores = rank(model, estimator="exact")
+    assert scores.provenance.notes == ("one product a weight",)
+    # One kernel entry after the other, by differences of Keras's own gradients.
+    expected, step = [], 1e-5
+    for layer in (layer for layer in model.layers if hasattr(layer, "kernel")):
+        start, diagonal = layer.kernel.numpy(), np.zeros(layer.kernel.shape)
+        for index in np.ndindex(*start.shape):
+            gradients = []
+            for sign in (1, -1):
+                moved = start.copy()
+                moved[index] += sign * step
+                layer.kernel.assign(moved)
+                with tf.GradientTape() as tape:
+                    loss = cross_entropy()(y, model(x, training=False))
+                gradients.append(tape.gradient(loss, layer.kernel).numpy()[index])
+            diagonal[index] = (gradients[0] - gradients[1]) / (2 * step)
+        layer.kernel.assign(start)
+        expected.append(diagonal.reshape(-1, start.shape[-1]).sum(axis=0))
+    np.testing.assert_allclose(joined(scores.trace), np.concatenate(expected), rtol=1e-6, atol=1e-8)
+
+
+def test_a_layer_without_second_derivatives_is_named() -> None:
+    model = upsampling_net("bicubic")
+    with pytest.raises(ValueError, match=r"'larger/resize/ResizeBicubic'.*use estimator='gauss_n"):
+        rank(model, probes=2, estimator="hutchinson")
+    assert np.isfinite(joined(rank(model, probes=2, estimator="gauss_newton"))).all()
+
+
 def test_a_batch_norm_in_training_mode_is_not_linear() -> None:
     inputs = layers.Input((6, 6, 2))
     x = layers.Conv2D(3, 3)(inputs)
