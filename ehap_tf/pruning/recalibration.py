@@ -104,6 +104,8 @@ class _Sums:
         """Gives the BatchNorm the averages, and its own momentum."""
         del self._norm.call  # the method of the class shows again
         self._norm.momentum = self._momentum
+        if not self._calls.numpy():
+            return  # inside a layer that does not use it
         for statistic, total in zip(self._statistics, self._totals, strict=True):
             statistic.assign(tf.cast(total / self._calls, statistic.dtype))
 

@@ -94,3 +94,21 @@ def test_stochastic_depth_is_off_and_comes_back():
 def test_images_of_another_size_are_refused():
     with pytest.raises(ValueError, match=r"\(None, 4, 4, 3\). Received: .*\(8, 4, 5, 3\)"):
         recalibrate(net(), (np.zeros((8, 4, 5, 3)), np.zeros(8)))
+
+
+class Unused(layers.Layer):
+    """Holds a BatchNorm that it does not call."""
+
+    def build(self, shape):
+        self.norm = layers.BatchNormalization()
+        self.norm.build(shape)
+
+    def call(self, inputs):
+        return inputs
+
+
+def test_a_norm_that_is_not_called_keeps_its_statistics():
+    inputs = layers.Input((4, 4, 3))
+    model = tf_keras.Model(inputs, Unused(name="unused")(inputs))
+    copy = recalibrate(model, (np.ones((8, 4, 4, 3), np.float32), np.zeros(8)))
+    np.testing.assert_array_equal(copy.get_layer("unused").norm.moving_variance, np.ones(3))
