@@ -15,6 +15,8 @@ from tensorflow_model_optimization.quantization.keras import quantizers
 MOVING_AVERAGE_DECAY = 0.99
 SMALLEST_RANGE = 1e-4
 """Of an activation: a tensor that is always zero still needs a scale that is not."""
+SMALLEST_LIMIT = 1e-20
+"""Of weights: float32 has no reciprocal of a scale near 1e-38, nor of its product with others."""
 
 
 class EhapWeightQuantizer(quantizers.Quantizer):
@@ -80,13 +82,14 @@ def from_channels_last(values: tf.Tensor, grouping: str, shape: Any) -> tf.Tenso
 def weight_limits(values: tf.Tensor, grouping: str) -> tf.Tensor:
     """The largest magnitude of each scale group: a vector, or a scalar for "tensor".
 
-    A group of zeros gets the limit 1 (any would do; a zero scale would not). The others are a
-    millionth larger than the largest weight, because rounding inside the fake-quantization
-    operator would otherwise leave that weight just outside the range, without a gradient.
+    A group of zeros, or all but zeros, gets the limit 1 (any would do; a scale near zero would
+    not). The others are a millionth larger than the largest weight, because rounding inside the
+    fake-quantization operator would otherwise leave that weight just outside the range, without a
+    gradient.
     """
     axes = None if grouping == "tensor" else list(range(len(values.shape) - 1))
     largest = tf.stop_gradient(tf.reduce_max(tf.abs(values), axis=axes))
-    return tf.where(largest > 0.0, largest * (1.0 + 1e-6), tf.ones_like(largest))
+    return tf.where(largest > SMALLEST_LIMIT, largest * (1.0 + 1e-6), tf.ones_like(largest))
 
 
 def fake_quantize_symmetric(values: tf.Tensor, limits: tf.Tensor, bits: int) -> tf.Tensor:
@@ -176,7 +179,7 @@ def activation_range(values: tf.Tensor, percentile: float) -> tuple[tf.Tensor, t
     if percentile >= 100.0:
         low, high = tf.reduce_min(flat), tf.reduce_max(flat)
     else:
-        share = 1.0 - percentile / 100.0
+        share = (1.0 - percentile / 100.0) / 2.0  # At each end.
         clipped = tf.cast(tf.cast(tf.size(flat), tf.float32) * share, tf.int32)
         low = -tf.math.top_k(-flat, clipped + 1).values[-1]
         high = tf.math.top_k(flat, clipped + 1).values[-1]

@@ -55,6 +55,15 @@ def test_zero_weights_stay_zero():
     assert quantized[..., 1].any()
 
 
+@pytest.mark.parametrize("size", [1e-25, 1e-37, 1e-40])
+def test_a_filter_that_is_all_but_zero_becomes_zeros(size):
+    kernel = np.random.default_rng(0).standard_normal((3, 3, 2, 4)).astype(np.float32)
+    kernel[..., 1] *= size
+    quantized = EhapWeightQuantizer()(tf.constant(kernel), False, {}).numpy()
+    assert not quantized[..., 1].any()
+    np.testing.assert_allclose(quantized, kernel, atol=0.51 * np.abs(kernel).max() / 127)
+
+
 @pytest.mark.parametrize("grouping", ["channel", "depthwise", "tensor"])
 def test_weight_gradient_is_straight_through(grouping):
     kernel = tf.Variable(np.random.default_rng(0).standard_normal((3, 3, 4, 5)).astype(np.float32))
@@ -133,10 +142,18 @@ def test_activation_gradient_stops_outside_the_range():
 def test_percentile_clips_both_ends():
     values = np.random.default_rng(0).permutation(np.arange(-1000, 1001)).astype(np.float32)
     low, high = activation_range(tf.constant(values), 99.0)
-    assert abs(float(low) + 980) <= 1
-    assert abs(float(high) - 980) <= 1
+    assert abs(float(low) + 990) <= 1
+    assert abs(float(high) - 990) <= 1
     low, high = activation_range(tf.constant(values), 100.0)
     assert (float(low), float(high)) == (-1000.0, 1000.0)
+
+
+@pytest.mark.parametrize("percentile", [99.0, 90.0])
+def test_percentile_is_the_share_that_the_range_holds(percentile):
+    values = np.random.default_rng(0).standard_normal(100_000).astype(np.float32)
+    low, high = activation_range(tf.constant(values), percentile)
+    held = np.mean((values >= low.numpy()) & (values <= high.numpy()))
+    assert 100.0 * held == pytest.approx(percentile, abs=0.01)
 
 
 def test_fixed_range_is_that_of_the_softmax_kernel():
