@@ -27,8 +27,8 @@ class EhapQuantizeWrapper(QuantizeWrapperV2):
     TFMOT's puts a layer's quantized weights on the list of trainable ones whatever the layer says,
     lists others once or twice, depending on whether the layer was built before it, and both for a
     frozen BatchNorm: files do not load back. Here each weight is listed once, in the same order
-    after loading, and those of a layer that is not trainable do not train. A BatchNorm's gamma and
-    beta do: only its statistics freeze, see `freeze_batch_norm`.
+    after loading, and those of a layer that is not trainable do not train. Gamma and beta of a
+    BatchNorm that `freeze_batch_norm` froze do, the wrapper being trainable still.
     """
 
     _trainable_norm = False
@@ -42,9 +42,19 @@ class EhapQuantizeWrapper(QuantizeWrapperV2):
         self._trainable_norm = is_norm and self.layer.trainable
 
     @property
+    def trainable(self) -> bool:
+        """Whether the layer inside is trainable; setting it sets both."""
+        return self.layer.trainable
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        self.layer.trainable = value
+        self._trainable = value
+
+    @property
     def trainable_weights(self) -> list[tf.Variable]:
         """What an optimizer may change."""
-        if self._trainable_norm:
+        if self._trainable_norm and self._trainable:
             return list(self.layer._trainable_weights)
         return super().trainable_weights if self.layer.trainable else []
 

@@ -14,8 +14,10 @@ from ehap_tf.quantization import (
     FreezeBatchNorm,
     calibrate,
     freeze_batch_norm,
+    load_qat,
     quantization_scope,
     quantize,
+    save_qat,
 )
 from tests.quantization.nets import build, images, layers, randomize
 
@@ -122,6 +124,22 @@ def test_layers_that_are_not_trainable_do_not_train():
     names = [weight.name for weight in qat.trainable_variables]
     assert not any("dense" in name or "normalization" in name for name in names)
     assert any("conv2d" in name for name in names)
+
+
+@pytest.mark.parametrize("suffix", ["h5", "keras"])
+def test_a_batch_norm_can_be_frozen_after_quantize(suffix, tmp_path):
+    """All of it, unlike by `freeze_batch_norm`."""
+    qat = quantize(build("union_block"), representative_data=(images(),))
+    (norm, *_) = (layer for layer in qat.layers if "norm" in layer.name)
+    variables = len(qat.trainable_variables)
+    norm.trainable = False
+    assert norm.trainable_variables == []
+    assert len(qat.trainable_variables) == variables - 2
+    save_qat(qat, tmp_path / f"qat.{suffix}")
+    loaded = load_qat(tmp_path / f"qat.{suffix}")
+    assert len(loaded.trainable_variables) == variables - 2
+    norm.trainable = True
+    assert len(qat.trainable_variables) == variables
 
 
 def test_training_lowers_the_loss():
