@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,10 @@ from ehap_tf.quantization.folding import fold
 from ehap_tf.quantization.integer_graph import IntegerGraph
 from ehap_tf.quantization.kinds import layer_kind
 from ehap_tf.quantization.registry import KERNELS
-from ehap_tf.quantization.wrappers import training_forward, unwrapped
+from ehap_tf.quantization.wrappers import require_qat, training_forward, unwrapped
 
 
-def reestimate_batch_norm(qat: tf_keras.Model, batches: Iterable[np.ndarray]) -> None:
+def reestimate_batch_norm(qat: tf_keras.Model, batches: Iterable[Sequence[np.ndarray]]) -> None:
     """Averages BatchNorm's statistics over batches of the quantized network, in place.
 
     Rounding shifts and spreads what reaches a BatchNorm; its statistics of the float network no
@@ -25,7 +25,7 @@ def reestimate_batch_norm(qat: tf_keras.Model, batches: Iterable[np.ndarray]) ->
 
     Args:
         qat: a model from `quantize`.
-        batches: inputs, each large enough for statistics of its own.
+        batches: one array for each input, each large enough for statistics of its own.
     """
     norms = [norm for norm in batch_norms(qat) if norm.trainable]
     if not norms:
@@ -37,7 +37,7 @@ def reestimate_batch_norm(qat: tf_keras.Model, batches: Iterable[np.ndarray]) ->
         forward = training_forward(qat)
         history = []
         for x in batches:
-            forward(tf.constant(x))
+            forward([tf.constant(array) for array in x])
             history.append([s.numpy() for norm in norms for s in _statistics(norm)])
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
@@ -47,7 +47,9 @@ def reestimate_batch_norm(qat: tf_keras.Model, batches: Iterable[np.ndarray]) ->
         variable.assign(np.mean(values, axis=0))
 
 
-def correct_biases(qat: tf_keras.Model, batches: Iterable[np.ndarray]) -> tuple[str, ...]:
+def correct_biases(
+    qat: tf_keras.Model, batches: Iterable[np.ndarray | Sequence[np.ndarray]]
+) -> tuple[str, ...]:
     """Takes out the mean error that rounding the kernels adds to each output channel, in place.
 
     For a layer with kernel W, rounded to Q, the correction of an output channel is the mean of
@@ -57,7 +59,7 @@ def correct_biases(qat: tf_keras.Model, batches: Iterable[np.ndarray]) -> tuple[
 
     Args:
         qat: a calibrated model from `quantize`.
-        batches: inputs.
+        batches: inputs; a sequence of arrays where the model has several.
 
     Returns:
         The layers that could not be corrected, having neither a bias nor a BatchNorm.
@@ -81,8 +83,9 @@ def correct_biases(qat: tf_keras.Model, batches: Iterable[np.ndarray]) -> tuple[
 
     graph = IntegerGraph(qat, observe=measure)
     for x in batches:
-        graph([tf.constant(x)])
-        examples += len(x)
+        arrays = tf.nest.flatten(x)
+        graph([tf.constant(array) for array in arrays])
+        examples += len(arrays[0])
     skipped = []
     for name, total in sums.items():
         correction = np.asarray(total / examples)
@@ -101,7 +104,12 @@ def round_biases(qat: tf_keras.Model) -> None:
 
     Args:
         qat: a calibrated or trained model from `quantize`.
+
+    Raises:
+        TypeError: `qat` does not come from `quantize`.
+        ValueError: it has not seen data.
     """
+    require_qat(qat)
     graph = IntegerGraph(qat)
     graph([tf.zeros((1, *tensor.shape[1:])) for tensor in qat.inputs])
     for name in graph.stored:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import tensorflow as tf
 
 from ehap_tf.data import as_dataset
 from ehap_tf.progress import ProgressCallback, no_progress
-from ehap_tf.quantization.tflite_file import TensorSpec, open_interpreter, tensor_spec
+from ehap_tf.quantization.tflite_file import TensorSpec, open_interpreter, signature, tensor_spec
 
 LARGEST_SHARE_OUTSIDE = 0.5
 """Of input values beyond the range of the file's integers; calibration leaves a percent or so."""
@@ -28,6 +29,10 @@ class TFLiteModel:
         path: of a file that takes one example at a time.
         threads: of the interpreter.
 
+    Attributes:
+        inputs: the inputs by name.
+        outputs: the outputs in the model's order.
+
     Raises:
         FileNotFoundError: there is no such file.
         CorruptFileError: the file is truncated, or no TFLite file.
@@ -35,37 +40,66 @@ class TFLiteModel:
 
     def __init__(self, path: str | os.PathLike[str], threads: int = 1) -> None:
         self._interpreter = open_interpreter(path, threads)
-        input_details = self._interpreter.get_input_details()[0]
-        output_details = self._interpreter.get_output_details()[0]
-        self._input_index = input_details["index"]
-        self._output_index = output_details["index"]
-        self.input = tensor_spec(input_details)
-        self.output = tensor_spec(output_details)
+        inputs, outputs = signature(self._interpreter)
+        self.inputs = {name: tensor_spec(details) for name, details in inputs.items()}
+        self.outputs = [tensor_spec(details) for details in outputs]
+        self._input_indices = [details["index"] for details in inputs.values()]
+        self._output_indices = [details["index"] for details in outputs]
 
-    def __call__(self, examples: np.ndarray) -> np.ndarray:
+    def __call__(self, examples: np.ndarray | Mapping[str, np.ndarray]) -> Any:
         """Returns the outputs for a batch of examples, float32, computed one by one.
 
         Args:
-            examples: float, (batch, ...), preprocessed as for the float model.
+            examples: float, (batch, ...), preprocessed as for the float model; for a file with
+                several inputs such arrays by the inputs' names.
+
+        Returns:
+            An array; for a file with several outputs a list of arrays, in the model's order.
 
         Raises:
-            ValueError: the examples have another shape than the file takes.
+            ValueError: the examples are not what the file takes: other inputs, or another shape.
         """
-        if examples.shape[1:] != self.input.shape[1:]:
-            raise ValueError(
-                f"the file takes inputs of shape {self.input.shape[1:]}. Received: examples of "
-                f"shape {examples.shape[1:]}"
-            )
-        outputs = [self._run(example) for example in to_integers(examples, self.input)]
-        return from_integers(np.stack(outputs), self.output)
+        examples = self.by_name(examples)
+        for name, spec in self.inputs.items():
+            if examples[name].shape[1:] != spec.shape[1:]:
+                raise ValueError(
+                    f"the file takes inputs of shape {spec.shape[1:]}. Received: examples of "
+                    f"shape {examples[name].shape[1:]}"
+                )
+        integers = [to_integers(examples[name], spec) for name, spec in self.inputs.items()]
+        rows = [self._run(*example) for example in zip(*integers, strict=True)]
+        outputs = [
+            from_integers(np.stack(column), spec)
+            for column, spec in zip(zip(*rows, strict=True), self.outputs, strict=True)
+        ]
+        return outputs[0] if len(outputs) == 1 else outputs
 
-    def _run(self, example: np.ndarray) -> np.ndarray:
-        self._interpreter.set_tensor(self._input_index, example[None])
+    def by_name(self, examples: Any) -> dict[str, np.ndarray]:
+        """Returns the arrays of `examples` by the names of the file's inputs.
+
+        Raises:
+            ValueError: the examples are those of other inputs.
+        """
+        if len(self.inputs) == 1 and not isinstance(examples, Mapping):
+            examples = dict.fromkeys(self.inputs, examples)
+        if not isinstance(examples, Mapping) or set(examples) != set(self.inputs):
+            received = (
+                sorted(examples) if isinstance(examples, Mapping) else type(examples).__name__
+            )
+            raise ValueError(
+                "the file does not keep the order of its inputs: give a dict of arrays with the "
+                f"keys {sorted(self.inputs)}. Received: {received}"
+            )
+        return {name: np.asarray(array, np.float32) for name, array in examples.items()}
+
+    def _run(self, *example: np.ndarray) -> list[np.ndarray]:
+        for index, value in zip(self._input_indices, example, strict=True):
+            self._interpreter.set_tensor(index, value[None])
         self._interpreter.invoke()
-        return self._interpreter.get_tensor(self._output_index)[0]
+        return [self._interpreter.get_tensor(index)[0] for index in self._output_indices]
 
     def run_once(self) -> None:
-        """Runs the file on whatever its input holds."""
+        """Runs the file on whatever its inputs hold."""
         self._interpreter.invoke()
 
 
@@ -85,11 +119,32 @@ def from_integers(integers: np.ndarray, spec: TensorSpec) -> np.ndarray:
     return ((integers.astype(np.float32) - spec.zero_point) * spec.scale).astype(np.float32)
 
 
+def classes(outputs: np.ndarray, threshold: float | None = None) -> np.ndarray:
+    """The classes that outputs stand for, as a vector: each the index of the largest output.
+
+    Args:
+        outputs: (batch, ..., outputs).
+        threshold: above which a single output means class 1 instead of 0.
+
+    Raises:
+        ValueError: there is a single output and no threshold.
+    """
+    if outputs.shape[-1] > 1:
+        return np.ravel(outputs.argmax(axis=-1))
+    if threshold is None:
+        raise ValueError(
+            "threshold is needed for a model with a single output, which has no largest one: 0.5 "
+            "for a probability (a sigmoid), 0.0 for a logit. Received: None"
+        )
+    return np.ravel(outputs > threshold).astype(np.int64)
+
+
 def evaluate_tflite(
     path: str | os.PathLike[str],
     data: Any,
     *,
     threads: int = 1,
+    threshold: float | None = None,
     progress: ProgressCallback = no_progress,
 ) -> float:
     """Top-1 accuracy of a TFLite file.
@@ -98,32 +153,42 @@ def evaluate_tflite(
         path: of the file.
         data: `(x, y)` arrays or a batched `tf.data.Dataset` of (inputs, labels): float inputs,
             preprocessed as for the float model (the file's own scale and zero point turn them into
-            integers), and class labels, integer or one-hot.
+            integers), and class labels, integer or one-hot. Several inputs are a dict.
         threads: of the interpreter.
+        threshold: of a classifier with a single output, which must be given one: its class is 1
+            above it, 0.5 for a probability and 0.0 for a logit.
         progress: called as `progress(examples_done, examples, {"accuracy": so_far})`; the number
             of examples is 0 when the dataset does not tell.
 
     Returns:
-        The share of examples whose largest output is their label, in [0, 1].
+        The share of examples whose class, that of the largest output, is their label, in [0, 1].
 
     Raises:
         FileNotFoundError: there is no such file.
         CorruptFileError: the file is truncated, or no TFLite file.
         ValueError: the inputs have another shape or another range of values than the file takes,
-            or there are none.
+            or there are none; the file has several outputs, or a single one without a threshold.
     """
     model = TFLiteModel(path, threads)
-    correct = done = 0
+    if len(model.outputs) != 1:
+        raise ValueError(
+            f"the file must have one output to be scored. Received: {len(model.outputs)} outputs. "
+            "Call TFLiteModel(path) and score each of what it returns."
+        )
+    correct = scored = done = 0
     total = _number_of_examples(data)
     for x, y in as_dataset(data):
-        x = np.asarray(x, np.float32)
-        outputs = model(x).reshape(len(x), -1)
+        examples = model.by_name(x)
+        outputs = model(examples)
+        predictions = classes(outputs, threshold)
         if not done:
-            _check_range(x, model.input)
-        correct += int((outputs.argmax(axis=1) == _check_labels(np.asarray(y), outputs)).sum())
-        done += len(x)
-        progress(done, total, {"accuracy": correct / done})
-    return correct / done
+            for name, spec in model.inputs.items():
+                _check_range(examples[name], spec)
+        correct += int((predictions == _check_labels(np.asarray(y), outputs)).sum())
+        scored += len(predictions)
+        done += len(y)
+        progress(done, total, {"accuracy": correct / scored})
+    return correct / scored
 
 
 def measure_latency_ms(path: str | os.PathLike[str], threads: int = 1, runs: int = 200) -> float:
@@ -143,8 +208,8 @@ def measure_latency_ms(path: str | os.PathLike[str], threads: int = 1, runs: int
         if value < 1:
             raise ValueError(f"{name} must be at least 1. Received: {value!r}")
     model = TFLiteModel(path, threads)
-    shape = (1, *model.input.shape[1:])
-    model(np.random.default_rng(0).standard_normal(shape).astype(np.float32))
+    noise = np.random.default_rng(0)
+    model({name: noise.standard_normal(spec.shape) for name, spec in model.inputs.items()})
     until = time.perf_counter() + WARM_UP_SECONDS
     while time.perf_counter() < until:
         model.run_once()
@@ -157,7 +222,7 @@ def measure_latency_ms(path: str | os.PathLike[str], threads: int = 1, runs: int
 
 
 def _number_of_examples(data: Any) -> int:
-    return 0 if isinstance(data, tf.data.Dataset) else len(data[0])
+    return 0 if isinstance(data, tf.data.Dataset) else len(data[1])
 
 
 def _check_range(x: np.ndarray, spec: TensorSpec) -> None:
@@ -177,12 +242,12 @@ def _check_range(x: np.ndarray, spec: TensorSpec) -> None:
 
 
 def _check_labels(y: np.ndarray, outputs: np.ndarray) -> np.ndarray:
-    if y.shape == outputs.shape and y.shape[1] > 1:
-        return y.argmax(axis=1)
+    if y.shape == outputs.shape and y.shape[-1] > 1:
+        return np.ravel(y.argmax(axis=-1))
     labels = np.ravel(y)
-    if len(labels) != len(outputs):
+    if len(labels) * outputs.shape[-1] != outputs.size:
         raise ValueError(
             "labels must be one class number for each example, or one-hot. Received: labels of "
-            f"shape {y.shape} for {len(outputs)} examples and {outputs.shape[1]} outputs"
+            f"shape {y.shape} for outputs of shape {outputs.shape}"
         )
     return labels

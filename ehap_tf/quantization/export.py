@@ -17,14 +17,17 @@ import tensorflow as tf
 import tf_keras
 
 from ehap_tf.files import atomic_path
+from ehap_tf.models import kept_random_state
 from ehap_tf.models.keras3 import either_keras
 from ehap_tf.quantization.canonical import canonical_model
 from ehap_tf.quantization.correction import round_biases
-from ehap_tf.quantization.evaluate import TFLiteModel
-from ehap_tf.quantization.inputs import input_batches
-from ehap_tf.quantization.integer_graph import IntegerGraph
+from ehap_tf.quantization.evaluate import TFLiteModel, classes
+from ehap_tf.quantization.graph import walk
+from ehap_tf.quantization.inputs import input_batches, input_names
+from ehap_tf.quantization.integer_graph import IntegerGraph, output_step
 from ehap_tf.quantization.metadata import Normalization, write_metadata
 from ehap_tf.quantization.tflite_file import TFLiteFile, inspect_tflite
+from ehap_tf.quantization.wrappers import require_qat
 
 LARGEST_DIFFERENCE = 10.0
 """Mean distance of a file's outputs from its model's, in steps of the output: rounding the other
@@ -66,11 +69,13 @@ def export_tflite(
 
     Raises:
         OSError: the path cannot be written (noticed before converting).
+        TypeError: `qat` does not come from `quantize`.
         ValueError: the model has not seen data; the file holds float operators, or computes
             something else than the model; `data` is empty or of another shape.
     """
     if io_dtype not in IO_DTYPES:
         raise ValueError(f"io_dtype must be one of {tuple(IO_DTYPES)}. Received: {io_dtype!r}")
+    require_qat(qat)
     outputs = qat.outputs[0].shape[-1]
     if labels is not None and len(labels) != outputs:
         raise ValueError(f"labels must name the {outputs} outputs. Received: {len(labels)} names")
@@ -91,31 +96,28 @@ def export_tflite(
             )
         if data is not None:
             file = _compared(file, qat, data)
-    file = dataclasses.replace(file, path=pathlib.Path(path))
-    write_metadata(file, normalization, labels)
-    return file
+        write_metadata(file, path, normalization, labels)
+    return dataclasses.replace(file, path=pathlib.Path(path))
 
 
 def _compared(file: TFLiteFile, qat: tf_keras.Model, data: Any) -> TFLiteFile:
     """Adds to `file` how far its outputs are from those of `qat`.
 
     Raises:
-        ValueError: too far; `data` is empty; the model has several inputs or outputs.
+        ValueError: too far; `data` is empty; the model has several outputs.
     """
-    if len(qat.inputs) != 1 or len(qat.outputs) != 1:
+    if len(qat.outputs) != 1:
         raise ValueError(
-            "data can be compared for a model with one input and one output. Received: "
-            f"{len(qat.inputs)} inputs and {len(qat.outputs)} outputs"
+            "data can be compared for a model with one output. Received: "
+            f"{len(qat.outputs)} outputs"
         )
-    integer = TFLiteModel(file.path)
+    integer, names = TFLiteModel(file.path), input_names(qat)
     pairs = [
-        (integer(x), np.asarray(qat(x, training=False)))
-        for x in input_batches(data, COMPARED_BATCHES)
+        (integer(dict(zip(names, x, strict=True))), np.asarray(qat(x, training=False)))
+        for x in input_batches(qat, data, COMPARED_BATCHES)
     ]
-    if not pairs:
-        raise ValueError("data is empty.")
     received, expected = (np.concatenate(side) for side in zip(*pairs, strict=True))
-    difference = float(np.abs(received - expected).mean() / (file.output.scale or 1.0))
+    difference = float(np.abs(received - expected).mean() / output_step(qat))
     if difference > LARGEST_DIFFERENCE:
         raise ValueError(
             "the file's outputs must be those of the QAT model, up to "
@@ -123,10 +125,13 @@ def _compared(file: TFLiteFile, qat: tf_keras.Model, data: Any) -> TFLiteFile:
             f"steps. One of the operators {', '.join(file.operators)} computes something else in "
             "integers; please report it with the model."
         )
-    same = received.argmax(axis=-1) == expected.argmax(axis=-1)
-    return dataclasses.replace(file, difference=difference, agreement=float(same.mean()))
+    agreement = None
+    if expected.shape[-1] > 1:
+        agreement = float(np.mean(classes(received) == classes(expected)))
+    return dataclasses.replace(file, difference=difference, agreement=agreement)
 
 
+@kept_random_state()
 @either_keras()
 def export_float_tflite(model: tf_keras.Model, path: str | os.PathLike[str]) -> TFLiteFile:
     """Writes a float model as a float32 TFLite file with a batch of one, the INT8 file's yardstick.
@@ -149,8 +154,8 @@ def _converter(model: tf_keras.Model, graph: Any) -> Any:
     module.run = tf.function(
         lambda *inputs: graph(list(inputs)),
         input_signature=[
-            tf.TensorSpec((1, *tensor.shape[1:]), tf.float32, name=tensor._keras_history.layer.name)
-            for tensor in model.inputs
+            tf.TensorSpec((1, *tensor.shape[1:]), tf.float32, name=name)
+            for name, tensor in zip(input_names(model), model.inputs, strict=True)
         ],
         autograph=False,
     )

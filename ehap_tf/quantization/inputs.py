@@ -2,30 +2,91 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+import tf_keras
 
 LARGEST_BATCH = 128
 
 
-def input_batches(data: Any, count: int) -> Iterator[np.ndarray]:
-    """The first batches of inputs, float32, without labels.
+def input_names(model: tf_keras.Model) -> list[str]:
+    """The names of the inputs in the model's order: the keys of its dict, or its input layers'."""
+    nested = getattr(model, "_nested_inputs", None)
+    if isinstance(nested, dict):
+        return sorted(nested)
+    return [tensor._keras_history.layer.name for tensor in model.inputs]
+
+
+def input_arrays(model: tf_keras.Model, x: Any, what: str = "data") -> list[np.ndarray]:
+    """Returns one array for each input of `model`, in its order.
 
     Args:
-        data: `(x, y)` or `(x,)` arrays, or a batched `tf.data.Dataset` of inputs or of (inputs,
-            labels).
-        count: how many at most; arrays are cut into that many batches of at most 128 examples.
+        model: a functional model.
+        x: one array, or for several inputs a list of them in the model's order or a dict.
+        what: the argument's name, for the message.
+
+    Raises:
+        ValueError: `x` holds other inputs than the model takes.
     """
+    names = input_names(model)
+    if isinstance(x, Mapping):
+        parts = [x[name] for name in names if name in x]
+    elif len(names) == 1:
+        parts = [x]
+    else:
+        parts = list(x) if isinstance(x, tuple | list) else [x]
+    if len(parts) != len(names):
+        received = f"the inputs {', '.join(x)}" if isinstance(x, Mapping) else f"{len(parts)}"
+        raise ValueError(
+            f"{what} must hold (inputs, labels) with the {len(names)} inputs {', '.join(names)}, "
+            f"in this order or as a dict. Received: {received}"
+        )
+    return [np.asarray(part) for part in parts]
+
+
+def input_batches(
+    model: tf_keras.Model, data: Any, count: int, what: str = "data"
+) -> Iterator[list[np.ndarray]]:
+    """The first batches of inputs, float32, without labels: one array for each input of `model`.
+
+    Args:
+        model: that the inputs are for.
+        data: `(x, y)` or `(x,)` arrays, or a batched `tf.data.Dataset` of inputs or of (inputs,
+            labels); several inputs as for `input_arrays`.
+        count: how many at most; arrays are cut into that many batches of at most 128 examples.
+        what: the argument's name, for the messages.
+
+    Raises:
+        ValueError: the data is empty, of the wrong shape, or not finite.
+    """
+    empty = True
+    for batch in _batches(model, data, count, what):
+        for array, tensor in zip(batch, model.inputs, strict=True):
+            if not tensor.shape.is_compatible_with(array.shape):
+                raise ValueError(
+                    f"{what} must hold inputs of shape {tuple(tensor.shape)}. "
+                    f"Received: a batch of shape {array.shape}"
+                )
+            if not np.isfinite(array).all():
+                raise ValueError(f"{what} holds NaN or infinite values.")
+        yield batch
+        empty = False
+    if empty:
+        raise ValueError(f"{what} is empty.")
+
+
+def _batches(model: tf_keras.Model, data: Any, count: int, what: str) -> Iterator[list[np.ndarray]]:
     if isinstance(data, tf.data.Dataset):
         for element in data.take(count):
             x = element[0] if isinstance(element, tuple | list) else element
-            yield np.asarray(x, np.float32)
+            yield [array.astype(np.float32) for array in input_arrays(model, x, what)]
         return
     x = data[0] if isinstance(data, tuple | list) else data
-    x = np.asarray(x)
-    size = max(1, min(LARGEST_BATCH, len(x) // count or len(x)))
-    for start in range(0, min(len(x), size * count), size):
-        yield np.asarray(x[start : start + size], np.float32)
+    arrays = input_arrays(model, x, what)
+    examples = len(arrays[0])
+    size = max(1, min(LARGEST_BATCH, examples // count or examples))
+    for start in range(0, min(examples, size * count), size):
+        yield [array[start : start + size].astype(np.float32) for array in arrays]

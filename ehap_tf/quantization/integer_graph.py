@@ -220,3 +220,13 @@ def output_range(layer: tf_keras.layers.Layer) -> Range | None:
             "train the model before you export it."
         )
     return float(variables["min_var"].numpy()), float(variables["max_var"].numpy())
+
+
+def output_step(qat: tf_keras.Model) -> float:
+    """What one integer step of a QAT model's (first) output is worth."""
+    sources = producers(qat)
+    name = qat.outputs[0]._keras_history.layer.name
+    while (limits := output_range(qat.get_layer(name))) is None:
+        name, *_ = sources[name]  # It keeps the grid of what it reads.
+    low, high = limits
+    return (high - low) / 255.0

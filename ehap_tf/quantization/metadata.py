@@ -10,6 +10,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from ehap_tf.files import CorruptFileError, write_text
 from ehap_tf.quantization.tflite_file import TFLiteFile
 
@@ -21,12 +23,12 @@ class Normalization:
     """What turns pixels from 0 to 255 into the model's input: (pixel / 255 - mean) / std.
 
     Attributes:
-        mean: one value for each channel.
-        std: one value for each channel.
+        mean: one value for each channel, or for all.
+        std: likewise.
     """
 
-    mean: Sequence[float]
-    std: Sequence[float]
+    mean: float | Sequence[float]
+    std: float | Sequence[float]
 
 
 def metadata_path(path: str | os.PathLike[str]) -> pathlib.Path:
@@ -37,19 +39,21 @@ def metadata_path(path: str | os.PathLike[str]) -> pathlib.Path:
 
 def write_metadata(
     file: TFLiteFile,
+    path: str | os.PathLike[str],
     normalization: Normalization | None = None,
     labels: Sequence[str] | None = None,
 ) -> pathlib.Path:
-    """Writes what is known about `file` beside it and returns the path.
+    """Writes what is known about `file` beside `path` and returns where.
 
     Args:
-        file: from `export_tflite`.
+        file: what was verified; it need not lie at `path` yet.
+        path: where it will.
         normalization: of the pixels, if it is not part of the model.
         labels: the classes' names in the order of the outputs.
     """
     content: dict[str, Any] = {
         "format": FORMAT,
-        "file": file.path.name,
+        "file": pathlib.Path(path).name,
         "bytes": file.bytes,
         "sha256": hashlib.sha256(file.path.read_bytes()).hexdigest(),
         "input": _tensor(file.input),
@@ -59,17 +63,17 @@ def write_metadata(
         "difference_from_qat_model_in_steps": file.difference,
         "agreement_with_qat_model": file.agreement,
         "normalization": None,
-        "labels": None if labels is None else list(labels),
+        "labels": None if labels is None else [str(label) for label in labels],
     }
     if normalization is not None:
         content["normalization"] = {
-            "mean": [float(value) for value in normalization.mean],
-            "std": [float(value) for value in normalization.std],
+            "mean": np.ravel(normalization.mean).astype(float).tolist(),
+            "std": np.ravel(normalization.std).astype(float).tolist(),
             "formula": "(pixel / 255 - mean) / std",
         }
-    path = metadata_path(file.path)
-    write_text(path, json.dumps(content, indent=2) + "\n")
-    return path
+    beside = metadata_path(path)
+    write_text(beside, json.dumps(content, indent=2) + "\n")
+    return beside
 
 
 def read_metadata(path: str | os.PathLike[str]) -> Mapping[str, Any]:

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tf_keras
 
+from ehap_tf.models import kept_random_state
 from ehap_tf.models.keras3 import either_keras
 from ehap_tf.quantization.batch_norm import ranges_only
 from ehap_tf.quantization.correction import correct_biases, reestimate_batch_norm
 from ehap_tf.quantization.graph import rebuild
 from ehap_tf.quantization.inputs import input_batches
 from ehap_tf.quantization.scheme import EhapQuantizeScheme, quantization_scope
-from ehap_tf.quantization.wrappers import EhapQuantizeWrapper, training_forward
+from ehap_tf.quantization.wrappers import EhapQuantizeWrapper, require_qat, training_forward
 
 METHODS = ("qat", "ptq")
 CALIBRATION_BATCHES = 10
 
 
+@kept_random_state()
 @either_keras(lambda qat: qat)
 def quantize(
     model: tf_keras.Model,
@@ -47,9 +49,10 @@ def quantize(
         weight_bits: 8 or 4.
         activation_bits: 8.
         representative_data: `(x, y)` or `(x,)` arrays, or a batched `tf.data.Dataset` of inputs
-            or of (inputs, labels), preprocessed as for `model`; the first 10 batches set the
-            ranges of the activations, with BatchNorm frozen. None leaves the ranges to the first
-            batches of training, which they follow quickly; such a model cannot be exported before.
+            or of (inputs, labels), preprocessed as for `model`; several inputs are a list of
+            arrays or a dict. The first 10 batches set the ranges of the activations, with BatchNorm
+            frozen. None leaves the ranges to the first batches of training, which they follow
+            quickly; such a model cannot be exported before.
         act_percentile: share in percent of an activation's values that its range holds; 100 takes
             the extremes, a little less clips outliers.
         allow_float: keep layers without an integer kernel in float, instead of refusing them.
@@ -79,10 +82,10 @@ def quantize(
         qat = _wrap(flat, configs)
     if representative_data is not None:
         if reestimate:
-            reestimate_batch_norm(qat, input_batches(representative_data, CALIBRATION_BATCHES))
+            reestimate_batch_norm(qat, _batches(qat, representative_data))
         calibrate(qat, representative_data)
         if bias_correction:
-            correct_biases(qat, input_batches(representative_data, CALIBRATION_BATCHES))
+            correct_biases(qat, _batches(qat, representative_data))
     return qat
 
 
@@ -128,22 +131,18 @@ def calibrate(
         batches: at most this many are read.
 
     Raises:
+        TypeError: `qat` does not come from `quantize`.
         ValueError: the data is empty, of the wrong shape, or not finite.
     """
-    expected = qat.inputs[0].shape
-    seen = 0
+    require_qat(qat)
     with ranges_only(qat):
         # A function of its own, traced while nothing but the ranges can change.
         forward = training_forward(qat)
-        for x in input_batches(representative_data, batches):
-            if not expected.is_compatible_with(x.shape):
-                raise ValueError(
-                    f"representative_data must hold inputs of shape {tuple(expected)}. "
-                    f"Received: a batch of shape {tuple(x.shape)}"
-                )
-            if not np.isfinite(x).all():
-                raise ValueError("representative_data holds NaN or infinite values.")
-            forward(tf.constant(x))
-            seen += 1
-    if not seen:
-        raise ValueError("representative_data is empty.")
+        for x in _batches(qat, representative_data, batches):
+            forward([tf.constant(array) for array in x])
+
+
+def _batches(
+    qat: tf_keras.Model, representative_data: Any, count: int = CALIBRATION_BATCHES
+) -> Iterator[list[np.ndarray]]:
+    return input_batches(qat, representative_data, count, "representative_data")

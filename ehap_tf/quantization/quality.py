@@ -14,8 +14,9 @@ import tf_keras
 
 from ehap_tf.data import as_dataset
 from ehap_tf.models.keras3 import either_keras
-from ehap_tf.quantization.evaluate import TFLiteModel
-from ehap_tf.quantization.integer_graph import IntegerGraph, output_range
+from ehap_tf.quantization.evaluate import TFLiteModel, classes
+from ehap_tf.quantization.inputs import input_arrays, input_names
+from ehap_tf.quantization.integer_graph import IntegerGraph, output_range, output_step
 from ehap_tf.quantization.wrappers import unwrapped
 
 WORST_CHANNELS = 5
@@ -61,7 +62,7 @@ class QuantizationReport:
         file_accuracy: top-1 of the file.
         float_agreement: share of examples where the file and the float model say the same class.
         qat_agreement: share where the file and the QAT model do.
-        largest_difference: between outputs of file and QAT model, in steps of the file's output.
+        largest_difference: between outputs of file and QAT model, in steps of the output.
     """
 
     layers: tuple[LayerQuality, ...]
@@ -91,6 +92,7 @@ def quantization_report(
     data: Any,
     *,
     batches: int = 4,
+    threshold: float | None = None,
 ) -> QuantizationReport:
     """Compares a float model, its QAT model and its file on real data.
 
@@ -103,40 +105,45 @@ def quantization_report(
         file: the path of the TFLite file, or the `TFLiteFile`, exported from `qat`.
         data: `(x, y)` arrays or a batched `tf.data.Dataset`, preprocessed as for the model.
         batches: how many batches to compare.
+        threshold: of a classifier with a single output, see `evaluate_tflite`.
 
     Raises:
-        ValueError: the data is empty or of the wrong shape.
+        ValueError: the data is empty or of the wrong shape; the model has several outputs, or a
+            single one without a threshold.
     """
-    tflite = TFLiteModel(getattr(file, "path", file))
+    if len(qat.outputs) != 1:
+        raise ValueError(f"qat must have one output. Received: {len(qat.outputs)} outputs")
+    tflite, names = TFLiteModel(getattr(file, "path", file)), input_names(qat)
     outputs = _Ratios()
     predictions: dict[str, list[np.ndarray]] = {"float": [], "qat": [], "file": [], "label": []}
     largest = 0.0
     for x, y in itertools.islice(as_dataset(data), batches):
-        integer = _outputs(qat, x, rounding=True)
-        outputs.add(_outputs(qat, x, rounding=False), integer)
+        arrays = input_arrays(qat, x)
+        integer = _outputs(qat, arrays, rounding=True)
+        outputs.add(_outputs(qat, arrays, rounding=False), integer)
         rows = {
             "float": np.asarray(float_model(x, training=False)),
             "qat": np.asarray(qat(x, training=False)),
-            "file": tflite(np.asarray(x)),
+            "file": tflite(dict(zip(names, arrays, strict=True))),
         }
         largest = max(largest, float(np.abs(rows["file"] - rows["qat"]).max()))
         for name, row in rows.items():
-            predictions[name].append(row.reshape(len(row), -1).argmax(axis=1))
+            predictions[name].append(classes(row, threshold))
         predictions["label"].append(np.ravel(y))
-    classes = {name: np.concatenate(parts) for name, parts in predictions.items()}
+    said = {name: np.concatenate(parts) for name, parts in predictions.items()}
 
     def share(one: str, other: str) -> float:
-        return float(np.mean(classes[one] == classes[other]))
+        return float(np.mean(said[one] == said[other]))
 
     return QuantizationReport(
         layers=tuple(_layers(qat, outputs)),
-        examples=len(classes["label"]),
+        examples=len(said["label"]),
         float_accuracy=share("float", "label"),
         qat_accuracy=share("qat", "label"),
         file_accuracy=share("file", "label"),
         float_agreement=share("file", "float"),
         qat_agreement=share("file", "qat"),
-        largest_difference=largest / (tflite.output.scale or 1.0),
+        largest_difference=largest / output_step(qat),
     )
 
 
@@ -193,7 +200,9 @@ def _layers(qat: tf_keras.Model, outputs: _Ratios) -> list[LayerQuality]:
     return entries
 
 
-def _outputs(qat: tf_keras.Model, x: tf.Tensor, rounding: bool) -> dict[str, np.ndarray]:
+def _outputs(
+    qat: tf_keras.Model, inputs: list[np.ndarray], rounding: bool
+) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
 
     def keep(layer: tf_keras.layers.Layer, x: tf.Tensor, y: tf.Tensor) -> None:
@@ -202,7 +211,7 @@ def _outputs(qat: tf_keras.Model, x: tf.Tensor, rounding: bool) -> dict[str, np.
             # A layer's first call sets the grid; later ones round averages to it.
             found.setdefault(layer.name, y.numpy().astype(np.float64))
 
-    IntegerGraph(qat, rounding, keep)([tf.cast(x, tf.float32)])
+    IntegerGraph(qat, rounding, keep)([tf.cast(array, tf.float32) for array in inputs])
     return found
 
 

@@ -55,11 +55,12 @@ class TFLiteFile:
         float_operators: descriptions of the operators that compute in floating point, QUANTIZE
             and DEQUANTIZE at a float input or output not counted.
         tensor_types: number of tensors of each type.
-        input: the (first) input.
-        output: the (first) output.
+        input: the input; of several the first by name.
+        output: the output; of several the model's first.
         difference: mean distance of its outputs from the QAT model's on real inputs, in steps of
             the output; None where `export_tflite` was given none.
-        agreement: share of those inputs for which both say the same class; likewise.
+        agreement: share of those inputs for which both say the same class; likewise, and None for
+            a single number, which is no class.
     """
 
     path: pathlib.Path
@@ -86,6 +87,7 @@ def inspect_tflite(path: str | os.PathLike[str]) -> TFLiteFile:
         CorruptFileError: the file is truncated, or no TFLite file.
     """
     interpreter = open_interpreter(path)
+    inputs, outputs = signature(interpreter)
     model = _parse(path)
     graph = model.subgraphs[0]
     names = [_operator_name(model, operator) for operator in graph.operators]
@@ -94,16 +96,16 @@ def inspect_tflite(path: str | os.PathLike[str]) -> TFLiteFile:
     for name, operator in zip(names, graph.operators, strict=True):
         touched = [int(i) for i in (*operator.inputs, *operator.outputs) if i >= 0]
         if name not in CONVERSIONS and any(types[i] in FLOAT_TYPES for i in touched):
-            output = graph.tensors[operator.outputs[0]].name
-            floats.append(f"{name} ({(output or b'?').decode(errors='replace')})")
+            tensor = graph.tensors[operator.outputs[0]].name
+            floats.append(f"{name} ({(tensor or b'?').decode(errors='replace')})")
     return TFLiteFile(
         path=pathlib.Path(path),
         bytes=os.path.getsize(path),
         operators=dict(collections.Counter(names)),
         float_operators=tuple(floats),
         tensor_types=dict(collections.Counter(types)),
-        input=tensor_spec(interpreter.get_input_details()[0]),
-        output=tensor_spec(interpreter.get_output_details()[0]),
+        input=tensor_spec(next(iter(inputs.values()))),
+        output=tensor_spec(outputs[0]),
     )
 
 
@@ -124,6 +126,24 @@ def open_interpreter(path: str | os.PathLike[str], threads: int = 1) -> Interpre
     except (ValueError, RuntimeError) as error:
         raise CorruptFileError(f"{str(path)!r} cannot be run as TFLite: {error}") from error
     return interpreter
+
+
+def signature(
+    interpreter: Interpreter,
+) -> tuple[dict[str, Mapping[str, Any]], list[Mapping[str, Any]]]:
+    """What an interpreter tells of its inputs, by name, and of its outputs, in the model's order.
+
+    The converter orders the tensors of a file at will; its signature names the inputs after the
+    model's, and numbers the outputs.
+    """
+    signatures = interpreter.get_signature_list()
+    if not signatures:
+        inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
+        return {details["name"]: details for details in inputs}, outputs
+    runner = interpreter.get_signature_runner(next(iter(signatures)))
+    by_name = runner.get_output_details()
+    numbered = sorted(by_name, key=lambda name: (len(name), name))  # output_10 after output_9
+    return dict(sorted(runner.get_input_details().items())), [by_name[name] for name in numbered]
 
 
 def _parse(path: str | os.PathLike[str]) -> Any:

@@ -16,6 +16,21 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapp
 )
 
 
+def require_qat(model: Any) -> None:
+    """Checks that `model` is quantized.
+
+    Raises:
+        TypeError: it does not come from `quantize`.
+    """
+    layers = model.layers if isinstance(model, tf_keras.Model) else ()
+    if not any(isinstance(layer, QuantizeWrapper | QuantizeLayer) for layer in layers):
+        raise TypeError(
+            "qat must be a model from quantize() or load_qat(). "
+            f"Received: {type(model).__module__}.{type(model).__name__} "
+            f"{getattr(model, 'name', '')!r}, which is not quantized"
+        )
+
+
 def unwrapped(layer: tf_keras.layers.Layer) -> tf_keras.layers.Layer:
     """The layer inside TFMOT's wrapper, or `layer` itself."""
     return layer.layer if isinstance(layer, QuantizeWrapper) else layer
@@ -66,7 +81,7 @@ class EhapQuantizeWrapper(QuantizeWrapperV2):
         return [weight for weight in weights if id(weight) not in trainable]
 
 
-def training_forward(qat: tf_keras.Model) -> Callable[[tf.Tensor], Any]:
+def training_forward(qat: tf_keras.Model) -> Callable[[list[tf.Tensor]], Any]:
     """A traced forward pass in training mode, in which ranges and statistics move.
 
     Translating the wrappers' Python takes longer than everything else; only layers that stay in
@@ -75,7 +90,7 @@ def training_forward(qat: tf_keras.Model) -> Callable[[tf.Tensor], Any]:
     known = (QuantizeWrapper, QuantizeLayer, tf_keras.layers.InputLayer)
     has_others = any(not isinstance(layer, known) for layer in qat.layers)
 
-    def forward(x: tf.Tensor) -> Any:
-        return qat(x, training=True)
+    def forward(inputs: list[tf.Tensor]) -> Any:
+        return qat(inputs, training=True)
 
     return tf.function(forward, autograph=has_others, reduce_retracing=True)

@@ -24,7 +24,8 @@ from ehap_tf.quantization import (
     save_qat,
 )
 from ehap_tf.quantization.correction import correct_biases
-from tests.quantization.nets import build, images, layers, randomize
+from ehap_tf.quantization.tflite_file import inspect_tflite
+from tests.quantization.nets import SHAPE, build, conv, images, layers, randomize
 
 # The working directory of the process is another one than that of the tests.
 PATHS = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -109,6 +110,97 @@ def test_wrong_arguments_leave_no_file(qat, tmp_path, options, text):
     with pytest.raises(ValueError, match=text):
         export_tflite(qat, tmp_path / "net.tflite", **options)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("io_dtype", ["int8", "float32"])
+def test_the_difference_is_in_steps_whatever_the_type(qat, file, tmp_path, monkeypatch, io_dtype):
+    class Shifted(TFLiteModel):
+        def __call__(self, examples):
+            return super().__call__(examples) + 50.0 * file.output.scale
+
+    monkeypatch.setattr("ehap_tf.quantization.export.TFLiteModel", Shifted)
+    with pytest.raises(ValueError, match=r"Received: (49\.|50)"):
+        export_tflite(qat, tmp_path / "net.tflite", io_dtype=io_dtype, data=(images(),))
+
+
+def test_the_report_counts_steps_of_a_float_file(model, qat, file, tmp_path, monkeypatch):
+    class Shifted(TFLiteModel):
+        def __call__(self, examples):
+            return super().__call__(examples) + 50.0 * file.output.scale
+
+    monkeypatch.setattr("ehap_tf.quantization.quality.TFLiteModel", Shifted)
+    other = export_tflite(qat, tmp_path / "net.tflite", io_dtype="float32")
+    report = quantization_report(model, qat, other, (images(), np.zeros(64, int)))
+    assert report.largest_difference == pytest.approx(50.0, abs=2.01)
+
+
+def test_a_step_of_an_output_that_keeps_a_grid(tmp_path):
+    inputs = layers.Input(SHAPE)
+    net = randomize(tf_keras.Model(inputs, layers.Flatten()(layers.MaxPooling2D()(conv(inputs)))))
+    qat = quantize(net, representative_data=(images(),))
+    file = export_tflite(qat, tmp_path / "net.tflite", data=(images(),))
+    steps = np.abs(TFLiteModel(file.path)(images()) - qat.predict(images(), verbose=0)).mean()
+    assert file.difference == pytest.approx(steps / file.output.scale, abs=1e-3)
+
+
+def test_metadata_that_cannot_be_written_leave_no_file(qat, tmp_path):
+    (tmp_path / "net.tflite.json").mkdir()
+    with pytest.raises(OSError):
+        export_tflite(qat, tmp_path / "net.tflite")
+    assert not (tmp_path / "net.tflite").exists()
+
+
+def test_metadata_take_numpy_labels_and_one_value_for_all_channels(qat, tmp_path):
+    normalization = Normalization(0.5, np.float32(0.25))
+    path = tmp_path / "net.tflite"
+    export_tflite(qat, path, normalization=normalization, labels=list(np.arange(4)))
+    metadata = read_metadata(path)
+    assert metadata["labels"] == ["0", "1", "2", "3"]
+    assert (metadata["normalization"]["mean"], metadata["normalization"]["std"]) == ([0.5], [0.25])
+
+
+@pytest.mark.parametrize(("activation", "threshold"), [("sigmoid", 0.5), (None, 0.0)])
+def test_a_single_output_is_scored_by_a_threshold(tmp_path, activation, threshold):
+    inputs = layers.Input(SHAPE)
+    x = layers.Dense(1, activation=activation)(layers.Flatten()(conv(inputs)))
+    net = randomize(tf_keras.Model(inputs, x))
+    labels = (net.predict(images(), verbose=0)[:, 0] > threshold).astype(int)
+    assert 0.2 < labels.mean() < 0.8
+    qat = quantize(net, representative_data=(images(),))
+    file = export_tflite(qat, tmp_path / "net.tflite", data=(images(),))
+    assert file.agreement is None
+    expected = np.mean((TFLiteModel(file.path)(images())[:, 0] > threshold) == labels)
+    assert expected > 0.9
+    assert evaluate_tflite(file.path, (images(), labels), threshold=threshold) == expected
+    report = quantization_report(net, qat, file, (images(), labels), threshold=threshold)
+    assert (report.float_accuracy, report.file_accuracy) == (1.0, expected)
+    for call in (
+        lambda: evaluate_tflite(file.path, (images(), labels)),
+        lambda: quantization_report(net, qat, file, (images(), labels)),
+    ):
+        with pytest.raises(ValueError, match=r"threshold is needed .*0\.5"):
+            call()
+
+
+@pytest.mark.parametrize("io_dtype", ["int8", "float32"])
+def test_outputs_are_in_the_order_of_the_model(tmp_path, io_dtype):
+    inputs = layers.Input(SHAPE)
+    x = conv(inputs)
+    pooled = [
+        layers.Flatten()(x),
+        layers.GlobalAveragePooling2D()(x),
+        layers.GlobalMaxPooling2D()(x),
+    ]
+    sizes = (2, 4, 3)
+    outputs = [layers.Dense(size)(y) for size, y in zip(sizes, pooled, strict=True)]
+    qat = quantize(randomize(tf_keras.Model(inputs, outputs)), representative_data=(images(),))
+    file = export_tflite(qat, tmp_path / "net.tflite", io_dtype=io_dtype, labels=("a", "b"))
+    assert file.output.shape == inspect_tflite(file.path).output.shape == (1, 2)
+    received = TFLiteModel(file.path)(images())
+    for y, expected in zip(received, qat.predict(images(), verbose=0), strict=True):
+        np.testing.assert_allclose(y, expected, atol=0.03 * np.ptp(expected))
+    with pytest.raises(ValueError, match=r"one output.*Received: 3"):
+        evaluate_tflite(file.path, (images(), np.zeros(64, int)))
 
 
 def test_unknown_type_is_named(qat, tmp_path):

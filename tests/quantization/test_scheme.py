@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import random
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 import tf_keras
 
@@ -13,10 +15,13 @@ from ehap_tf.quantization import (
     EhapQuantizeScheme,
     FreezeBatchNorm,
     calibrate,
+    export_float_tflite,
+    export_tflite,
     freeze_batch_norm,
     load_qat,
     quantization_scope,
     quantize,
+    round_biases,
     save_qat,
 )
 from tests.quantization.nets import build, images, layers, randomize
@@ -47,11 +52,42 @@ def test_quantize_apply_gives_the_same_model(name):
         ({"representative_data": (np.zeros((0, 8, 8, 3)),)}, "empty"),
         ({"representative_data": (np.zeros((4, 9, 8, 3)),)}, r"\(8, 8, 3\)|9, 8, 3"),
         ({"representative_data": (np.full((4, 8, 8, 3), np.nan),)}, "NaN"),
+        ({"representative_data": (np.zeros((0, 8, 8, 3)),), "reestimate": True}, "data is empty"),
     ],
 )
 def test_wrong_arguments_are_named(options, text):
     with pytest.raises(ValueError, match=text):
         quantize(build("union_block"), **options)
+
+
+@pytest.mark.parametrize("name", ["keras", "float"])
+def test_a_model_that_is_not_quantized_is_named(name, tmp_path):
+    if name == "keras":
+        keras = pytest.importorskip("keras")
+        model = keras.Sequential([keras.layers.Input((8, 8, 3)), keras.layers.Flatten()])
+    else:
+        model = build("union_block")
+    for call in (
+        lambda: calibrate(model, (images(),)),
+        lambda: round_biases(model),
+        lambda: export_tflite(model, tmp_path / "net.tflite"),
+    ):
+        with pytest.raises(TypeError, match=r"from quantize\(\).*Received: .*, which is not"):
+            call()
+
+
+def test_global_random_states_stay(tmp_path):
+    def draws() -> list[float]:
+        weights = tf_keras.initializers.GlorotUniform()((2, 2)).numpy()
+        return [*weights.ravel(), random.random(), float(tf.random.uniform(()))]
+
+    model = build("separable")
+    tf_keras.utils.set_random_seed(3)
+    expected = draws()
+    tf_keras.utils.set_random_seed(3)
+    quantize(model, representative_data=(images(),))
+    export_float_tflite(model, tmp_path / "net.tflite")
+    assert draws() == expected
 
 
 def test_calibration_changes_ranges_only():

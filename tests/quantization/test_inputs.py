@@ -1,0 +1,114 @@
+"""Models with several inputs, from the calibration to the file's accuracy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+
+from ehap_tf.quantization import (
+    TFLiteModel,
+    evaluate_tflite,
+    export_tflite,
+    measure_latency_ms,
+    quantization_report,
+    quantize,
+)
+from ehap_tf.quantization.integer_graph import output_range
+from tests.quantization.nets import conv_norm, images, layers, randomize
+
+X = {
+    "vector": np.random.default_rng(0).standard_normal((64, 5)).astype(np.float32),
+    "image": images(),
+    "other": images(seed=2),
+}
+"""In the order of the model's inputs, which is neither that of their names nor the file's."""
+LABELS = np.zeros(64, int)
+
+
+def model(as_dict: bool = False) -> tf_keras.Model:
+    inputs = {name: layers.Input(x.shape[1:], name=name) for name, x in X.items()}
+    parts = [layers.GlobalAveragePooling2D()(conv_norm(inputs[n])) for n in ("other", "image")]
+    y = layers.Dense(4)(layers.Concatenate()([*parts, layers.Dense(3)(inputs["vector"])]))
+    return randomize(tf_keras.Model(inputs if as_dict else list(inputs.values()), y))
+
+
+def as_dataset(x):
+    return tf.data.Dataset.from_tensor_slices((x, LABELS)).batch(64)
+
+
+FORMS = {
+    "list": (list(X.values()), LABELS),
+    "tuple": (tuple(X.values()), LABELS),
+    "dict": (X, LABELS),
+    "dict without labels": X,
+    "dataset": as_dataset(tuple(X.values())),
+    "dataset of dicts": as_dataset(X),
+}
+
+
+@pytest.fixture(scope="module")
+def qat():
+    return quantize(model(), representative_data=FORMS["dict"])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_several_inputs_calibrates_alike(form):
+    options = {"reestimate": True, "bias_correction": True}
+    qat = quantize(model(), method="ptq", representative_data=FORMS[form], **options)
+    for name, x in X.items():
+        low, high = output_range(qat.get_layer(f"{name}_quantize"))
+        batches = 10 if "dataset" not in form else 1
+        parts = np.array_split(x[:60], batches) if batches > 1 else [x]
+        assert low == pytest.approx(np.mean([part.min() for part in parts]), rel=1e-5)
+        assert high == pytest.approx(np.mean([part.max() for part in parts]), rel=1e-5)
+
+
+def test_the_file_takes_its_inputs_by_name(qat, tmp_path):
+    file = export_tflite(qat, tmp_path / "net.tflite", data=FORMS["list"])
+    assert file.difference < 1.0
+    expected = qat.predict(list(X.values()), verbose=0)
+    received = TFLiteModel(file.path)(X)
+
+    def steps(outputs):
+        return np.abs(outputs - expected).mean() / file.output.scale
+
+    swapped = TFLiteModel(file.path)({**X, "image": X["other"], "other": X["image"]})
+    assert steps(received) < 1.0 and steps(swapped) > 5.0
+    labels = received.argmax(1)
+    labels[:16] = (labels[:16] + 1) % 4
+    assert evaluate_tflite(file.path, (X, labels)) == 0.75
+    assert measure_latency_ms(file.path, runs=2) > 0
+    for x in (tuple(X.values()), images(), {**X, "more": images()}):
+        with pytest.raises(ValueError, match=r"dict of arrays with the keys \['image', 'other', "):
+            TFLiteModel(file.path)(x)
+
+
+def test_the_report_takes_several_inputs(qat, tmp_path):
+    file = export_tflite(qat, tmp_path / "net.tflite")
+    labels = qat.predict(list(X.values()), verbose=0).argmax(1)
+    for x in (tuple(X.values()), X):
+        report = quantization_report(model(), qat, file, (x, labels))
+        assert report.qat_accuracy == 1.0
+        assert report.file_accuracy == 1.0
+
+
+def test_a_model_that_is_built_on_a_dict(tmp_path):
+    qat = quantize(model(as_dict=True), representative_data=(X, LABELS))
+    file = export_tflite(qat, tmp_path / "net.tflite", data=(X, LABELS))
+    assert file.difference < 1.0
+    assert list(TFLiteModel(file.path).inputs) == sorted(X)
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        ((images(), LABELS), r"3 inputs vector, image, other.*Received: 1"),
+        (({"vector": X["vector"]}, LABELS), "Received: the inputs vector"),
+        ((list(X.values())[::-1], LABELS), r"shape \(None, 5\). Received: .*8, 8, 3"),
+    ],
+)
+def test_other_inputs_are_named(data, text):
+    with pytest.raises(ValueError, match=text):
+        quantize(model(), representative_data=data)
