@@ -22,7 +22,6 @@ from ehap_tf.models.keras3 import either_keras
 from ehap_tf.quantization.canonical import canonical_model
 from ehap_tf.quantization.correction import round_biases
 from ehap_tf.quantization.evaluate import TFLiteModel, classes
-from ehap_tf.quantization.graph import walk
 from ehap_tf.quantization.inputs import input_batches, input_names
 from ehap_tf.quantization.integer_graph import IntegerGraph, output_step
 from ehap_tf.quantization.metadata import Normalization, write_metadata
