@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from ehap_tf.channels import (
 )
 from ehap_tf.channels.ids import ChannelIds, Flags, Ids
 from ehap_tf.channels.rules import Call, Effect, channels, rule_of
+from ehap_tf.channels.walk import is_nested_model, layer_paths, nodes_in_order
 
 RESIDUAL_MODES = ("union", "tied")
 
@@ -48,19 +49,18 @@ class ChannelGraph:
     """Every call of a model, in an order in which the model can be computed.
 
     Attributes:
-        calls: the traced calls; a key is (path of the model around it, number of the node).
-        nested_inputs: path of a nested model -> the ids of its inputs.
-        nested_arriving: per call of a nested model, by the same keys as `calls`, the ids that
-            arrive at its inputs.
+        calls: `id()` of a node -> its call; a nested model's calls are there once.
+        nested_inputs: `id()` of a nested model -> the ids of its inputs.
+        nested_arriving: `id()` of a node that calls a nested model -> the ids that arrive there.
         outputs: per model output the ids that arrive and the ids that it must have.
         ids: the table of channel ids.
         residual: "union" or "tied".
         notes: layer path -> why channels around it are frozen.
     """
 
-    calls: dict[tuple[str, int], TracedCall]
-    nested_inputs: dict[str, list[Ids]]
-    nested_arriving: dict[tuple[str, int], list[Ids]]
+    calls: dict[int, TracedCall]
+    nested_inputs: dict[int, list[Ids]]
+    nested_arriving: dict[int, list[Ids]]
     outputs: list[tuple[Ids, Ids]]
     ids: ChannelIds
     residual: str
@@ -145,21 +145,6 @@ def weight_axes(call: TracedCall) -> dict[int, tuple[Ids | None, ...]]:
     return found
 
 
-def nodes_in_order(model: tf_keras.Model) -> Iterator[tuple[int, Any]]:
-    """The nodes of a functional model with their numbers, inputs before what uses them."""
-    number = 0
-    for depth in sorted(model._nodes_by_depth, reverse=True):
-        for node in model._nodes_by_depth[depth]:
-            if not node.is_input:
-                yield number, node
-            number += 1
-
-
-def is_nested_model(layer: tf_keras.layers.Layer) -> bool:
-    """Whether a layer is itself a functional graph that can be looked into."""
-    return isinstance(layer, tf_keras.Model) and bool(getattr(layer, "_nodes_by_depth", None))
-
-
 def trace_channels(model: tf_keras.Model, residual: str = "union") -> ChannelGraph:
     """Follows the channels of a model from its inputs to its outputs.
 
@@ -180,13 +165,13 @@ def trace_channels(model: tf_keras.Model, residual: str = "union") -> ChannelGra
             f"followed. Received: {type(model).__name__} {model.name!r}; build it with "
             "tf_keras.Model(inputs, outputs)"
         )
-    tracer = _Tracer(residual)
+    tracer = _Tracer(model, residual)
     inputs = [
         tracer.ids.constants(channels(tuple(tensor.shape)), "model input")
         for tensor in model.inputs
     ]
     outputs = []
-    for arriving in tracer.trace(model, "", inputs):
+    for arriving in tracer.trace(model, inputs):
         wanted = tracer.ids.settle(arriving, "model output")
         tracer.ids.freeze(wanted, "model output")
         outputs.append((arriving, wanted))
@@ -202,60 +187,59 @@ def trace_channels(model: tf_keras.Model, residual: str = "union") -> ChannelGra
 
 
 class _Tracer:
-    def __init__(self, residual: str) -> None:
+    def __init__(self, model: tf_keras.Model, residual: str) -> None:
         self.ids = ChannelIds()
-        self.calls: dict[tuple[str, int], TracedCall] = {}
-        self.nested_inputs: dict[str, list[Ids]] = {}
-        self.nested_arriving: dict[tuple[str, int], list[Ids]] = {}
+        self.calls: dict[int, TracedCall] = {}
+        self.nested_inputs: dict[int, list[Ids]] = {}
+        self.nested_arriving: dict[int, list[Ids]] = {}
         self.notes: dict[str, str] = {}
         self._residual = residual
-        self._paths: dict[int, str] = {}
+        self._paths = layer_paths(model)
         self._first_call: dict[int, TracedCall] = {}
-        self._nested: dict[int, tuple[list[Ids], list[Ids]]] = {}
+        self._nested_outputs: dict[int, list[Ids]] = {}
 
-    def trace(self, model: tf_keras.Model, path: str, inputs: list[Ids]) -> list[Ids]:
+    def trace(self, model: tf_keras.Model, inputs: list[Ids]) -> list[Ids]:
         of_tensor = {id(t): ids for t, ids in zip(model.inputs, inputs, strict=True)}
-        for number, node in nodes_in_order(model):
+        for node in nodes_in_order(model):
             arriving = tuple(of_tensor[id(tensor)] for tensor in node.keras_inputs)
-            layer_path = f"{path}/{node.layer.name}" if path else node.layer.name
             if is_nested_model(node.layer):
-                self.nested_arriving[path, number] = list(arriving)
-                outputs = self._trace_nested(node.layer, layer_path, list(arriving))
+                self.nested_arriving[id(node)] = list(arriving)
+                outputs = self._trace_nested(node.layer, list(arriving))
             else:
-                call = self._trace_call(node, layer_path, arriving)
-                self.calls[path, number] = call
+                call = self._trace_call(node, arriving)
+                self.calls[id(node)] = call
                 outputs = list(call.effect.outputs)
             for tensor, ids in zip(tf.nest.flatten(node.outputs), outputs, strict=True):
                 of_tensor[id(tensor)] = ids
         return [of_tensor[id(tensor)] for tensor in model.outputs]
 
-    def _trace_nested(self, model: tf_keras.Model, path: str, arriving: list[Ids]) -> list[Ids]:
-        if id(model) in self._nested:
+    def _trace_nested(self, model: tf_keras.Model, arriving: list[Ids]) -> list[Ids]:
+        if id(model) in self.nested_inputs:
             # The same inner graph serves every call, so the channels of its inputs live together.
-            first, outputs = self._nested[id(model)]
-            for a, b in zip(first, self._settled(path, arriving), strict=True):
+            first = self.nested_inputs[id(model)]
+            for a, b in zip(first, self._settled(model, arriving), strict=True):
                 self.ids.tie(a, b)
-            return outputs
+            return self._nested_outputs[id(model)]
         if len(model.inbound_nodes) > 1:
-            arriving = self._settled(path, arriving)
-        self.nested_inputs[path] = arriving
-        outputs = self.trace(model, path, arriving)
-        self._nested[id(model)] = (arriving, outputs)
-        return outputs
+            arriving = self._settled(model, arriving)
+        self.nested_inputs[id(model)] = arriving
+        self._nested_outputs[id(model)] = self.trace(model, arriving)
+        return self._nested_outputs[id(model)]
 
-    def _settled(self, path: str, arriving: Sequence[Ids]) -> list[Ids]:
+    def _settled(self, layer: tf_keras.layers.Layer, arriving: Sequence[Ids]) -> list[Ids]:
         """Without zeros, so that all calls of one layer can be given the same channels."""
-        return [self.ids.settle(ids, f"{path!r} is called more than once") for ids in arriving]
+        reason = f"{self._paths[id(layer)]!r} is called more than once"
+        return [self.ids.settle(ids, reason) for ids in arriving]
 
-    def _trace_call(self, node: Any, path: str, arriving: tuple[Ids, ...]) -> TracedCall:
+    def _trace_call(self, node: Any, arriving: tuple[Ids, ...]) -> TracedCall:
         layer = node.layer
-        path = self._paths.setdefault(id(layer), path)
+        path = self._paths[id(layer)]
         shared = len(layer.inbound_nodes) > 1 and bool(layer.weights)
         call = Call(
             layer=layer,
             path=path,
             ids=self.ids,
-            inputs=tuple(self._settled(path, arriving)) if shared else arriving,
+            inputs=tuple(self._settled(layer, arriving)) if shared else arriving,
             input_shapes=tuple(tuple(t.shape) for t in node.keras_inputs),
             output_shapes=tuple(tuple(t.shape) for t in tf.nest.flatten(node.outputs)),
             residual=self._residual,
@@ -276,8 +260,6 @@ __all__ = [
     "RESIDUAL_MODES",
     "ChannelGraph",
     "TracedCall",
-    "is_nested_model",
-    "nodes_in_order",
     "trace_channels",
     "weight_axes",
 ]

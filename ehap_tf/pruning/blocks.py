@@ -18,7 +18,13 @@ import tf_keras
 from tf_keras.src.applications.inception_resnet_v2 import CustomScaleLayer
 from tf_keras.src.layers.core.tf_op_layer import TFOpLambda
 
-from ehap_tf.channels import TracedCall, is_nested_model, nodes_in_order, trace_channels
+from ehap_tf.channels import (
+    TracedCall,
+    is_nested_model,
+    layer_paths,
+    nodes_in_order,
+    trace_channels,
+)
 from ehap_tf.models.keras3 import either_keras
 from ehap_tf.progress import ProgressCallback, no_progress
 from ehap_tf.pruning.rebuild import Rebuilder
@@ -212,21 +218,21 @@ def _mean_loss(network: Network, data: HessianBatch) -> Callable[[], float]:
     return mean
 
 
-def _find(model: tf_keras.Model, path: str = "") -> dict[str, _Block]:
+def _find(model: tf_keras.Model, paths: Mapping[int, str] | None = None) -> dict[str, _Block]:
+    paths = layer_paths(model) if paths is None else paths
     found: dict[str, _Block] = {}
     behind: dict[int, frozenset[int]] = {id(tensor): frozenset() for tensor in model.inputs}
-    nodes = [node for _, node in nodes_in_order(model)]
+    nodes = list(nodes_in_order(model))
     calls = collections.Counter(id(node.layer) for node in nodes)
     for node in nodes:
-        name = f"{path}/{node.layer.name}" if path else node.layer.name
         arriving = [id(tensor) for tensor in node.keras_inputs]
         before = frozenset(arriving).union(*(behind[tensor] for tensor in arriving))
         for tensor in tf.nest.flatten(node.outputs):
             behind[id(tensor)] = before
         if is_nested_model(node.layer):
-            found.update(_find(node.layer, name))
+            found.update(_find(node.layer, paths))
         elif calls[id(node.layer)] == 1 and (branch := _branch(node, behind)) is not None:
-            found[name] = _Block(node, branch)
+            found[paths[id(node.layer)]] = _Block(node, branch)
     return found
 
 

@@ -68,7 +68,7 @@ class Rebuilder:
         """The copy of the traced model, with its weights."""
         with kept_random_state():
             with ZeroInitializers() as self._zeros:
-                copy = self._rebuild_model(model, "", None)
+                copy = self._rebuild_model(model, None)
             for layer, values in self._values:
                 if values:
                     layer.set_weights(values)
@@ -101,7 +101,7 @@ class Rebuilder:
         return name
 
     def _rebuild_model(
-        self, model: tf_keras.Model, path: str, arriving: Sequence[Ids] | None
+        self, model: tf_keras.Model, arriving: Sequence[Ids] | None
     ) -> tf_keras.Model:
         self._taken_names.append({layer.name for layer in model.layers})
         inputs = []
@@ -112,12 +112,12 @@ class Rebuilder:
             name = tensor.node.layer.name
             inputs.append(tf_keras.Input(batch_shape=shape, dtype=tensor.dtype, name=name))
         of_tensor = {id(t): new for t, new in zip(model.inputs, inputs, strict=True)}
-        for number, node in nodes_in_order(model):
-            outputs = self._rebuild_call(node, path, number, of_tensor)
+        for node in nodes_in_order(model):
+            outputs = self._rebuild_call(node, of_tensor)
             for tensor, new in zip(tf.nest.flatten(node.outputs), outputs, strict=True):
                 of_tensor[id(tensor)] = new
         outputs = [of_tensor[id(tensor)] for tensor in model.outputs]
-        if not path:
+        if arriving is None:
             for place, (have, wanted) in enumerate(self.graph.outputs):
                 name = model.outputs[place].node.layer.name
                 if name in self._taken_names[-1]:
@@ -147,16 +147,12 @@ class Rebuilder:
         # Layers of a chain in order; a Sequential calls them again on an input of its own.
         return tf_keras.Sequential([copy.layers[0], *chain], name=model.name)
 
-    def _rebuild_call(
-        self, node: Any, path: str, number: int, of_tensor: dict[int, Any]
-    ) -> list[Any]:
+    def _rebuild_call(self, node: Any, of_tensor: dict[int, Any]) -> list[Any]:
         layer = node.layer
-        call = self.graph.calls.get((path, number))
         tensors = [of_tensor[id(tensor)] for tensor in node.keras_inputs]
-        if call is None and is_nested_model(layer):
-            nested_path = f"{path}/{layer.name}" if path else layer.name
-            return self._call_nested(node, (path, number), nested_path, tensors)
-        assert call is not None, "every call that is no nested model was traced"
+        if is_nested_model(layer):
+            return self._call_nested(node, tensors)
+        call = self.graph.calls[id(node)]
         if self.skips(call):
             self._taken_names[-1].discard(layer.name)
             return tensors
@@ -173,20 +169,18 @@ class Rebuilder:
         del call
         return args, kwargs
 
-    def _call_nested(
-        self, node: Any, key: tuple[str, int], path: str, tensors: list[Any]
-    ) -> list[Any]:
+    def _call_nested(self, node: Any, tensors: list[Any]) -> list[Any]:
         model = node.layer
-        wanted = self.graph.nested_inputs[path]
+        wanted = self.graph.nested_inputs[id(model)]
         tensors = [
             self.connect(tensor, have, want, model.name)
             for tensor, have, want in zip(
-                tensors, self.graph.nested_arriving[key], wanted, strict=True
+                tensors, self.graph.nested_arriving[id(node)], wanted, strict=True
             )
         ]
         new = self._new_layers.get(id(model))
         if new is None:
-            new = self._rebuild_model(model, path, wanted)
+            new = self._rebuild_model(model, wanted)
             self._new_layers[id(model)] = new
         args, kwargs = map_arguments(node, tensors)
         return list(tf.nest.flatten(new(*args, **kwargs)))

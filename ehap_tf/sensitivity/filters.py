@@ -9,6 +9,8 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
+from ehap_tf.channels import is_nested_model, layer_paths
+
 # Transposed convolutions are subclasses of the plain ones.
 _PLAIN = (
     tf_keras.layers.Conv1D,
@@ -64,15 +66,21 @@ class PrunableLayer:
         return np.moveaxis(np.asarray(self.weight, dtype=np.float64), self.filter_axis, -1)
 
 
-def walk_layers(
-    model: tf_keras.Model, prefix: str = ""
-) -> Iterator[tuple[str, tf_keras.layers.Layer]]:
-    """Yields `(name, layer)` in model order; nested models are opened, names joined by "/"."""
-    for layer in model.layers:
-        if isinstance(layer, tf_keras.Model):
-            yield from walk_layers(layer, f"{prefix}{layer.name}/")
-        else:
-            yield prefix + layer.name, layer
+def walk_layers(model: tf_keras.Model) -> Iterator[tuple[str, tf_keras.layers.Layer]]:
+    """Yields `(path, layer)` in model order, each layer once; nested models are opened."""
+    paths, seen = layer_paths(model), set[int]()
+
+    def walk(model: tf_keras.Model) -> Iterator[tuple[str, tf_keras.layers.Layer]]:
+        for layer in model.layers:
+            if id(layer) in seen:
+                continue
+            seen.add(id(layer))
+            if is_nested_model(layer):
+                yield from walk(layer)
+            else:
+                yield paths[id(layer)], layer
+
+    return walk(model)
 
 
 def find_prunable(model: tf_keras.Model) -> list[PrunableLayer]:
@@ -84,12 +92,11 @@ def find_prunable(model: tf_keras.Model) -> list[PrunableLayer]:
     Raises:
         ValueError: the model has no such layer.
     """
-    found: list[PrunableLayer] = []
-    seen: set[int] = set()
-    for name, layer in walk_layers(model):
-        if id(layer) not in seen and isinstance(layer, (*_PLAIN, *_SEPARABLE)):
-            seen.add(id(layer))
-            found.append(PrunableLayer(name, layer))
+    found = [
+        PrunableLayer(name, layer)
+        for name, layer in walk_layers(model)
+        if isinstance(layer, (*_PLAIN, *_SEPARABLE))
+    ]
     if not found:
         raise ValueError(
             f"model must have at least one convolution or Dense layer. "

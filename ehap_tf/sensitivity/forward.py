@@ -8,19 +8,20 @@ derivatives of its own and no memory for them, to second order least of all.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import tensorflow as tf
 import tf_keras
 
+from ehap_tf.channels import layer_paths, nodes_in_order
 from ehap_tf.sensitivity.emulated_float16 import emulated_call, is_emulated
 
 After = Callable[[str, Any], Any]
-"""Called with a layer's name ("outer/inner" when nested) and its outputs; returns new outputs."""
+"""Called with a layer's path ("outer/inner" when nested) and its outputs; returns new outputs."""
 
 Before = Callable[[str, Any], Any]
-"""Called with a layer's name and its first argument, before the layer is; returns a new one."""
+"""Called with a layer's path and its first argument, before the layer is; returns a new one."""
 
 _BATCH_NORMS = (
     tf_keras.layers.BatchNormalization,
@@ -34,8 +35,8 @@ def run_graph(
     inputs: Any,
     after: After | None = None,
     skipped: Collection[int] = (),
-    prefix: str = "",
     before: Before | None = None,
+    names: Mapping[int, str] | None = None,
     training: bool = False,
 ) -> Any:
     """Computes a functional model in inference mode, node by node; nested models are opened.
@@ -45,13 +46,14 @@ def run_graph(
         inputs: what the model takes.
         after: changes the outputs of layers.
         skipped: `id()` of layers that hand on their input as it is.
-        prefix: goes before the layers' names.
         before: changes the first argument of layers.
+        names: of layers by their `id()`; None: their paths in the model.
         training: the model is nested in another and called in training mode there.
 
     Returns:
         What `model(inputs, training=training)` returns.
     """
+    names = layer_paths(model) if names is None else names
     inputs = tf.nest.map_structure(tf.convert_to_tensor, inputs)
     values: dict[str, list[Any]] = {}
     usage = model._tensor_usage_count
@@ -59,28 +61,25 @@ def run_graph(
         values[str(id(x))] = [model._conform_to_reference_input(y, ref_input=x)] * usage[str(id(x))]
     folded = {} if training else _folds(model)
     absorbed = {id(node) for node in folded.values()}
-    for depth in sorted(model._nodes_by_depth, reverse=True):
-        for node in model._nodes_by_depth[depth]:
-            if node.is_input:
-                continue
-            layer, name = node.layer, prefix + node.layer.name
-            args, kwargs = node.map_arguments(values)
-            trains = in_training(node, training)
-            if before is not None and args and not isinstance(layer, tf_keras.Model):
-                args = (_keep_mask(args[0], before(name, args[0])), *args[1:])
-            if isinstance(layer, tf_keras.Model):
-                outputs = run_graph(layer, args[0], after, skipped, name + "/", before, trains)
-            elif id(node) in absorbed or id(layer) in skipped:
-                outputs = args[0]
-            elif id(node) in folded:
-                outputs = _folded_call(layer, folded[id(node)].layer, args[0])
-                outputs = _hand_on_mask(layer, args[0], outputs)
-            else:
-                outputs = _call(layer, args, kwargs, trains)
-            if after is not None and not isinstance(layer, tf_keras.Model):
-                outputs = _keep_mask(outputs, after(name, outputs))
-            for key, output in zip(node.flat_output_ids, tf.nest.flatten(outputs), strict=True):
-                values[key] = [output] * usage[key]
+    for node in nodes_in_order(model):
+        layer, name = node.layer, names[id(node.layer)]
+        args, kwargs = node.map_arguments(values)
+        trains = in_training(node, training)
+        if before is not None and args and not isinstance(layer, tf_keras.Model):
+            args = (_keep_mask(args[0], before(name, args[0])), *args[1:])
+        if isinstance(layer, tf_keras.Model):
+            outputs = run_graph(layer, args[0], after, skipped, before, names, trains)
+        elif id(node) in absorbed or id(layer) in skipped:
+            outputs = args[0]
+        elif id(node) in folded:
+            outputs = _folded_call(layer, folded[id(node)].layer, args[0])
+            outputs = _hand_on_mask(layer, args[0], outputs)
+        else:
+            outputs = _call(layer, args, kwargs, trains)
+        if after is not None and not isinstance(layer, tf_keras.Model):
+            outputs = _keep_mask(outputs, after(name, outputs))
+        for key, output in zip(node.flat_output_ids, tf.nest.flatten(outputs), strict=True):
+            values[key] = [output] * usage[key]
     flat = [values[str(id(x))].pop() for x in model.outputs]
     return tf.nest.pack_sequence_as(model._nested_outputs, flat)
 

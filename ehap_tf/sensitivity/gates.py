@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.channels import TracedCall, is_nested_model, nodes_in_order, trace_channels
+from ehap_tf.channels import TracedCall, nodes_in_order, trace_channels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ def find_gates(model: tf_keras.Model) -> dict[str, Gate]:
     graph = trace_channels(model)
     consumers: dict[int, list[tuple[TracedCall | None, Any]]] = {}
     starts: dict[str, Any] = {}
-    _collect(model, "", graph.calls, consumers, starts)
+    _collect(model, graph.calls, consumers, starts, set())
     gates = {}
     for name, ids in graph.ids.atoms.items():
         after, batch_norm = name, None
@@ -72,26 +72,26 @@ def find_gates(model: tf_keras.Model) -> dict[str, Gate]:
 
 def _collect(
     model: tf_keras.Model,
-    path: str,
-    calls: dict[tuple[str, int], TracedCall],
+    calls: dict[int, TracedCall],
     consumers: dict[int, list[tuple[TracedCall | None, Any]]],
     starts: dict[str, Any],
+    visited: set[int],
 ) -> None:
     """Fills in who consumes each symbolic tensor, and where each layer that is called once ends."""
+    visited.add(id(model))
     for tensor in model.outputs:
         consumers.setdefault(id(tensor), []).append((None, None))
-    for number, node in nodes_in_order(model):
+    for node in nodes_in_order(model):
         outputs = tf.nest.flatten(node.outputs)
-        call = calls.get((path, number))
+        call = calls.get(id(node))
         for tensor in node.keras_inputs:
             single = call if len(outputs) == 1 and len(node.keras_inputs) == 1 else None
             consumers.setdefault(id(tensor), []).append((single, outputs[0]))
-        if is_nested_model(node.layer):
-            inner = f"{path}/{node.layer.name}" if path else node.layer.name
-            _collect(node.layer, inner, calls, consumers, starts)
-        elif call is not None:
+        if call is not None:
             # A layer that is called twice has two chains; its gate stays behind the layer itself.
             starts[call.path] = None if call.path in starts else outputs[0]
+        elif id(node.layer) not in visited:
+            _collect(node.layer, calls, consumers, starts, visited)
 
 
 def _passes_on(call: TracedCall, ids: np.ndarray) -> bool:

@@ -59,3 +59,9 @@ def small_residual_net() -> tf_keras.Model:
     x = layers.ReLU(name="out")(layers.Add(name="sum")([x, shortcut]))
     x = layers.GlobalAveragePooling2D(name="pool")(x)
     return shake(tf_keras.Model(inputs, layers.Dense(4, name="logits")(x)))
+
+
+def wrapped(model: tf_keras.Model, name: str) -> tf_keras.Model:
+    """A model that does nothing but call another one."""
+    inputs = layers.Input(model.input_shape[1:])
+    return tf_keras.Model(inputs, model(inputs), name=name)

@@ -9,7 +9,7 @@ import tf_keras
 
 import ehap_tf as ehap
 from ehap_tf.models import build_model
-from tests.pruning.nets import batch, relative_error, shake
+from tests.pruning.nets import batch, relative_error, shake, wrapped
 
 layers = tf_keras.layers
 LOSS = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -118,6 +118,24 @@ def test_nested_models_and_operators():
     assert convolution.name not in {layer.name for layer in without.layers}
     convolution.set_weights([0 * w for w in convolution.get_weights()])
     assert relative_error(without(x), model(x)) < 1e-6
+
+
+def test_a_block_of_a_model_used_in_two_places_is_one_block():
+    inner_input = layers.Input((8, 8, 4))
+    inner = tf_keras.Model(inner_input, block(inner_input, 4, "inside"), name="inner")
+    inputs = layers.Input((8, 8, 4))
+    x = layers.Conv2D(4, 3, padding="same")(wrapped(inner, "A")(inputs))
+    x = layers.GlobalAveragePooling2D()(wrapped(inner, "B")(x))
+    model = shake(tf_keras.Model(inputs, layers.Dense(2)(x)))
+    assert ehap.residual_blocks(model) == ["A/inner/inside"]
+    x, y = data_of(model)
+    short = ehap.remove_blocks(model, "A/inner/inside")
+    order = ehap.rank_blocks(model, (x, y), LOSS)
+    last = inner.get_layer("inside_last")
+    gamma, beta, *statistics = last.get_weights()
+    last.set_weights([0 * gamma, 0 * beta, *statistics])
+    assert relative_error(short(x), model(x)) < 1e-6
+    assert order == {"A/inner/inside": pytest.approx(float(LOSS(y, model(x))), rel=1e-5)}
 
 
 @pytest.mark.parametrize("batch_size", [None, 5])

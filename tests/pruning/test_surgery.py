@@ -5,7 +5,14 @@ import tf_keras
 
 from ehap_tf.models import MODEL_NAMES, build_model
 from ehap_tf.pruning import count_macs, count_parameters, mask, plan_pruning, prune
-from tests.pruning.nets import batch, random_scores, relative_error, shake, small_residual_net
+from tests.pruning.nets import (
+    batch,
+    random_scores,
+    relative_error,
+    shake,
+    small_residual_net,
+    wrapped,
+)
 
 layers = tf_keras.layers
 
@@ -157,6 +164,36 @@ def test_what_a_user_wrote_is_handed_on_without_a_registration():
     kernel = slim.get_layer("c").kernel
     assert float(slim.losses[0]) == pytest.approx(float(Small()(kernel)))
     assert slim.get_layer("d").activation is not model.get_layer("d").activation
+
+
+@pytest.mark.parametrize("outside", [False, True])
+def test_a_model_used_in_two_places_stays_one_model(outside):
+    """The oracle is the original with zeros for the filters that go."""
+    inner = tf_keras.Sequential(
+        [
+            layers.Input((6, 6, 4)),
+            layers.Conv2D(6, 3, padding="same", activation="relu", name="wide"),
+            layers.Conv2D(4, 3, padding="same", name="narrow"),
+        ],
+        name="inner",
+    )
+    inputs = layers.Input((6, 6, 4))
+    x = inner(inputs) if outside else wrapped(inner, "A")(inputs)
+    x = wrapped(inner, "B")(layers.Conv2D(4, 1, name="between")(x))
+    model = shake(tf_keras.Model(inputs, layers.Dense(3, name="logits")(layers.Flatten()(x))))
+    path = "inner" if outside else "A/inner"
+    scores = {layer: values + 1 for layer, values in random_scores(model).items()}
+    assert set(scores) == {f"{path}/wide", f"{path}/narrow", "between", "logits"}
+    scores[f"{path}/wide"] = np.array([9.0, 0.1, 9.0, 0.2, 0.3, 9.0])
+    plan = plan_pruning(model, scores, prune_ratio=2.5 / 17)
+    assert plan.kept[f"{path}/wide"].tolist() == [0, 2, 5]
+    slim, x = prune(model, plan), batch(model)
+    assert relative_error(slim(x), mask(model, plan)(x)) < 1e-6
+    assert count_parameters(slim) == plan.params_after == count_parameters(model) - 3 * (37 + 36)
+    kernel, bias = inner.get_layer("wide").get_weights()
+    stays = np.array([1, 0, 1, 0, 0, 1])
+    inner.get_layer("wide").set_weights([kernel * stays, bias * stays])
+    assert relative_error(slim(x), model(x)) < 1e-6
 
 
 def test_sequential_stays_sequential():

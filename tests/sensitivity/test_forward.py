@@ -156,6 +156,23 @@ def test_nested_shared_and_sequential_models() -> None:
     assert names[:6] == inner * 2
 
 
+def test_a_layer_has_one_name_wherever_it_is_used() -> None:
+    shared = layers.Dense(5, name="shared")
+    a, b = layers.Input((5,)), layers.Input((5,))
+    first = tf_keras.Model(a, shared(a), name="first")
+    second = tf_keras.Model(b, first(shared(b)), name="second")
+    inputs = layers.Input((5,))
+    model = tf_keras.Model(inputs, second(first(inputs)))
+    names: list[str] = []
+
+    def remember(name: str, outputs: Any) -> Any:
+        names.append(name)
+        return outputs
+
+    run_graph(model, np.ones((2, 5), np.float32), remember)
+    assert names == ["first/shared"] * 3
+
+
 @pytest.mark.parametrize(
     "layer",
     [

@@ -72,6 +72,47 @@ def test_gates_of_nested_models_have_full_names() -> None:
     assert find_gates(model)["block/conv"].after == "block/bn"
 
 
+@pytest.mark.parametrize("side_by_side", [False, True])
+def test_one_gate_serves_all_uses_of_a_nested_model(side_by_side: bool) -> None:
+    """The oracle is the Keras model with zeros in the BatchNorm that both uses share."""
+    tf_keras.utils.set_random_seed(0)
+    a = layers.Input((6, 6, 2), dtype="float64")
+    y = layers.Conv2D(3, 3, padding="same", dtype="float64", name="conv")(a)
+    y = layers.ReLU(dtype="float64")(batch_norm(y, 1, name="bn"))
+    y = layers.Conv2D(2, 1, dtype="float64", name="point")(y)
+    inner = tf_keras.Model(a, y, name="inner")
+
+    def wrapped(name: str) -> tf_keras.Model:
+        b = layers.Input((6, 6, 2), dtype="float64")
+        return tf_keras.Model(b, inner(b), name=name)
+
+    inputs = layers.Input((6, 6, 2), dtype="float64")
+    x = wrapped("A")(inputs)
+    if side_by_side:
+        x = layers.Add(dtype="float64")([wrapped("B")(inputs[:, ::-1]), x])
+    else:
+        x = wrapped("B")(x)
+    x = layers.Dense(4, dtype="float64", name="end")(layers.Flatten(dtype="float64")(x))
+    model = tf_keras.Model(inputs, x)
+    (path,) = {name for name in find_gates(model) if name.endswith("inner/conv")}
+    outer = path.removesuffix("conv")
+    assert find_gates(model)[path].after == f"{outer}bn"
+
+    x, y = examples()
+    whole = float(cross_entropy()(y, model(x, training=False)))
+    norm = inner.get_layer("bn")
+    gamma, beta, *statistics = norm.get_weights()
+    expected = []
+    for index in range(3):
+        keep = np.arange(3) != index
+        norm.set_weights([gamma * keep, beta * keep, *statistics])
+        expected.append(float(cross_entropy()(y, model(x, training=False))) - whole)
+    norm.set_weights([gamma, beta, *statistics])
+    scores = rank(model, "oracle")
+    assert set(scores) == {path, f"{outer}point", "end"}
+    np.testing.assert_allclose(scores.signed[path], expected, rtol=1e-9, atol=1e-12)
+
+
 def naive_losses(model: tf_keras.Model, x: Any, y: Any) -> np.ndarray:
     """The loss after zeroing each filter by hand, through Keras and no gate."""
     behind = {"first": "batch_normalization", "second": "batch_normalization_1"}

@@ -1,0 +1,41 @@
+"""The layers and calls of a functional model, those of the models nested in it included."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import tf_keras
+
+
+def is_nested_model(layer: tf_keras.layers.Layer) -> bool:
+    """Whether a layer is itself a functional graph that can be looked into."""
+    return isinstance(layer, tf_keras.Model) and bool(getattr(layer, "_nodes_by_depth", None))
+
+
+def nodes_in_order(model: tf_keras.Model) -> Iterator[Any]:
+    """The nodes of a functional model, inputs before what uses them; nested models stay shut."""
+    for depth in sorted(model._nodes_by_depth, reverse=True):
+        for node in model._nodes_by_depth[depth]:
+            if not node.is_input:
+                yield node
+
+
+def layer_paths(model: tf_keras.Model) -> dict[int, str]:
+    """`id()` of each layer and nested model -> its name, models around it first: "backbone/conv1".
+
+    What is used in several places is named by the first.
+    """
+    paths: dict[int, str] = {}
+    _collect_paths(model, "", paths)
+    return paths
+
+
+def _collect_paths(model: tf_keras.Model, prefix: str, paths: dict[int, str]) -> None:
+    for depth in sorted(model._nodes_by_depth, reverse=True):
+        for layer in (node.layer for node in model._nodes_by_depth[depth]):
+            if id(layer) in paths:
+                continue
+            paths[id(layer)] = prefix + layer.name
+            if is_nested_model(layer):
+                _collect_paths(layer, f"{prefix}{layer.name}/", paths)
