@@ -11,7 +11,12 @@ from ehap_tf.channels.graph import (
 from ehap_tf.channels.ids import ZERO, ChannelIds, Flags, Ids
 from ehap_tf.channels.rules import Call, Effect, MacTerm, frozen, pass_on, register_channel_rule
 from ehap_tf.channels.scatter import ScatterChannels
-from ehap_tf.channels.walk import is_nested_model, layer_paths, nodes_in_order
+from ehap_tf.channels.walk import (
+    is_nested_model,
+    layer_paths,
+    nodes_as_computed,
+    nodes_in_order,
+)
 
 __all__ = [
     "RESIDUAL_MODES",
@@ -28,6 +33,7 @@ __all__ = [
     "frozen",
     "is_nested_model",
     "layer_paths",
+    "nodes_as_computed",
     "nodes_in_order",
     "pass_on",
     "register_channel_rule",

@@ -77,7 +77,7 @@ def _implantable(call: Call) -> int | None:
     if (
         kernel_positions == 1
         or layer.groups > 1
-        or len(layer.inbound_nodes) > 1
+        or call.shared
         or layer.padding not in ("same", "valid")
         or (layer.padding == "same" and max(layer.strides) > 1 and not known_size)
     ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,12 @@ from ehap_tf.channels import (
 )
 from ehap_tf.channels.ids import ChannelIds, Flags, Ids
 from ehap_tf.channels.rules import Call, Effect, channels, rule_of
-from ehap_tf.channels.walk import is_nested_model, layer_paths, nodes_in_order
+from ehap_tf.channels.walk import (
+    is_nested_model,
+    layer_paths,
+    nodes_as_computed,
+    nodes_in_order,
+)
 
 RESIDUAL_MODES = ("union", "tied")
 
@@ -36,12 +42,21 @@ _RULE_MODULES = (
 
 @dataclasses.dataclass(frozen=True)
 class TracedCall:
-    """One call of a layer: the ids that arrive, and what its rule made of them."""
+    """One call of a layer.
+
+    Attributes:
+        path: of the layer.
+        layer: the layer.
+        arriving: the ids that arrive.
+        effect: what the layer's rule made of them.
+        shared: the layer is called in several places.
+    """
 
     path: str
     layer: tf_keras.layers.Layer
     arriving: tuple[Ids, ...]
     effect: Effect
+    shared: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,6 +210,8 @@ class _Tracer:
         self.notes: dict[str, str] = {}
         self._residual = residual
         self._paths = layer_paths(model)
+        nodes = {id(node): node for node in nodes_as_computed(model)}
+        self._places = collections.Counter(id(node.layer) for node in nodes.values())
         self._first_call: dict[int, TracedCall] = {}
         self._nested_outputs: dict[int, list[Ids]] = {}
 
@@ -220,7 +237,7 @@ class _Tracer:
             for a, b in zip(first, self._settled(model, arriving), strict=True):
                 self.ids.tie(a, b)
             return self._nested_outputs[id(model)]
-        if len(model.inbound_nodes) > 1:
+        if self._places[id(model)] > 1:
             arriving = self._settled(model, arriving)
         self.nested_inputs[id(model)] = arriving
         self._nested_outputs[id(model)] = self.trace(model, arriving)
@@ -234,19 +251,20 @@ class _Tracer:
     def _trace_call(self, node: Any, arriving: tuple[Ids, ...]) -> TracedCall:
         layer = node.layer
         path = self._paths[id(layer)]
-        shared = len(layer.inbound_nodes) > 1 and bool(layer.weights)
+        shared = self._places[id(layer)] > 1
         call = Call(
             layer=layer,
             path=path,
             ids=self.ids,
-            inputs=tuple(self._settled(layer, arriving)) if shared else arriving,
+            inputs=tuple(self._settled(layer, arriving)) if shared and layer.weights else arriving,
             input_shapes=tuple(tuple(t.shape) for t in node.keras_inputs),
             output_shapes=tuple(tuple(t.shape) for t in tf.nest.flatten(node.outputs)),
             residual=self._residual,
+            shared=shared,
             node=node,
         )
         effect = rule_of(layer)(call)
-        traced = TracedCall(path, layer, arriving, effect)
+        traced = TracedCall(path, layer, arriving, effect, shared)
         first = self._first_call.setdefault(id(layer), traced)
         if first is not traced and (effect.bound or layer.weights):
             for a, b in zip(first.effect.inputs, effect.inputs, strict=True):

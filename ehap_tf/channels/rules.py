@@ -80,6 +80,7 @@ class Call:
         input_shapes: per input tensor its shape, batch axis first, None where unknown.
         output_shapes: the same for the outputs.
         residual: "union" or "tied": what sums do to the channels that they line up.
+        shared: the layer is called in several places.
         node: the Keras node of the call, for rules that look at non-tensor arguments.
     """
 
@@ -90,6 +91,7 @@ class Call:
     input_shapes: tuple[tuple[int | None, ...], ...]
     output_shapes: tuple[tuple[int | None, ...], ...]
     residual: str
+    shared: bool
     node: Any
 
 

@@ -1,4 +1,8 @@
-"""The layers and calls of a functional model, those of the models nested in it included."""
+"""The layers and calls of a functional model, those of the models nested in it included.
+
+A layer knows all its calls, also those that belong to other models. Here only those count that the
+model computes.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +23,14 @@ def nodes_in_order(model: tf_keras.Model) -> Iterator[Any]:
         for node in model._nodes_by_depth[depth]:
             if not node.is_input:
                 yield node
+
+
+def nodes_as_computed(model: tf_keras.Model) -> Iterator[Any]:
+    """All nodes in the order of computation, those of a nested model again at each of its calls."""
+    for node in nodes_in_order(model):
+        yield node
+        if is_nested_model(node.layer):
+            yield from nodes_as_computed(node.layer)
 
 
 def layer_paths(model: tf_keras.Model) -> dict[int, str]:

@@ -96,7 +96,7 @@ def _collect(
 
 def _passes_on(call: TracedCall, ids: np.ndarray) -> bool:
     """The call hands on exactly these channels, and is the only call of its layer."""
-    called_once = len(call.layer.inbound_nodes) == 1 or not call.layer.weights
+    called_once = not (call.shared and call.layer.weights)
     return called_once and np.array_equal(call.effect.outputs[0], ids)
 
 

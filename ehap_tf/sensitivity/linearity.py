@@ -6,12 +6,13 @@ piecewise linear in its inputs, and no prunable layer is applied more than once.
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Collection
 from typing import Any
 
 import tf_keras
 
-from ehap_tf.channels import ScatterChannels
+from ehap_tf.channels import ScatterChannels, nodes_as_computed
 from ehap_tf.sensitivity.filters import find_prunable, walk_layers
 
 layers = tf_keras.layers
@@ -92,6 +93,9 @@ def smooth_parts(model: tf_keras.Model, skipped: Collection[int] = ()) -> list[s
         One short text a layer, e.g. "dense_1 (Dense, gelu)".
     """
     found = []
+    nodes = collections.defaultdict(list)
+    for node in nodes_as_computed(model):
+        nodes[id(node.layer)].append(node)
     for name, layer in walk_layers(model):
         if id(layer) in skipped:
             continue
@@ -100,12 +104,13 @@ def smooth_parts(model: tf_keras.Model, skipped: Collection[int] = ()) -> list[s
             found.append(f"{name} ({type(layer).__name__})")
         elif activation is not None and activation not in _LINEAR_ACTIVATIONS:
             found.append(f"{name} ({type(layer).__name__}, {activation})")
-        elif any(node.call_kwargs.get("training") for node in layer.inbound_nodes):
+        elif any(node.call_kwargs.get("training") for node in nodes[id(layer)]):
             # BatchNorm then divides by the deviation of what it is given.
             found.append(f"{name} ({type(layer).__name__}, in training mode)")
     for prunable in find_prunable(model):
-        if len(prunable.layer.inbound_nodes) > 1:
-            found.append(f"{prunable.name} (used {len(prunable.layer.inbound_nodes)} times)")
+        times = len(nodes[id(prunable.layer)])
+        if times > 1:
+            found.append(f"{prunable.name} (used {times} times)")
     return found
 
 

@@ -111,3 +111,20 @@ def test_a_batch_norm_is_left_to_recalibration_unless_it_is_frozen() -> None:
     images = data()[0]
     error = relative_error(made_up.predict(images, verbose=0), model.predict(images, verbose=0))
     assert error < 1e-5
+
+
+def test_a_batch_norm_is_seen_in_a_model_that_was_pruned_before() -> None:
+    model = tf_keras.Sequential(
+        [
+            layers.Input((10, 10, 3)),
+            layers.Conv2D(6, 3, name="first", activation="relu"),
+            layers.Conv2D(5, 3, use_bias=False, name="second"),
+            layers.BatchNormalization(),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(4, name="logits"),
+        ]
+    )
+    once = ehap.prune(shake(model), without(model, first=[0]))
+    plan = without(once, first=[1])
+    made_up = ehap.compensate(ehap.prune(once, plan), once, plan, data())
+    assert not made_up.get_layer("second").use_bias

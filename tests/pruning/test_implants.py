@@ -9,6 +9,7 @@ from ehap_tf.pruning import (
     mask,
     plan_pruning,
     prune,
+    remove_blocks,
 )
 from tests.pruning.nets import batch, random_scores, relative_error, shake, small_residual_net
 
@@ -82,6 +83,40 @@ def test_1x1_layer_has_no_implants():
     plan = plan_pruning(model, random_scores(model), prune_ratio=0.6, implant_ratio=1.0)
     assert "point" not in plan.implanted
     assert len(plan.kept["point"]) < 4
+
+
+def test_calls_that_belong_to_other_models_do_not_count():
+    """A Sequential model that was pruned has layers that the surgery called on its way, too."""
+    model = tf_keras.Sequential(
+        [
+            layers.Input((8, 8, 3)),
+            layers.Conv2D(8, 3, name="c"),
+            layers.ReLU(),
+            layers.Flatten(),
+            layers.Dense(2, name="logits"),
+        ]
+    )
+    slim = prune(model, plan_pruning(model, random_scores(model), prune_ratio=0.0))
+    assert type(slim) is tf_keras.Sequential
+    scores = random_scores(model)
+    plans = [plan_pruning(one, scores, prune_ratio=0.5, implant_ratio=0.5) for one in (model, slim)]
+    assert len(plans[0].implanted["c"]) > 0
+    assert plans[1].to_json() == plans[0].to_json()
+
+
+def test_a_layer_has_implants_once_its_other_call_is_gone():
+    inputs = layers.Input((8, 8, 4))
+    shared = layers.Conv2D(4, 3, padding="same", name="shared")
+    x = layers.ReLU()(shared(inputs))
+    x = layers.Add(name="block")([x, shared(x)])
+    x = layers.Conv2D(4, 3, name="next")(x)
+    model = shake(tf_keras.Model(inputs, layers.Dense(2, name="logits")(layers.Flatten()(x))))
+    short = remove_blocks(model, "block")
+    implanted = [
+        set(plan_pruning(one, random_scores(one), 0.6, implant_ratio=1.0).implanted)
+        for one in (model, short)
+    ]
+    assert implanted == [{"next"}, {"shared", "next"}]
 
 
 def test_target_counts_implants():

@@ -9,6 +9,7 @@ import tf_keras
 
 import ehap_tf as ehap
 from ehap_tf.sensitivity import estimators, gauss_newton, hutchinson
+from ehap_tf.sensitivity.linearity import smooth_parts
 from ehap_tf.sensitivity.probes import example_signs, kernel_signs
 from ehap_tf.sensitivity.scaling import Scales
 from tests.sensitivity.networks import (
@@ -267,6 +268,33 @@ def test_a_batch_norm_in_training_mode_is_not_linear() -> None:
     scores = rank(model, data=(x.astype(np.float32), y), estimator="gauss_newton", probes=2)
     assert scores.provenance.quantity == "Gauss-Newton trace"
     assert "restless (BatchNormalization, in training mode)" in scores.provenance.notes[0]
+
+
+def test_the_calls_of_the_network_count_and_no_others() -> None:
+    steps = [layers.Input((3,)), layers.Dense(3, name="dense"), layers.ReLU()]
+    inner = tf_keras.Sequential(steps, name="inner")
+    inputs = layers.Input((3,))
+    once = tf_keras.Model(inputs, inner(inputs))
+    twice = tf_keras.Model(inputs, inner(inner(inputs)))
+    assert smooth_parts(once) == smooth_parts(inner) == []
+    assert smooth_parts(twice) == ["inner/dense (used 2 times)"]
+
+
+def test_exact_where_a_nested_model_is_called_twice() -> None:
+    inner = tf_keras.Sequential([layers.Input((5,)), layers.Dense(5, "relu", dtype="float64")])
+    inputs = layers.Input((5,), dtype="float64")
+    model = tf_keras.Model(inputs, inner(inner(inputs)))
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(12, 5)), rng.normal(size=(12, 5))
+    (dense,) = inner.layers
+    with tf.GradientTape() as outer:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(model(x) - y))
+        gradient = tape.gradient(loss, dense.kernel)
+    hessian = np.reshape(outer.jacobian(gradient, dense.kernel), (25, 25))
+    truth = np.diag(hessian).reshape(5, 5).sum(axis=0)
+    scores = rank(model, tf_keras.losses.MeanSquaredError(), data=(x, y), estimator="exact")
+    np.testing.assert_allclose(joined(scores.trace), truth, rtol=1e-9)
 
 
 def test_filters_permuted_give_scores_permuted(relu_net: tf_keras.Model) -> None:

@@ -72,6 +72,13 @@ def test_gates_of_nested_models_have_full_names() -> None:
     assert find_gates(model)["block/conv"].after == "block/bn"
 
 
+def test_calls_of_another_model_do_not_end_a_chain() -> None:
+    steps = [layers.Input((6, 6, 2)), conv(), BN(name="bn"), layers.ReLU()]
+    model = tf_keras.Sequential(steps)
+    tf_keras.Sequential(steps)  # calls the same layers again
+    assert find_gates(model)["conv"].after == "bn"
+
+
 @pytest.mark.parametrize("side_by_side", [False, True])
 def test_one_gate_serves_all_uses_of_a_nested_model(side_by_side: bool) -> None:
     """The oracle is the Keras model with zeros in the BatchNorm that both uses share."""
