@@ -6,14 +6,15 @@ piecewise linear in its inputs, and no prunable layer is applied more than once.
 
 from __future__ import annotations
 
-import collections
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import tf_keras
 
-from ehap_tf.channels import ScatterChannels, nodes_as_computed
+from ehap_tf.channels import ScatterChannels, is_nested_model, nodes_in_order
 from ehap_tf.sensitivity.filters import find_prunable, walk_layers
+from ehap_tf.sensitivity.forward import in_training
 
 layers = tf_keras.layers
 
@@ -92,10 +93,10 @@ def smooth_parts(model: tf_keras.Model, skipped: Collection[int] = ()) -> list[s
     Returns:
         One short text a layer, e.g. "dense_1 (Dense, gelu)".
     """
+    calls = list(_calls(model))
+    uses = Counter(id(layer) for layer, _ in calls)
+    training = {id(layer) for layer, trains in calls if trains}
     found = []
-    nodes = collections.defaultdict(list)
-    for node in nodes_as_computed(model):
-        nodes[id(node.layer)].append(node)
     for name, layer in walk_layers(model):
         if id(layer) in skipped:
             continue
@@ -104,14 +105,28 @@ def smooth_parts(model: tf_keras.Model, skipped: Collection[int] = ()) -> list[s
             found.append(f"{name} ({type(layer).__name__})")
         elif activation is not None and activation not in _LINEAR_ACTIVATIONS:
             found.append(f"{name} ({type(layer).__name__}, {activation})")
-        elif any(node.call_kwargs.get("training") for node in nodes[id(layer)]):
+        elif id(layer) in training:
             # BatchNorm then divides by the deviation of what it is given.
             found.append(f"{name} ({type(layer).__name__}, in training mode)")
     for prunable in find_prunable(model):
-        times = len(nodes[id(prunable.layer)])
-        if times > 1:
-            found.append(f"{prunable.name} (used {times} times)")
+        if uses[id(prunable.layer)] > 1:
+            found.append(f"{prunable.name} (used {uses[id(prunable.layer)]} times)")
     return found
+
+
+def _calls(
+    model: tf_keras.Model, training: bool = False
+) -> Iterator[tuple[tf_keras.layers.Layer, bool]]:
+    """Every call of every layer, and whether the layer trains in it.
+
+    Those of a nested model come as often as the model is called.
+    """
+    for node in nodes_in_order(model):
+        trains = in_training(node, training)
+        if is_nested_model(node.layer):
+            yield from _calls(node.layer, trains)
+        else:
+            yield node.layer, trains and node.layer._expects_training_arg
 
 
 def _activation_name(activation: Any) -> str | None:

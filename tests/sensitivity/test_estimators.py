@@ -297,6 +297,42 @@ def test_exact_where_a_nested_model_is_called_twice() -> None:
     np.testing.assert_allclose(joined(scores.trace), truth, rtol=1e-9)
 
 
+def test_a_batch_norm_in_a_nested_model_in_training_mode_is_not_linear() -> None:
+    tf_keras.utils.set_random_seed(0)
+    inner = tf_keras.Sequential([layers.Input((6, 6, 2)), layers.Conv2D(3, 3), layers.ReLU()])
+    inner.add(layers.BatchNormalization(name="norm"))
+    inputs = layers.Input((6, 6, 2))
+    x = layers.GlobalAveragePooling2D()(inner(inputs, training=True))
+    model = tf_keras.Model(inputs, layers.Dense(CLASSES)(x))
+    scores = rank(model, estimator="gauss_newton", probes=2)
+    assert scores.provenance.quantity == "Gauss-Newton trace"
+    assert scores.provenance.notes[0].endswith("norm (BatchNormalization, in training mode)")
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_layer_that_reads_itself_is_not_linear_in_its_weights(nested: bool) -> None:
+    tf_keras.utils.set_random_seed(2)
+    shared, end = (layers.Dense(units, dtype="float64") for units in (5, CLASSES))
+    x = inputs = layers.Input((5,), dtype="float64")
+    block = tf_keras.Sequential([layers.Input((5,), dtype="float64"), shared])
+    for _ in range(2):
+        x = layers.ReLU(dtype="float64")((block if nested else shared)(x))
+    model = tf_keras.Model(inputs, end(x))
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(10, 5)), rng.integers(0, CLASSES, 10)
+    with tf.GradientTape(persistent=True) as outer:
+        with tf.GradientTape() as inner:
+            loss = cross_entropy()(y, model(x, training=False))
+        gradient = inner.gradient(loss, shared.kernel)
+    hessian = outer.jacobian(gradient, shared.kernel, experimental_use_pfor=False)
+    diagonal = np.diag(np.reshape(hessian, (25, 25))).reshape(5, 5)
+    scores = rank(model, data=(x, y), estimator="exact")
+    assert scores.provenance.notes == ("one product a weight",)
+    np.testing.assert_allclose(next(iter(scores.trace.values())), diagonal.sum(axis=0), rtol=1e-9)
+    sketch = rank(model, data=(x, y), estimator="gauss_newton", probes=2)
+    assert "(used 2 times)" in sketch.provenance.notes[0]
+
+
 def test_filters_permuted_give_scores_permuted(relu_net: tf_keras.Model) -> None:
     order = np.array([2, 0, 3, 1])
     permuted = tf_keras.models.clone_model(relu_net)
