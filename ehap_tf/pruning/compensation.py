@@ -16,7 +16,7 @@ import numpy.typing as npt
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.channels import ZERO, Flags, TracedCall, trace_channels
+from ehap_tf.channels import ZERO, Flags, TracedCall, layer_paths, trace_channels
 from ehap_tf.data import as_dataset
 from ehap_tf.models import require_inputs
 from ehap_tf.models.keras3 import either_keras
@@ -98,12 +98,14 @@ def _mean_inputs(
     model: tf_keras.Model, names: set[str], data: Any, batches: int
 ) -> dict[str, Floats]:
     """The mean of each input channel of some layers, over examples, positions and calls."""
+    paths = layer_paths(model)
 
     @tf.function(reduce_retracing=True, autograph=False)
     def sums(inputs: Any) -> dict[str, tuple[tf.Tensor, tf.Tensor]]:
         found: dict[str, tuple[tf.Tensor, tf.Tensor]] = {}
 
-        def look(name: str, tensor: Any) -> Any:
+        def look(node: Any, tensor: Any) -> Any:
+            name = paths[id(node.layer)]
             if name in names:
                 flat = tf.reshape(tf.cast(tensor, tf.float32), [-1, tensor.shape[-1]])
                 total, count = found.get(name, (tf.zeros([]), tf.zeros([], tf.int32)))

@@ -48,13 +48,13 @@ def closing_forward(network: Network, constants: Floats | None) -> GatedForward:
     columns = _columns(network)
 
     def forward(inputs: Any, alpha: tf.Tensor) -> tf.Tensor:
-        def gate(name: str, outputs: Any) -> Any:
-            if name not in columns:
+        def gate(node: Any, outputs: Any) -> Any:
+            if id(node) not in columns:
                 return outputs
-            factors = channel_factors(alpha[:, columns[name]], outputs)
+            factors = channel_factors(alpha[:, columns[id(node)]], outputs)
             if constants is None:
                 return outputs * factors
-            constant = tf.constant(constants[columns[name]], outputs.dtype)
+            constant = tf.constant(constants[columns[id(node)]], outputs.dtype)
             return constant + (outputs - constant) * factors
 
         return network.forward(inputs, gate)
@@ -71,24 +71,25 @@ def channel_means_step(network: Network) -> Step:
         A step as `hutchinson_step` gives, with one row whatever the probes are.
     """
     tied = network.residual == "tied"
-    places = list(find_groups(network).readers if tied else _columns(network))
+    owners = _reading_nodes(network) if tied else _gate_nodes(network)
 
     def step(
         inputs: Any, labels: Any, weights: tf.Tensor, first: tf.Tensor, probes: Any, scales: Any
     ) -> tuple[tf.Tensor, tf.Tensor]:
         del labels, first, probes, scales
-        seen: dict[str, list[tf.Tensor]] = {name: [] for name in places}
+        seen: dict[int, list[tf.Tensor]] = {node: [] for nodes in owners for node in nodes}
 
-        def look(name: str, tensor: Any) -> Any:
-            if name in seen:
+        def look(node: Any, tensor: Any) -> Any:
+            if id(node) in seen:
                 values = tf.cast(tensor, network.dtype)
                 means = tf.reduce_mean(values, axis=list(range(1, values.shape.rank - 1)))
-                seen[name].append(tf.linalg.matvec(means, weights, transpose_a=True))
+                seen[id(node)].append(tf.linalg.matvec(means, weights, transpose_a=True))
             return tensor
 
         network.forward(inputs, **{"before" if tied else "after": look})
         # A layer that is called several times has several means for one gate.
-        sums = tf.concat([tf.add_n(seen[name]) / len(seen[name]) for name in places], 0)
+        every = [[mean for node in nodes for mean in seen[node]] for nodes in owners]
+        sums = tf.concat([tf.add_n(means) / len(means) for means in every], 0)
         return sums[tf.newaxis], tf.reduce_all(tf.math.is_finite(sums))
 
     return step
@@ -114,6 +115,18 @@ def gate_rows_step(network: Network, vectors: Vectors, constants: Floats | None)
     )
 
 
-def _columns(network: Network) -> dict[str, slice]:
-    """Name of the layer behind which a gate stands -> its part of all filters, in their order."""
-    return gate_columns(network, lambda gate: gate.passed[-1] if gate.passed else gate.after)
+def _reading_nodes(network: Network) -> list[list[int]]:
+    return [[node] for node in find_groups(network).readers]
+
+
+def _gate_nodes(network: Network) -> list[list[int]]:
+    """The nodes of each layer's gate."""
+    nodes: dict[int, list[int]] = {}
+    for node, part in _columns(network).items():
+        nodes.setdefault(part.start, []).append(node)
+    return list(nodes.values())
+
+
+def _columns(network: Network) -> dict[int, slice]:
+    """`id()` of a node behind which a gate stands -> its part of all filters, in their order."""
+    return gate_columns(network, lambda gate: gate.ends)

@@ -8,20 +8,20 @@ derivatives of its own and no memory for them, to second order least of all.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from typing import Any
 
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.channels import layer_paths, nodes_in_order
+from ehap_tf.channels import nodes_in_order
 from ehap_tf.sensitivity.emulated_float16 import emulated_call, is_emulated
 
-After = Callable[[str, Any], Any]
-"""Called with a layer's path ("outer/inner" when nested) and its outputs; returns new outputs."""
+After = Callable[[Any, Any], Any]
+"""Called with a node (one call of a layer) and its outputs; returns new outputs."""
 
-Before = Callable[[str, Any], Any]
-"""Called with a layer's path and its first argument, before the layer is; returns a new one."""
+Before = Callable[[Any, Any], Any]
+"""Called with a node and the first argument, before the layer is; returns a new one."""
 
 _BATCH_NORMS = (
     tf_keras.layers.BatchNormalization,
@@ -36,7 +36,6 @@ def run_graph(
     after: After | None = None,
     skipped: Collection[int] = (),
     before: Before | None = None,
-    names: Mapping[int, str] | None = None,
     training: bool = False,
 ) -> Any:
     """Computes a functional model in inference mode, node by node; nested models are opened.
@@ -44,16 +43,14 @@ def run_graph(
     Args:
         model: Functional or built Sequential model.
         inputs: what the model takes.
-        after: changes the outputs of layers.
+        after: changes the outputs of calls.
         skipped: `id()` of layers that hand on their input as it is.
-        before: changes the first argument of layers.
-        names: of layers by their `id()`; None: their paths in the model.
+        before: changes the first argument of calls.
         training: the model is nested in another and called in training mode there.
 
     Returns:
         What `model(inputs, training=training)` returns.
     """
-    names = layer_paths(model) if names is None else names
     inputs = tf.nest.map_structure(tf.convert_to_tensor, inputs)
     values: dict[str, list[Any]] = {}
     usage = model._tensor_usage_count
@@ -62,13 +59,13 @@ def run_graph(
     folded = {} if training else _folds(model)
     absorbed = {id(node) for node in folded.values()}
     for node in nodes_in_order(model):
-        layer, name = node.layer, names[id(node.layer)]
+        layer = node.layer
         args, kwargs = node.map_arguments(values)
         trains = in_training(node, training)
         if before is not None and args and not isinstance(layer, tf_keras.Model):
-            args = (_keep_mask(args[0], before(name, args[0])), *args[1:])
+            args = (_keep_mask(args[0], before(node, args[0])), *args[1:])
         if isinstance(layer, tf_keras.Model):
-            outputs = run_graph(layer, args[0], after, skipped, before, names, trains)
+            outputs = run_graph(layer, args[0], after, skipped, before, trains)
         elif id(node) in absorbed or id(layer) in skipped:
             outputs = args[0]
         elif id(node) in folded:
@@ -77,7 +74,7 @@ def run_graph(
         else:
             outputs = _call(layer, args, kwargs, trains)
         if after is not None and not isinstance(layer, tf_keras.Model):
-            outputs = _keep_mask(outputs, after(name, outputs))
+            outputs = _keep_mask(outputs, after(node, outputs))
         for key, output in zip(node.flat_output_ids, tf.nest.flatten(outputs), strict=True):
             values[key] = [output] * usage[key]
     flat = [values[str(id(x))].pop() for x in model.outputs]

@@ -38,31 +38,31 @@ def gated_forward(network: Network) -> GatedForward:
     """
     if network.residual == "tied":
         return grouped_forward(network)
-    columns = gate_columns(network, lambda gate: gate.after)
+    columns = gate_columns(network, lambda gate: gate.nodes)
 
     def forward(inputs: Any, alpha: tf.Tensor) -> tf.Tensor:
-        def gate(name: str, outputs: Any) -> Any:
-            if name not in columns:
+        def gate(node: Any, outputs: Any) -> Any:
+            if id(node) not in columns:
                 return outputs
-            return outputs * channel_factors(alpha[:, columns[name]], outputs)
+            return outputs * channel_factors(alpha[:, columns[id(node)]], outputs)
 
         return network.forward(inputs, gate)
 
     return forward
 
 
-def gate_columns(network: Network, place: Callable[[Gate], str]) -> dict[str, slice]:
-    """Name of the layer behind which a gate stands -> its part of all filters, in their order.
+def gate_columns(network: Network, places: Callable[[Gate], tuple[int, ...]]) -> dict[int, slice]:
+    """`id()` of a node behind which a gate stands -> its part of all filters, in their order.
 
     Args:
         network: with the filters.
-        place: where a filter's gate is to stand.
+        places: where a filter's gate is to stand.
 
     Raises:
         ValueError: a layer's channels cannot be followed.
     """
     gates = find_gates(network.model)
-    columns: dict[str, slice] = {}
+    columns: dict[int, slice] = {}
     start = 0
     for layer in network.layers:
         if layer.name not in gates:
@@ -70,7 +70,8 @@ def gate_columns(network: Network, place: Callable[[Gate], str]) -> dict[str, sl
                 f"layer {layer.name!r} ({type(layer.layer).__name__}) has no gate: its channels "
                 "cannot be followed; use a criterion on weights, such as 'hessian_trace'"
             )
-        columns[place(gates[layer.name])] = slice(start, start + layer.filters)
+        part = slice(start, start + layer.filters)
+        columns.update(dict.fromkeys(places(gates[layer.name]), part))
         start += layer.filters
     return columns
 

@@ -10,6 +10,8 @@ before or behind it.
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -29,75 +31,105 @@ class Gate:
         batch_norm: the first BatchNorm that only these filters pass through, or None.
         passed: names of the layers behind `layer` that only these filters pass through, those
             behind the gate included.
+        nodes: `id()` of the nodes behind whose outputs the gate stands, one for each call of
+            `layer`. A layer between them may serve others too, in calls of its own.
+        ends: the same at the end of the chain, as far as the channels stay these filters' own.
     """
 
     layer: str
     after: str
     batch_norm: tf_keras.layers.Layer | None
-    passed: tuple[str, ...] = ()
+    passed: tuple[str, ...]
+    nodes: tuple[int, ...]
+    ends: tuple[int, ...]
 
 
 def find_gates(model: tf_keras.Model) -> dict[str, Gate]:
     """The gate of every layer that owns filters, by layer name.
 
-    The channels are followed from the layer along its single chain of consumers, as long as they
-    stay this filter's own channels. Where a tensor has several consumers, or leaves a nested
-    model, the chain ends.
+    The channels are followed from each call of the layer along its single chain of consumers, as
+    long as they stay this filter's own channels. Where a tensor has several consumers, or leaves a
+    nested model, the chain ends.
 
     Raises:
         TypeError: the model is subclassed.
     """
     graph = trace_channels(model)
-    consumers: dict[int, list[tuple[TracedCall | None, Any]]] = {}
-    starts: dict[str, Any] = {}
+    used = Counter(id(call.layer) for call in graph.calls.values())
+    consumers: dict[int, list[_Step | None]] = {}
+    starts: dict[str, list[_Step]] = {}
     _collect(model, graph.calls, consumers, starts, set())
     gates = {}
     for name, ids in graph.ids.atoms.items():
-        after, batch_norm = name, None
-        passed: list[str] = []
-        tensor = starts.get(name)
-        while tensor is not None and len(consumers.get(id(tensor), ())) == 1:
-            call, output = consumers[id(tensor)][0]
-            if call is None or not _passes_on(call, ids):
-                break
-            passed.append(call.path)
-            if not call.effect.preserves_zero:
-                after = call.path
-            if batch_norm is None and _is_batch_norm(call.layer):
-                batch_norm = call.layer
-            tensor = output
-        gates[name] = Gate(name, after, batch_norm, tuple(passed))
+        chains = [_chain(start, consumers, ids) for start in starts[name]]
+        # Weights that serve other calls as well belong to no filter alone.
+        own = [
+            step.call
+            for step in itertools.takewhile(
+                lambda step: used[id(step.call.layer)] == 1 or not step.call.layer.weights,
+                chains[0],
+            )
+        ]
+        gates[name] = Gate(
+            layer=name,
+            after=([name] + [call.path for call in own[1:] if not call.effect.preserves_zero])[-1],
+            batch_norm=next((call.layer for call in own if _is_batch_norm(call.layer)), None),
+            passed=tuple(call.path for call in own[1:]),
+            nodes=tuple(_acts_at(chain) for chain in chains),
+            ends=tuple(chain[-1].node for chain in chains),
+        )
     return gates
+
+
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """A call on a chain, with the `id()` of its node and its output."""
+
+    node: int
+    call: TracedCall
+    output: Any
 
 
 def _collect(
     model: tf_keras.Model,
     calls: dict[int, TracedCall],
-    consumers: dict[int, list[tuple[TracedCall | None, Any]]],
-    starts: dict[str, Any],
+    consumers: dict[int, list[_Step | None]],
+    starts: dict[str, list[_Step]],
     visited: set[int],
 ) -> None:
-    """Fills in who consumes each symbolic tensor, and where each layer that is called once ends."""
+    """Fills in who consumes each symbolic tensor, and the calls of each layer, by its name."""
     visited.add(id(model))
     for tensor in model.outputs:
-        consumers.setdefault(id(tensor), []).append((None, None))
+        consumers.setdefault(id(tensor), []).append(None)
     for node in nodes_in_order(model):
         outputs = tf.nest.flatten(node.outputs)
         call = calls.get(id(node))
+        step = None if call is None else _Step(id(node), call, outputs[0])
         for tensor in node.keras_inputs:
-            single = call if len(outputs) == 1 and len(node.keras_inputs) == 1 else None
-            consumers.setdefault(id(tensor), []).append((single, outputs[0]))
-        if call is not None:
-            # A layer that is called twice has two chains; its gate stays behind the layer itself.
-            starts[call.path] = None if call.path in starts else outputs[0]
+            single = step if len(outputs) == 1 and len(node.keras_inputs) == 1 else None
+            consumers.setdefault(id(tensor), []).append(single)
+        if step is not None:
+            starts.setdefault(step.call.path, []).append(step)
         elif id(node.layer) not in visited:
             _collect(node.layer, calls, consumers, starts, visited)
 
 
-def _passes_on(call: TracedCall, ids: np.ndarray) -> bool:
-    """The call hands on exactly these channels, and is the only call of its layer."""
-    called_once = not (call.shared and call.layer.weights)
-    return called_once and np.array_equal(call.effect.outputs[0], ids)
+def _chain(start: _Step, consumers: dict[int, list[_Step | None]], ids: np.ndarray) -> list[_Step]:
+    """The calls that hand on exactly these channels to one reader after the other."""
+    chain = [start]
+    while len(readers := consumers.get(id(chain[-1].output), [])) == 1:
+        (step,) = readers
+        if step is None or step.call.layer is start.call.layer:
+            break
+        if not np.array_equal(step.call.effect.outputs[0], ids):
+            break
+        chain.append(step)
+    return chain
+
+
+def _acts_at(chain: list[_Step]) -> int:
+    makes = [step.node for step in chain[1:] if not step.call.effect.preserves_zero]
+    return makes[-1] if makes else chain[0].node
 
 
 def _is_batch_norm(layer: tf_keras.layers.Layer) -> bool:

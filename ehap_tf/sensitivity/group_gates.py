@@ -20,7 +20,7 @@ import numpy.typing as npt
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.channels import Flags, TracedCall, trace_channels
+from ehap_tf.channels import Flags, Ids, TracedCall, trace_channels
 from ehap_tf.sensitivity.network import Network
 from ehap_tf.sensitivity.statistics import Floats
 
@@ -37,14 +37,14 @@ class Groups:
     Attributes:
         count: number of groups.
         of_filter: the group of each scored filter, layers end to end.
-        readers: layer name -> for each of its input channels the group, or `count` for none.
+        readers: `id()` of a node -> for each of its input channels the group, or `count` for none.
         outputs: the same for the model's output.
         blocks: the groups of each layer; those of layers that share groups are one block.
     """
 
     count: int
     of_filter: Places
-    readers: Mapping[str, Places]
+    readers: Mapping[int, Places]
     outputs: Places
     blocks: tuple[Places, ...]
 
@@ -71,7 +71,7 @@ def find_groups(network: Network) -> Groups:
 
 
 def grouped_forward(
-    network: Network, constants: Mapping[str, Floats] | None = None
+    network: Network, constants: Mapping[int, Floats] | None = None
 ) -> Callable[[Any, tf.Tensor], tf.Tensor]:
     """The network with a gate on every group.
 
@@ -101,11 +101,11 @@ def grouped_forward(
             constant = tf.constant(closed, tensor.dtype)
             return constant + (tensor - constant) * tf.reshape(factors, shape)
 
-        def gate(name: str, tensor: Any) -> Any:
-            places = groups.readers.get(name)
+        def gate(node: Any, tensor: Any) -> Any:
+            places = groups.readers.get(id(node))
             if places is None:
                 return tensor
-            return scaled(tensor, places, constants[name] if constants else None)
+            return scaled(tensor, places, constants[id(node)] if constants else None)
 
         outputs = network.forward(inputs, before=gate)
         if (groups.outputs < groups.count).any():
@@ -132,12 +132,12 @@ def _find(network: Network) -> Groups:
         return np.where(numbers[found] == channels, found, len(numbers))
 
     readers = {}
-    for call in graph.calls.values():
-        ends = _ending(call)
+    for node, call in graph.calls.items():
+        ends = _ending(call, graph.ids.atoms.get(call.path, np.zeros(0, np.int64)))
         if ends.any():
             gated = places(np.where(ends, graph.ids.groups(call.effect.inputs[0]), NOBODY))
             if (gated < len(numbers)).any():
-                readers[call.path] = gated
+                readers[node] = gated
     ((_, wanted),) = graph.outputs
     blocks: list[set[int]] = []
     for root in roots:
@@ -155,10 +155,11 @@ def _find(network: Network) -> Groups:
     )
 
 
-def _ending(call: TracedCall) -> Flags:
-    """Which of a call's input channels its outputs do not carry on."""
+def _ending(call: TracedCall, own: Ids) -> Flags:
+    """Which of a call's input channels its outputs, but for filters of its own, do not carry on."""
     if len(call.effect.inputs) != 1:
         # Sums, products and concatenations carry on; what else takes several keeps them all.
         return np.zeros(0, np.bool_)
     # By filters and not by groups: a branch begins with what it is added to.
-    return ~np.isin(call.effect.inputs[0], np.concatenate(call.effect.outputs))
+    carried = np.setdiff1d(np.concatenate(call.effect.outputs), own)
+    return ~np.isin(call.effect.inputs[0], carried)

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
+from ehap_tf.channels import layer_paths
 from ehap_tf.data import check_labels
 from ehap_tf.models import clone_with_policy
 from ehap_tf.models.precision import policy_of
@@ -171,10 +172,11 @@ def _check_deterministic(network: Network, batch: MicroBatch, outputs: np.ndarra
     if _agree(network.forward(batch.inputs), outputs):
         return
     passes: list[dict[str, Any]] = [{}, {}]
+    paths = layer_paths(network.model)
     for found in passes:
 
-        def remember(name: str, output: Any, found: dict[str, Any] = found) -> Any:
-            found.setdefault(name, tf.nest.flatten(output)[0])
+        def remember(node: Any, output: Any, found: dict[str, Any] = found) -> Any:
+            found.setdefault(paths[id(node.layer)], tf.nest.flatten(output)[0])
             return output
 
         network.forward(batch.inputs, remember)

@@ -8,6 +8,7 @@ import tensorflow as tf
 import tf_keras
 
 import ehap_tf as ehap
+from ehap_tf.channels import layer_paths
 from ehap_tf.models import clone_with_policy
 from ehap_tf.sensitivity.forward import run_graph
 from tests.sensitivity.networks import batch_norm, cross_entropy, examples, residual_net
@@ -122,7 +123,10 @@ def test_masks_are_handed_on(steps: list[Any]) -> None:
 def test_masks_survive_what_changes_inputs_and_outputs() -> None:
     model, x = masked_net(layers.Dense(3), layers.ReLU()), masked_examples()
     doubled = run_graph(
-        model, x, lambda name, y: 2 * y if "dense" in name else y, before=lambda _, y: y + 0
+        model,
+        x,
+        lambda node, y: 2 * y if "dense" in node.layer.name else y,
+        before=lambda _, y: y + 0,
     )
     np.testing.assert_allclose(doubled, 2 * model(x), rtol=1e-5)
 
@@ -147,26 +151,26 @@ def test_nested_shared_and_sequential_models() -> None:
     assert_same(model, examples()[0])
     names: list[str] = []
 
-    def remember(name: str, outputs: Any) -> Any:
-        names.append(name)
+    def remember(node: Any, outputs: Any) -> Any:
+        names.append(node.layer.name)
         return outputs
 
     run_graph(model, examples()[0], remember)
-    inner = [f"{block.name}/{layer.name}" for layer in block.layers]
+    inner = [layer.name for layer in block.layers]
     assert names[:6] == inner * 2
 
 
-def test_a_layer_has_one_name_wherever_it_is_used() -> None:
+def test_hooks_see_every_use_of_a_layer() -> None:
     shared = layers.Dense(5, name="shared")
     a, b = layers.Input((5,)), layers.Input((5,))
     first = tf_keras.Model(a, shared(a), name="first")
     second = tf_keras.Model(b, first(shared(b)), name="second")
     inputs = layers.Input((5,))
     model = tf_keras.Model(inputs, second(first(inputs)))
-    names: list[str] = []
+    paths, names = layer_paths(model), list[str]()
 
-    def remember(name: str, outputs: Any) -> Any:
-        names.append(name)
+    def remember(node: Any, outputs: Any) -> Any:
+        names.append(paths[id(node.layer)])
         return outputs
 
     run_graph(model, np.ones((2, 5), np.float32), remember)

@@ -9,7 +9,14 @@ import tf_keras
 
 import ehap_tf as ehap
 from ehap_tf.sensitivity.gates import find_gates
-from tests.sensitivity.networks import batch_norm, cross_entropy, examples, joined, residual_net
+from tests.sensitivity.networks import (
+    batch_norm,
+    cross_entropy,
+    examples,
+    initializer,
+    joined,
+    residual_net,
+)
 
 layers = tf_keras.layers
 
@@ -118,6 +125,100 @@ def test_one_gate_serves_all_uses_of_a_nested_model(side_by_side: bool) -> None:
     scores = rank(model, "oracle")
     assert set(scores) == {path, f"{outer}point", "end"}
     np.testing.assert_allclose(scores.signed[path], expected, rtol=1e-9, atol=1e-12)
+
+
+def dense(units: int, name: str) -> Any:
+    return layers.Dense(
+        units, dtype="float64", name=name, bias_initializer=initializer("normal", 1)
+    )
+
+
+@pytest.mark.parametrize("criterion", ["oracle", "obd_joint", "obd_joint_centered"])
+@pytest.mark.parametrize("activation", ["relu", "sigmoid"])
+def test_layers_without_weights_may_serve_several_filters(activation: str, criterion: str) -> None:
+    """One activation and one dropout for the whole model give what one of each a layer gives."""
+
+    def model(shared: bool) -> tf_keras.Model:
+        tf_keras.utils.set_random_seed(0)
+        x = inputs = layers.Input((6, 6, 2), dtype="float64")
+        for place in range(3):
+            if place == 0 or not shared:
+                steps = [
+                    layers.Activation(activation, dtype="float64"),
+                    layers.Dropout(0.5, dtype="float64"),
+                ]
+            x = dense(3 + place, f"dense{place}")(x)
+            for step in steps:
+                x = step(x)
+        return tf_keras.Model(inputs, dense(4, "end")(layers.Flatten(dtype="float64")(x)))
+
+    found, expected = (
+        rank(model(shared), criterion, estimator="exact") for shared in (True, False)
+    )
+    assert min(np.abs(values).max() for values in expected.signed.values() or expected.values()) > 0
+    np.testing.assert_allclose(joined(found), joined(expected), rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("residual", ["union", "tied"])
+def test_the_oracle_closes_every_use_of_a_layer(nested: bool, residual: str) -> None:
+    """A layer that is called in the model and, when nested, in a model inside it."""
+    tf_keras.utils.set_random_seed(0)
+    stem, shared, last, end = dense(5, "stem"), dense(5, "d"), dense(5, "last"), dense(4, "end")
+    inputs = layers.Input((6, 6, 2), dtype="float64")
+    x = y = layers.Input((6, 6, 5), dtype="float64")
+    block = tf_keras.Model(y, layers.ReLU(dtype="float64")(shared(y)), name="block")
+    x = stem(inputs)
+    x = block(x) if nested else layers.ReLU(dtype="float64")(shared(x))
+    x = layers.ReLU(dtype="float64")(shared(x))
+    x = layers.Flatten(dtype="float64")(layers.ReLU(dtype="float64")(last(x)))
+    model = tf_keras.Model(inputs, end(x))
+
+    def loss(kept: Any) -> float:
+        # The layer reads the stem and itself: in tied mode they go together.
+        x = stem(examples()[0]) * (kept if residual == "tied" else 1)
+        for _ in range(2):
+            x = tf.nn.relu(shared(x) * kept)
+        x = tf.reshape(tf.nn.relu(last(x)), [len(x), -1])
+        return float(cross_entropy()(examples()[1], end(x)))
+
+    expected = [loss(1 - np.eye(5)[index]) - loss(1) for index in range(5)]
+    scores = rank(model, "oracle", residual=residual).signed
+    path = "block/d" if nested else "d"
+    found = scores[path] + scores["stem"] if residual == "tied" else scores[path]
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["Conv2D", "Conv3D"])  # only the first is folded
+def test_a_batch_norm_that_is_shared_goes_with_the_filters(kind: str) -> None:
+    """Behind each convolution the BatchNorm is a layer that makes something of zero."""
+    tf_keras.utils.set_random_seed(0)
+    convs = [
+        getattr(layers, kind)(3, 1, dtype="float64", name=name, kernel_initializer="normal")
+        for name in ("a", "b")
+    ]
+    norm = layers.BatchNormalization(dtype="float64", beta_initializer=initializer("normal", 1))
+    shape = (6, 6, 2) if kind == "Conv2D" else (6, 6, 1, 2)
+    inputs = layers.Input((6, 6, 2), dtype="float64")
+    x = layers.Reshape(shape, dtype="float64")(inputs)
+    parts = [layers.ReLU(dtype="float64")(norm(conv(x))) for conv in convs]
+    end = dense(4, "end")
+    x = layers.Flatten(dtype="float64")(layers.Concatenate(dtype="float64")(parts))
+    model = tf_keras.Model(inputs, end(x))
+
+    def loss(owner: int, kept: Any) -> float:
+        x = examples()[0].reshape(-1, *shape)
+        parts = [
+            tf.nn.relu(norm(conv(x), training=False)) * (kept if number == owner else 1)
+            for number, conv in enumerate(convs)
+        ]
+        x = tf.reshape(tf.concat(parts, -1), [len(x), -1])
+        return float(cross_entropy()(examples()[1], end(x)))
+
+    scores = rank(model, "oracle").signed
+    for owner, name in enumerate("ab"):
+        expected = [loss(owner, 1 - np.eye(3)[index]) - loss(owner, 1) for index in range(3)]
+        np.testing.assert_allclose(scores[name], expected, rtol=1e-9, atol=1e-12)
 
 
 def naive_losses(model: tf_keras.Model, x: Any, y: Any) -> np.ndarray:
