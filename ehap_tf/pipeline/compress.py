@@ -107,7 +107,7 @@ def compress(
     of the multiply-accumulates go.
 
     Args:
-        model: a trained Functional or Sequential model with one output.
+        model: a trained Functional or Sequential model with one output, a number for each class.
         train_data: `(x, y)` arrays or a finite batched `tf.data.Dataset`, with integer labels or
             one-hot ones, as the loss takes them.
         validation_data: the same kind; epochs are chosen by it, and accuracies measured on it.
@@ -145,10 +145,12 @@ def compress(
     require_writable(path)
     require_functional(model)
     require_finite_weights(model)
-    if len(model.outputs) != 1:
+    if len(model.outputs) != 1 or model.outputs[0].shape[-1] == 1:
+        shapes = ", ".join(str(tuple(output.shape)) for output in model.outputs)
         raise ValueError(
-            f"compress takes a classifier with one output. Received: {len(model.outputs)} outputs; "
-            "call rank_filters, plan_pruning, prune, finetune, quantize and export_tflite instead"
+            "compress takes a classifier with one output, of a number for each class. Received: "
+            f"outputs of shape {shapes}; call rank_filters, plan_pruning, prune, finetune, "
+            "quantize and export_tflite instead, and evaluate_tflite with a threshold"
         )
     loss = _known_loss(model, loss)
     _require_fit(model, train_data, loss, "train_data")
