@@ -50,6 +50,7 @@ class TracedCall:
         arriving: the ids that arrive.
         effect: what the layer's rule made of them.
         shared: the layer is called in several places.
+        times: how often the call is computed: once for each call of the models around it.
     """
 
     path: str
@@ -57,6 +58,7 @@ class TracedCall:
     arriving: tuple[Ids, ...]
     effect: Effect
     shared: bool
+    times: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +104,8 @@ class ChannelGraph:
             params, macs = costs.get(call.path, (self._parameters(call, alive) - saved, 0.0))
             term = call.effect.macs
             if term is not None:
-                macs += term.count(alive) - term.factor * saved / (call.effect.implantable or 1)
+                saved_macs = term.factor * saved / (call.effect.implantable or 1)
+                macs += call.times * (term.count(alive) - saved_macs)
             costs[call.path] = (params, macs)
         return costs
 
@@ -210,7 +213,9 @@ class _Tracer:
         self.notes: dict[str, str] = {}
         self._residual = residual
         self._paths = layer_paths(model)
-        nodes = {id(node): node for node in nodes_as_computed(model)}
+        computed = list(nodes_as_computed(model))
+        nodes = {id(node): node for node in computed}
+        self._times = collections.Counter(map(id, computed))
         self._places = collections.Counter(id(node.layer) for node in nodes.values())
         self._first_call: dict[int, TracedCall] = {}
         self._nested_outputs: dict[int, list[Ids]] = {}
@@ -264,7 +269,7 @@ class _Tracer:
             node=node,
         )
         effect = rule_of(layer)(call)
-        traced = TracedCall(path, layer, arriving, effect, shared)
+        traced = TracedCall(path, layer, arriving, effect, shared, self._times[id(node)])
         first = self._first_call.setdefault(id(layer), traced)
         if first is not traced and (effect.bound or layer.weights):
             for a, b in zip(first.effect.inputs, effect.inputs, strict=True):

@@ -199,7 +199,7 @@ def _savings(graph: ChannelGraph, kind: str) -> Floats:
         if term is None or (kind == "params" and call.path in seen):
             continue
         seen.add(call.path)
-        whole = term.count(alive)
+        whole = call.times * term.count(alive)
         if kind == "params":
             whole = sum(int(np.prod(weight.shape)) for weight in call.layer.weights)
         if np.isnan(whole):

@@ -4,7 +4,7 @@ import tf_keras
 
 from ehap_tf.channels import trace_channels
 from ehap_tf.models import build_model
-from ehap_tf.pruning import count_macs, count_parameters, plan_further, plan_pruning
+from ehap_tf.pruning import count_macs, count_parameters, plan_further, plan_pruning, prune
 from ehap_tf.pruning.units import _savings
 from tests.pruning.nets import random_scores, small_residual_net
 
@@ -96,6 +96,43 @@ def test_a_shared_layer_costs_its_parameters_once():
     # Of the shared layer's channels one serves as its own input, too.
     assert savings[graph.ids.atoms["single"]][0] == pytest.approx(73 + 36 * 2 + 0.25)
     assert savings[graph.ids.atoms["shared"]][0] == pytest.approx(73 + 73)
+
+
+@pytest.mark.parametrize("cost_aware", [None, "macs"])
+def test_a_nested_model_called_twice_costs_what_its_layers_called_twice_cost(cost_aware):
+    def net(nested):
+        steps = [
+            layers.Conv2D(8, 3, name="c"),
+            layers.Conv2D(6, 3, name="d"),
+            layers.GlobalAveragePooling2D(name="pool"),
+        ]
+        backbone = tf_keras.Sequential([layers.Input((8, 8, 3)), *steps], name="backbone")
+
+        def chain(x):
+            for step in steps:
+                x = step(x)
+            return x
+
+        inputs = [layers.Input((8, 8, 3)) for _ in range(3)]
+        tower = layers.GlobalAveragePooling2D()(layers.Conv2D(16, 3, name="tower")(inputs[2]))
+        both = [(backbone if nested else chain)(x) for x in inputs[:2]]
+        x = layers.Concatenate()([*both, tower])
+        return tf_keras.Model(inputs, layers.Dense(2, name="logits")(x))
+
+    flat, nested = net(False), net(True)
+    macs = 2 * (36 * 27 * 8 + 16 * 72 * 6) + 36 * 27 * 16 + 28 * 2
+    assert count_macs(nested) == count_macs(flat) == macs
+    assert count_parameters(nested) == count_parameters(flat)
+    path = {"c": "backbone/c", "d": "backbone/d", "tower": "tower", "logits": "logits"}
+    scores = random_scores(flat)
+    plan = plan_pruning(flat, scores, target_macs=0.5, cost_aware=cost_aware)
+    scores = {path[layer]: values for layer, values in scores.items()}
+    twin = plan_pruning(nested, scores, target_macs=0.5, cost_aware=cost_aware)
+    for layer, kept in plan.kept.items():
+        assert twin.kept[path[layer]].tolist() == kept.tolist()
+    slim = prune(nested, twin)
+    assert count_macs(slim) == twin.macs_after == plan.macs_after <= 0.5 * macs
+    assert count_parameters(slim) == twin.params_after == plan.params_after
 
 
 def test_round_to_keeps_multiples():
