@@ -51,7 +51,9 @@ def flatten(call: Call) -> Effect:
     features = call.output_shapes[0][-1]
     if features is None:
         return frozen(call, f"{call.path!r} flattens an axis of unknown size")
-    return Effect([ids], [np.tile(ids, features // max(len(ids), 1))], preserves_zero=True)
+    if not len(ids):
+        return frozen(call, f"{call.path!r} makes channels of an input that has none")
+    return Effect([ids], [np.tile(ids, features // len(ids))], preserves_zero=True)
 
 
 @register_channel_rule(layers.Reshape)
@@ -62,6 +64,8 @@ def reshape(call: Call) -> Effect:
     features = target[-1]
     if features is None:
         return frozen(call, f"{call.path!r} has a channel axis of unknown size")
+    if not len(ids):
+        return frozen(call, f"{call.path!r} makes channels of an input that has none")
     if features == len(ids):
         out = ids
     elif features % len(ids) == 0:

@@ -232,6 +232,18 @@ def test_attention_is_kept_whole():
     assert relative_error(prune(model, plan)(x), mask(model, plan)(x)) < 1e-5
 
 
+@pytest.mark.parametrize("layer", [layers.Reshape((1,), name="up"), layers.Flatten(name="up")])
+def test_a_scalar_input_becomes_a_channel_that_stays(layer):
+    image, scalar = layers.Input((8, 8, 3)), layers.Input(())
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(8, 3, name="c")(image))
+    x = layers.Concatenate()([x, layer(scalar)])
+    model = shake(tf_keras.Model([image, scalar], layers.Dense(2, name="logits")(x)))
+    plan = plan_pruning(model, random_scores(model), prune_ratio=0.5)
+    assert len(plan.kept["c"]) < 8
+    assert "an input that has none" in plan.frozen["up"]
+    check(model, plan)
+
+
 def test_batch_norm_over_another_axis_is_frozen():
     inputs = layers.Input((8, 8, 3))
     x = layers.BatchNormalization(axis=1, name="odd_norm")(layers.Conv2D(4, 1, name="c")(inputs))
