@@ -156,7 +156,9 @@ class IntegerGraph:
             while len(self._readers[name]) == 1:
                 inner = unwrapped(self._layers[name])
                 if layer_kind(inner) in ("Conv2D", "Dense"):
-                    found[name] = layer.name
+                    # Scattered, the channels of a group would be those of another.
+                    if getattr(inner, "groups", 1) == 1:
+                        found[name] = layer.name
                     break
                 # Both keep a channel of zeros at zero: the folded BatchNorm of such a channel
                 # has no shift.

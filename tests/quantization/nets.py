@@ -74,6 +74,12 @@ def union_block(x: Any) -> Any:
     return head(layers.ReLU()(layers.Add()([x, ScatterChannels([4, 0, 3], 6)(y)])))
 
 
+def grouped_union(x: Any) -> Any:
+    """A narrow grouped branch, whose channels go to places of another group."""
+    y = layers.Conv2D(4, 3, padding="same", groups=2)(conv(x))
+    return head(layers.Add()([conv(x), ScatterChannels([5, 0, 3, 2], 6)(layers.ReLU()(y))]))
+
+
 def shared(x: Any) -> Any:
     layer = layers.Conv2D(3, 3, padding="same")
     for _ in range(2):
@@ -162,6 +168,7 @@ NETS: dict[str, Callable[[Any], Any]] = {
     "global_max": lambda x: layers.Dense(4)(layers.GlobalMaxPooling2D()(conv(x))),
     "group_norm": after(layers.GroupNormalization(groups=3)),
     "grouped": lambda x: head(layers.Conv2D(6, 3, groups=3)(x)),
+    "grouped_union": grouped_union,
     "hard_sigmoid": after(layers.Activation("hard_sigmoid")),
     "hard_swish_operators": hard_swish_operators,
     "inception": inception,

@@ -12,7 +12,14 @@ from ehap_tf.quantization import TFLiteModel, export_tflite, quantize
 from tests.pruning.nets import random_scores, small_residual_net
 from tests.quantization.nets import NETS, build, conv_norm, head, images, layers, randomize
 
-QUICK = ("dense_norm", "squeeze_excite", "transposed")
+QUICK = (
+    "dense_norm",
+    "grouped_union",
+    "squeeze_excite",
+    "sums",
+    "transposed",
+    "transposed_dilated",
+)
 
 
 @pytest.mark.parametrize(
