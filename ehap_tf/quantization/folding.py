@@ -136,7 +136,7 @@ def fold(
     channels = layer.filters if quantizer.grouping == "tensor" and values.ndim == 4 else None
     gain, shift = inference_affine(batch_norm, channels or values.shape[-1])
     bias = shift + (layer.bias.numpy() * gain if layer.use_bias else 0.0)
-    scaled, folded = quantized.numpy(), limits.numpy()
+    scaled, folded = _dilated(layer, quantized.numpy()), limits.numpy()
     if batch_norm is not None:
         scaled, folded = scaled * gain, folded * np.where(gain == 0.0, 1.0, np.abs(gain))
     return FoldedKernel(
@@ -147,3 +147,16 @@ def fold(
         grouping=quantizer.grouping,
         shape=tuple(kernel.shape),
     )
+
+
+def _dilated(layer: tf_keras.layers.Layer, kernel: np.ndarray) -> np.ndarray:
+    """The kernel with its dilation written out in zeros, where the file's operator has none."""
+    if type(layer).__name__ != "Conv2DTranspose":
+        return kernel
+    rows, columns = layer.dilation_rate
+    height, width = kernel.shape[:2]
+    spread = np.zeros(
+        ((height - 1) * rows + 1, (width - 1) * columns + 1, *kernel.shape[2:]), kernel.dtype
+    )
+    spread[::rows, ::columns] = kernel
+    return spread

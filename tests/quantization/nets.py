@@ -80,6 +80,11 @@ def grouped_union(x: Any) -> Any:
     return head(layers.Add()([conv(x), ScatterChannels([5, 0, 3, 2], 6)(layers.ReLU()(y))]))
 
 
+def transposed_dilated(x: Any) -> Any:
+    x = layers.Conv2DTranspose(5, 3, dilation_rate=2, padding="same")(x)
+    return head(layers.Conv2DTranspose(6, (2, 3), dilation_rate=3)(x))
+
+
 def shared(x: Any) -> Any:
     layer = layers.Conv2D(3, 3, padding="same")
     for _ in range(2):
@@ -200,6 +205,7 @@ NETS: dict[str, Callable[[Any], Any]] = {
     "transposed": lambda x: head(
         layers.BatchNormalization()(layers.Conv2DTranspose(5, 3, strides=2, padding="same")(x))
     ),
+    "transposed_dilated": transposed_dilated,
     "union_block": union_block,
     "upsampled": after(layers.UpSampling2D(2, interpolation="bilinear")),
 }
