@@ -104,16 +104,29 @@ def _relu(builder: GraphBuilder, layer: Any, x: Any) -> Any:
     return builder.relu(x, layer.name, limit)
 
 
-def _multiply(builder: GraphBuilder, layer: Any, inputs: list[Any]) -> Any:
-    product, *rest = inputs
-    for index, factor in enumerate(rest):
+def _pairwise(merge: Callable[[Any, Any, str], Any], name: str, inputs: list[Any]) -> Any:
+    """Merges two tensors at a time, as the integer kernels do; the last result gets `name`."""
+    result, *rest = inputs
+    for index, tensor in enumerate(rest):
         last = index == len(rest) - 1
-        product = builder.multiply(product, factor, layer.name if last else f"{layer.name}_part")
-    return product
+        result = merge(result, tensor, name if last else f"{name}_part")
+    return result
+
+
+def _sum(builder: GraphBuilder, name: str, inputs: list[Any]) -> Any:
+    return _pairwise(lambda a, b, part: builder.call(layers.Add, part, [a, b]), name, inputs)
+
+
+def _add(builder: GraphBuilder, layer: Any, inputs: list[Any]) -> Any:
+    return _sum(builder, layer.name, inputs)
+
+
+def _multiply(builder: GraphBuilder, layer: Any, inputs: list[Any]) -> Any:
+    return _pairwise(builder.multiply, layer.name, inputs)
 
 
 def _average(builder: GraphBuilder, layer: Any, inputs: list[Any]) -> Any:
-    total = builder.call(layers.Add, f"{layer.name}_sum", inputs)
+    total = _sum(builder, f"{layer.name}_sum", inputs)
     return builder.affine(total, 1.0 / len(inputs), 0.0, layer.name)
 
 
@@ -171,6 +184,7 @@ def _scaled(builder: GraphBuilder, layer: Any, y: Any) -> Any:
 
 RULES: dict[str, Callable[..., Any]] = {
     "Activation": _activation,
+    "Add": _add,
     "Average": _average,
     "Conv2D": _with_activation,
     "Conv2DTranspose": _with_activation,

@@ -85,6 +85,11 @@ def transposed_dilated(x: Any) -> Any:
     return head(layers.Conv2DTranspose(6, (2, 3), dilation_rate=3)(x))
 
 
+def sums(x: Any) -> Any:
+    x = layers.Add()([conv(x), conv(x), conv(x)])
+    return head(layers.Average()([conv(x), conv(x), conv(x), x]))
+
+
 def shared(x: Any) -> Any:
     layer = layers.Conv2D(3, 3, padding="same")
     for _ in range(2):
@@ -200,6 +205,7 @@ NETS: dict[str, Callable[[Any], Any]] = {
     "separable": lambda x: head(layers.SeparableConv2D(6, 3, activation="relu")(x)),
     "shared": shared,
     "squeeze_excite": squeeze_excite,
+    "sums": sums,
     "swish": lambda x: head(conv(x, activation="swish")),
     "tanh": after(layers.Activation("tanh")),
     "transposed": lambda x: head(
