@@ -23,7 +23,7 @@ def canonical_model(model: tf_keras.Model) -> tf_keras.Model:
     """Returns a flat float32 twin of `model`, with weights of its own.
 
     Outputs agree with those of `model` to rounding. Layer names are kept; parts of a composite
-    layer get its name and a suffix.
+    layer get its name and a suffix. A BatchNorm called with `training=False` is not trainable.
 
     Raises:
         TypeError: `model` is not Functional or Sequential.
@@ -34,21 +34,28 @@ def canonical_model(model: tf_keras.Model) -> tf_keras.Model:
             "model must be a built Functional or Sequential tf_keras model; rebuild a subclassed "
             f"model with tf_keras.Model(inputs, outputs). Received: {type(model).__name__}"
         )
-    return rebuild(model, Canonicalizer())
+    return rebuild(model, Canonicalizer(GraphBuilder()))
 
 
 class Canonicalizer:
-    """The visitor of `canonical_model`."""
+    """The visitor of `canonical_model`.
 
-    def __init__(self) -> None:
-        self._builder = GraphBuilder()
+    Args:
+        builder: makes the layers.
+        inference: the calls are those of a nested model that is called with `training=False`.
+    """
+
+    def __init__(self, builder: GraphBuilder, inference: bool = False) -> None:
+        self._builder = builder
+        self._inference = inference
 
     def __call__(
         self, layer: tf_keras.layers.Layer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Returns what a call of `layer` becomes."""
+        inference = self._is_inference(layer, args, kwargs)
         if isinstance(layer, tf_keras.Model):
-            return self._inline(layer, args)
+            return self._inline(layer, args[0], inference)
         if getattr(layer, "data_format", None) == "channels_first":
             raise ValueError(
                 f"layer {layer.name!r} must have data_format='channels_last'; integer kernels have "
@@ -58,10 +65,32 @@ class Canonicalizer:
             outputs = rewrite_operator(self._builder, layer, args, kwargs)
             if outputs is not None:
                 return outputs
-        kwargs = {key: value for key, value in kwargs.items() if key != "training"}
+        if isinstance(layer, tf_keras.layers.BatchNormalization):
+            # So its statistics stay in training too. In Keras its gamma and beta would still train.
+            changes = {"trainable": False} if inference else {}
+            return self._builder.copy(layer, **changes)(args[0])
+        args, kwargs = layer._call_spec.set_arg_value(
+            "training",
+            False if inference and layer._expects_training_arg else None,
+            args,
+            kwargs,
+            inputs_in_args=True,
+            pop_kwarg_if_none=True,
+        )
         return rewrite_layer(self._builder, layer, *args, **kwargs)
 
-    def _inline(self, model: tf_keras.Model, args: tuple[Any, ...]) -> Any:
-        outputs = walk(model, tf.nest.flatten(args), self)
+    def _is_inference(
+        self, layer: tf_keras.layers.Layer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> bool:
+        """Whether the call is one in inference mode even while the model trains."""
+        spec = layer._call_spec
+        training = None
+        if spec.arg_was_passed("training", args, kwargs, inputs_in_args=True):
+            training = spec.get_arg_value("training", args, kwargs, inputs_in_args=True)
+        return self._inference if training is None else not training
+
+    def _inline(self, model: tf_keras.Model, inputs: Any, inference: bool) -> Any:
+        visit = Canonicalizer(self._builder, inference)
+        outputs = walk(model, tf.nest.flatten(inputs), visit)
         structure = getattr(model, "_nested_outputs", None)
         return outputs[0] if structure is None else tf.nest.pack_sequence_as(structure, outputs)

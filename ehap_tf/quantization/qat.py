@@ -43,7 +43,9 @@ def quantize(
     twin too: TFMOT, whose wrappers do the training, knows no Keras 3.
 
     Args:
-        model: a trained Functional or Sequential model; nested models, any dtype policy.
+        model: a trained Functional or Sequential model; nested models, any dtype policy. What is
+            called with `training=False` stays in inference mode, and a BatchNorm there does not
+            train.
         method: "qat", to be trained further, or "ptq", to be exported as it is; "ptq" must be
             given data.
         weight_bits: 8 or 4.

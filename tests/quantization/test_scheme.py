@@ -134,6 +134,55 @@ def test_frozen_statistics_stay_while_gamma_trains():
     assert any((w.numpy() != b).any() for w, b in zip(gammas, before[1], strict=True))
 
 
+def base() -> tf_keras.Model:
+    inner = [layers.BatchNormalization(), layers.ReLU(), layers.Dropout(0.5)]
+    return tf_keras.Sequential(
+        [
+            layers.Conv2D(6, 3, input_shape=(8, 8, 3)),
+            # Twice nested: the mode of a call is that of all calls inside.
+            tf_keras.Sequential([layers.Input((6, 6, 6)), *inner]),
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "stands"),
+    [
+        (lambda x: base()(x, training=False), True),
+        (lambda x: base()(x, False), True),
+        (lambda x: layers.BatchNormalization()(layers.Conv2D(6, 3)(x), training=False), True),
+        (lambda x: layers.BatchNormalization()(layers.Conv2D(6, 3)(x)), False),
+        (lambda x: base()(x), False),
+    ],
+)
+def test_layers_called_in_inference_mode_stay_in_it(call, stands):
+    """Keras' pattern for transfer learning; the float model says what moves."""
+    inputs = layers.Input((8, 8, 3))
+    x = layers.GlobalAveragePooling2D()(call(inputs))
+    model = randomize(tf_keras.Model(inputs, layers.Dense(4)(x)))
+    qat = quantize(model, representative_data=(images(),))
+    in_training = qat(images(), training=True)
+    same = np.allclose(in_training, qat.predict(images(), verbose=0), atol=1e-5)
+    assert same == stands
+    for network in (model, qat):
+        moving = [w for w in network.weights if "moving" in w.name]
+        before = [w.numpy() for w in moving]
+        network.compile(tf_keras.optimizers.SGD(0.01), "mse")
+        network.fit(images(), np.ones((64, 4)), batch_size=16, epochs=1, verbose=0)
+        for weight, old in zip(moving, before, strict=True):
+            assert (weight.numpy() == old).all() == stands
+
+
+def test_nested_model_that_is_not_trainable_does_not_train():
+    frozen = base()
+    frozen.trainable = False
+    inputs = layers.Input((8, 8, 3))
+    x = layers.GlobalAveragePooling2D()(frozen(inputs))
+    model = randomize(tf_keras.Model(inputs, layers.Dense(4)(x)))
+    qat = quantize(model, representative_data=(images(),))
+    assert [w.shape for w in qat.trainable_weights] == [w.shape for w in model.trainable_weights]
+
+
 def test_statistics_freeze_after_the_given_steps():
     qat = quantize(build("union_block"), representative_data=(images(),))
     moving = [w for w in qat.weights if "moving" in w.name]
