@@ -11,6 +11,12 @@ from typing import Any
 
 import tensorflow as tf
 import tf_keras
+from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer import (
+    QuantizeLayer,
+)
+from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapper import (
+    QuantizeWrapper,
+)
 from tf_keras.src.layers.core.tf_op_layer import TFOpLambda
 
 from ehap_tf.quantization.builder import GraphBuilder
@@ -27,7 +33,7 @@ def canonical_model(model: tf_keras.Model) -> tf_keras.Model:
 
     Raises:
         TypeError: `model` is not Functional or Sequential.
-        ValueError: a layer has its channels first.
+        ValueError: a layer has its channels first, or is quantized already.
     """
     if not isinstance(model, tf_keras.Model) or not getattr(model, "_is_graph_network", False):
         raise TypeError(
@@ -53,6 +59,11 @@ class Canonicalizer:
         self, layer: tf_keras.layers.Layer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Returns what a call of `layer` becomes."""
+        if isinstance(layer, QuantizeLayer | QuantizeWrapper):
+            raise ValueError(
+                "model must be a float model; give the one that the quantized model was made of. "
+                f"Received: a model with the quantized layer {layer.name!r}"
+            )
         inference = self._is_inference(layer, args, kwargs)
         if isinstance(layer, tf_keras.Model):
             return self._inline(layer, args[0], inference)

@@ -63,8 +63,8 @@ def quantize(
 
     Raises:
         TypeError: `model` is neither Functional nor Sequential.
-        ValueError: a layer has no integer kernel, the model takes inputs of any size, or an
-            argument is outside its values.
+        ValueError: a layer has no integer kernel or is quantized already, the model takes inputs
+            of any size, or an argument is outside its values.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {METHODS}. Received: {method!r}")

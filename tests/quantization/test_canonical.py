@@ -166,6 +166,11 @@ def test_operator_without_integer_kernel_is_named():
         quantize(model)
 
 
+def test_quantized_model_is_refused():
+    with pytest.raises(ValueError, match=r"must be a float model.*Received: .*quantized layer"):
+        quantize(quantize(build("union_block")))
+
+
 def test_channels_first_is_refused():
     inputs = layers.Input((3, 8, 8))
     model = tf_keras.Model(inputs, layers.Conv2D(2, 3, data_format="channels_first")(inputs))
