@@ -149,6 +149,16 @@ def _rescaling(builder: GraphBuilder, layer: Any, x: Any) -> Any:
 
 
 def _normalization(builder: GraphBuilder, layer: Any, x: Any) -> Any:
+    axes = sorted(axis % x.shape.rank for axis in layer.axis)
+    if axes not in ([], [x.shape.rank - 1]):
+        mean, variance = (
+            np.reshape(value, [x.shape[axis] for axis in axes])
+            for value in (layer.mean, layer.variance)
+        )
+        # A copy that was adapted would compute with what it had before the weights were set.
+        return builder.call(
+            layers.Normalization, layer.name, x, layer.axis, mean, variance, layer.invert
+        )
     mean, variance = np.ravel(layer.mean), np.ravel(layer.variance)
     deviation = np.maximum(np.sqrt(variance), tf_keras.backend.epsilon())
     if layer.invert:

@@ -89,6 +89,19 @@ def test_hard_sigmoid_is_one_convolution():
     assert kinds(model).count("DepthwiseConv2D") == kinds(model).count("ReLU") == 1
 
 
+@pytest.mark.parametrize("axis", [None, 1, (1, 3), (2, -1)])
+@pytest.mark.parametrize("options", [{}, {"invert": True}])
+def test_normalization_over_any_axis(axis, options):
+    """As it was adapted: in Keras' own layer where the operators cannot have it by channel."""
+    normalization = layers.Normalization(axis=axis, **options)
+    spread = 1.0 + np.arange(64.0).reshape(8, 8, 1)
+    normalization.adapt(images() * spread + [1.0, 2.0, 3.0])
+    model = tf_keras.Sequential([layers.Input((8, 8, 3)), normalization])
+    expected = model.predict(images(4), verbose=0)
+    received = canonical_model(model).predict(images(4), verbose=0)
+    np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_mixed_precision_becomes_float32():
     with_policy = tf_keras.Sequential(
         [layers.Conv2D(3, 3, dtype="mixed_bfloat16", input_shape=(8, 8, 3)), layers.ReLU()]
