@@ -13,13 +13,16 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer
 
 
 class EhapQuantizeLayer(QuantizeLayer):
-    """TFMOT's layer, built once.
+    """TFMOT's layer, built once, and in float32 whatever the global dtype policy.
 
     TFMOT's does not note that it is built. Keras builds a layer of a `.keras` file by its saved
     shape, and again when it is called: with twice the variables, which the file does not have.
     """
 
     built: bool
+
+    def __init__(self, quantizer: Any, dtype: Any = "float32", **kwargs: Any) -> None:
+        super().__init__(quantizer, dtype=dtype, **kwargs)
 
     def build(self, input_shape: Any) -> None:
         """Makes the variables of the quantizer."""

@@ -112,7 +112,9 @@ def _wrap(flat: tf_keras.Model, configs: Mapping[str, Mapping[str, Any]]) -> tf_
     def visit(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if layer.name not in configs:
             return layer(*args, **kwargs)
-        wrapper = EhapQuantizeWrapper(layer, configs[layer.name]["quantize_config"])
+        config = configs[layer.name]["quantize_config"]
+        # Not in the global dtype policy, which the layer does not follow either.
+        wrapper = EhapQuantizeWrapper(layer, config, dtype="float32")
         # Keras would translate the wrapper's Python for each of them, half of the whole time; no
         # layer with an integer kernel needs it.
         return tf.autograph.experimental.do_not_convert(wrapper)(*args, **kwargs)

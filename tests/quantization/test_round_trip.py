@@ -105,6 +105,29 @@ def test_frozen_qat_model_survives_the_disk(suffix, tmp_path):
     assert (loaded.predict(images(), verbose=0) == qat.predict(images(), verbose=0)).all()
 
 
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_global_policy_is_not_followed(policy, tmp_path):
+    """A quantized model computes in float32, where it is made, read and exported."""
+    float32 = quantize(build("pools"), representative_data=(images(),))
+    expected = float32.predict(images(), verbose=0)
+    tf_keras.mixed_precision.set_global_policy(policy)
+    try:
+        qat = quantize(build("pools"), representative_data=(images(),))
+        assert {layer.compute_dtype for layer in qat.layers} == {"float32"}
+        assert (qat.predict(images(), verbose=0) == expected).all()
+        for name in ("qat.h5", "qat.keras"):
+            save_qat(qat, tmp_path / name)
+            loaded = load_qat(tmp_path / name)
+            assert {layer.compute_dtype for layer in loaded.layers} == {"float32"}
+            assert (loaded.predict(images(), verbose=0) == expected).all()
+        file = export_tflite(qat, tmp_path / "net.tflite")
+    finally:
+        tf_keras.mixed_precision.set_global_policy("float32")
+    assert file.float_operators == ()
+    difference = TFLiteModel(file.path)(images()) - qat.predict(images(), verbose=0)
+    assert np.abs(difference).mean() <= 0.5 * file.output.scale
+
+
 def test_truncated_files_are_named(qat, exported, tmp_path):
     save_qat(qat, tmp_path / "qat.h5")
     half = tmp_path / "half.h5"
