@@ -149,7 +149,8 @@ class EhapQuantizeLayoutTransform(default_layout.Default8BitQuantizeLayoutTransf
         quantizer = EhapActivationQuantizer(
             self._registry.activation_bits, self._registry.percentile
         )
-        name = f"{tensor._keras_history.layer.name}_quantize"
+        layer, _, index = tensor._keras_history
+        name = f"{layer.name}_quantize_{index}" if index else f"{layer.name}_quantize"
         return EhapQuantizeLayer(quantizer, name=name)(tensor)
 
 

@@ -25,7 +25,7 @@ from ehap_tf.quantization import (
 )
 from ehap_tf.quantization.correction import correct_biases
 from ehap_tf.quantization.tflite_file import inspect_tflite
-from tests.quantization.nets import SHAPE, build, conv, images, layers, randomize
+from tests.quantization.nets import SHAPE, build, conv, head, images, layers, randomize
 
 # The working directory of the process is another one than that of the tests.
 PATHS = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -255,6 +255,23 @@ def test_float_operator_is_refused_unless_allowed(tmp_path):
     file = export_tflite(qat, tmp_path / "net.tflite", allow_float=True)
     assert file.float_ops > 0
     assert file.operators["CONV_2D"] == 1
+
+
+class Waves(layers.Layer):
+    def call(self, inputs):
+        return tf.sin(inputs), tf.cos(inputs)
+
+
+def test_float_layer_with_several_outputs(tmp_path):
+    inputs = layers.Input((8, 8, 3))
+    waves = layers.Multiply()(Waves()(conv(inputs)))
+    net = randomize(tf_keras.Model(inputs, head(waves)))
+    qat = quantize(net, representative_data=(images(),), allow_float=True)
+    expected, received = (m.predict(images(), verbose=0) for m in (net, qat))
+    assert np.abs(received - expected).mean() < 0.05 * np.abs(expected).mean()
+    file = export_tflite(qat, tmp_path / "net.tflite", allow_float=True)
+    difference = TFLiteModel(file.path)(images()) - received
+    assert np.abs(difference).mean() <= 0.5 * file.output.scale
 
 
 def test_report_finds_the_spoilt_layer(model, tmp_path):
