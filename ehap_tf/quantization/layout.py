@@ -15,6 +15,7 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer
     QuantizeLayer,
 )
 
+from ehap_tf.models import layer_from
 from ehap_tf.quantization.batch_norm import inference_affine
 from ehap_tf.quantization.builder import GraphBuilder
 from ehap_tf.quantization.canonical import canonical_model
@@ -236,7 +237,7 @@ def _fold_before_quantization(layer: Any, batch_norm: Any, x: Any) -> Any:
     channels = kernel.shape[axis]
     gain, shift = inference_affine(batch_norm, channels)
     bias = rest[0] if rest else np.zeros(channels)
-    twin = type(layer).from_config({**layer.get_config(), "use_bias": True})
+    twin = layer_from(layer, {**layer.get_config(), "use_bias": True})
     y = twin(x)
     along_axis = gain if axis == -1 else gain[:, None]
     twin.set_weights([kernel * along_axis, bias * gain + shift])

@@ -102,6 +102,24 @@ def test_normalization_over_any_axis(axis, options):
     np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-4)
 
 
+class Squares(tf_keras.regularizers.Regularizer):
+    """Not registered with Keras."""
+
+    def __call__(self, x):
+        return tf.reduce_sum(x * x)
+
+    def get_config(self):
+        return {}
+
+
+def test_regularizer_that_keras_cannot_read_back():
+    inputs = layers.Input((6,))
+    x = layers.Dense(5, kernel_regularizer=Squares())(inputs)
+    model = tf_keras.Model(inputs, layers.Dense(4)(layers.BatchNormalization()(x)))
+    qat = quantize(model)
+    np.testing.assert_allclose(qat.losses, model.losses, rtol=0.05)
+
+
 def test_mixed_precision_becomes_float32():
     with_policy = tf_keras.Sequential(
         [layers.Conv2D(3, 3, dtype="mixed_bfloat16", input_shape=(8, 8, 3)), layers.ReLU()]
