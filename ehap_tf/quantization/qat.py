@@ -48,7 +48,7 @@ def quantize(
             train.
         method: "qat", to be trained further, or "ptq", to be exported as it is; "ptq" must be
             given data.
-        weight_bits: 8 or 4.
+        weight_bits: 8, or 4 for all kernels but those of `Conv2DTranspose`.
         activation_bits: 8.
         representative_data: `(x, y)` or `(x,)` arrays, or a batched `tf.data.Dataset` of inputs
             or of (inputs, labels), preprocessed as for `model`; several inputs are a list of

@@ -20,6 +20,9 @@ KERNELS = {
 }
 """Layer class -> attribute of its kernel, and which of its weights share a scale."""
 
+FOUR_BIT_KERNELS = frozenset(KERNELS) - {"Conv2DTranspose"}
+"""Those that the file can hold in 4 bits."""
+
 WEIGHTS = KERNELS | {"PReLU": ("alpha", "tensor")}
 """The same for every layer with weights that the file holds as integers."""
 
@@ -90,7 +93,7 @@ def averages_on_grid(layer: tf_keras.layers.Layer) -> bool:
     """Whether the integer kernel computes new values and rounds them to its input's grid."""
     kind = layer_kind(layer)
     return kind == "AveragePooling2D" or (
-        kind == "UpSampling2D" and getattr(layer, "interpolation", "nearest") != "nearest"
+        kind == "UpSampling2D" and layer.interpolation == "bilinear"
     )
 
 
@@ -98,7 +101,7 @@ class EhapQuantizeRegistry(default_registry.Default8BitQuantizeRegistry):
     """TFMOT's registry with quantization of our own for every layer of the canonical graph.
 
     Args:
-        weight_bits: of all kernels.
+        weight_bits: of all kernels; of a Conv2DTranspose always 8.
         activation_bits: of all observed outputs.
         percentile: of all observed outputs, see `EhapActivationQuantizer`.
         allow_float: let the layout leave layers without an integer kernel in float.
@@ -140,19 +143,22 @@ class EhapQuantizeRegistry(default_registry.Default8BitQuantizeRegistry):
             weights=[] if weights is None else [weights],
             grouping=grouping,
             output=output,
-            # Only kernels have 4-bit forms in the file.
-            weight_bits=self.weight_bits if kind in KERNELS else 8,
+            weight_bits=self.weight_bits if kind in FOUR_BIT_KERNELS else 8,
             activation_bits=self.activation_bits,
             percentile=self.percentile,
         )
 
     def _output(self, layer: Any) -> str | None:
         name = layer_kind(layer)
+        if name == "UpSampling2D" and layer.interpolation not in ("nearest", "bilinear"):
+            return None
         if name in KEEPS_GRID:
             return "none"
         if name == "Softmax":
             return "unit"
-        if name == "ReLU" and layer.threshold:
+        if name == "ReLU" and (
+            layer.threshold or (layer.negative_slope and layer.max_value is not None)
+        ):
             return None
         if name == "Activation":
             return ACTIVATION_OUTPUTS.get(function_kind(layer.activation))

@@ -181,6 +181,10 @@ def test_averages_are_rounded_to_the_grid_they_are_read_from():
         (layers.Activation("softplus"), "softplus"),
         (layers.ThresholdedReLU(0.3), "ThresholdedReLU"),
         (layers.ELU(), "ELU"),
+        (layers.ReLU(max_value=1.0, negative_slope=0.1), "ReLU"),
+        (layers.UpSampling2D(interpolation="area"), "UpSampling2D"),
+        (layers.UpSampling2D(interpolation="bicubic"), "UpSampling2D"),
+        (layers.Normalization(axis=1, mean=1.0, variance=2.0), "Normalization"),
     ],
 )
 def test_layer_without_integer_kernel_is_named(layer, text):

@@ -217,6 +217,16 @@ def test_four_bit_weights_are_stored_in_four_bits(model, file, tmp_path):
     assert np.abs(difference).max() <= 2.001 * small.output.scale
 
 
+def test_transposed_convolution_keeps_eight_bits(tmp_path):
+    inputs = layers.Input((8, 8, 3))
+    x = layers.Conv2DTranspose(5, 3, strides=2, padding="same")(conv(inputs))
+    net = randomize(tf_keras.Model(inputs, head(x)))
+    qat = quantize(net, weight_bits=4, representative_data=(images(),))
+    small = export_tflite(qat, tmp_path / "net.tflite")
+    assert small.tensor_types["INT4"] == 2
+    assert small.float_operators == ()
+
+
 def test_data_in_another_range_are_refused(file):
     labels = np.zeros(64, int)
     for x in (images() * 60.0, images() * 1e-3):
