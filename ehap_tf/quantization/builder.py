@@ -44,17 +44,18 @@ class GraphBuilder:
         return layer_class(*args, name=self.name(name), dtype="float32", **kwargs)(inputs)
 
     def copy(
-        self, layer: tf_keras.layers.Layer, without: Collection[str] = ()
+        self, layer: tf_keras.layers.Layer, without: Collection[str] = (), **changes: Any
     ) -> Callable[..., Any]:
         """Returns a function that calls a float32 copy of `layer` with the same weights.
 
         Args:
             layer: to be copied.
             without: arguments of its constructor that the copy has the defaults of.
+            **changes: arguments of its constructor that the copy has other values of.
         """
         config = {key: value for key, value in layer.get_config().items() if key not in without}
         name = self.name(layer.name)
-        twin = layer_from(layer, {**config, "name": name, "dtype": "float32"})
+        twin = layer_from(layer, {**config, **changes, "name": name, "dtype": "float32"})
 
         def call(*args: Any, **kwargs: Any) -> Any:
             with ZeroInitializers() as initializers:

@@ -21,6 +21,7 @@ from tf_keras.src.layers.core.tf_op_layer import TFOpLambda
 
 from ehap_tf.quantization.builder import GraphBuilder
 from ehap_tf.quantization.graph import rebuild, walk
+from ehap_tf.quantization.kinds import layer_kind
 from ehap_tf.quantization.operators import rewrite_operator
 from ehap_tf.quantization.rules import rewrite_layer
 
@@ -76,10 +77,10 @@ class Canonicalizer:
             outputs = rewrite_operator(self._builder, layer, args, kwargs)
             if outputs is not None:
                 return outputs
-        if isinstance(layer, tf_keras.layers.BatchNormalization):
+        if layer_kind(layer) == "BatchNormalization":
             # So its statistics stay in training too. In Keras its gamma and beta would still train.
-            changes = {"trainable": False} if inference else {}
-            return self._builder.copy(layer, **changes)(args[0])
+            trainable = layer.trainable and not inference
+            return self._builder.copy(layer, trainable=trainable)(args[0])
         args, kwargs = layer._call_spec.set_arg_value(
             "training",
             False if inference and layer._expects_training_arg else None,
