@@ -176,7 +176,7 @@ def _needed(model: tf_keras.Model, gone: Mapping[int, int]) -> set[int]:
     """
     needed: set[int] = set()
     tensors = {id(tensor) for tensor in model.outputs}
-    for _, node in reversed(list(nodes_in_order(model))):
+    for node in reversed(list(nodes_in_order(model))):
         if tensors.isdisjoint(map(id, tf.nest.flatten(node.outputs))):
             continue
         needed.add(id(node))
