@@ -1,5 +1,6 @@
 """Networks by name and by path, under another precision, and in the other Keras."""
 
+from ehap_tf.models.calls import handing_on, training_argument
 from ehap_tf.models.checks import (
     require_finite_weights,
     require_float,
@@ -23,6 +24,7 @@ __all__ = [
     "copy_model",
     "either_keras",
     "ends_in_softmax",
+    "handing_on",
     "is_keras3_model",
     "kept_random_state",
     "layer_from",
@@ -36,4 +38,5 @@ __all__ = [
     "save_model",
     "to_keras3",
     "to_tf_keras",
+    "training_argument",
 ]

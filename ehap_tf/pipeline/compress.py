@@ -40,6 +40,7 @@ from ehap_tf.quantization import (
 )
 from ehap_tf.sensitivity import FilterScores, rank_filters
 from ehap_tf.sensitivity.labels import require_labels
+from ehap_tf.sensitivity.losses import resolve_loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -366,13 +367,8 @@ def _costs(model: tf_keras.Model, slim: tf_keras.Model) -> dict[str, Any]:
 
 
 def _known_loss(model: tf_keras.Model, loss: Any) -> Any:
-    loss = loss if loss is not None else getattr(model, "loss", None)
-    if loss is None:
-        raise ValueError(
-            "loss must be given when the model is not compiled with one. Received: None; pass for "
-            "example tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)"
-        )
-    return loss
+    resolve_loss(loss, model)  # says what is missing
+    return loss if loss is not None else model.loss
 
 
 def _require_fit(model: tf_keras.Model, data: Any, loss: Any, name: str) -> None:

@@ -12,7 +12,7 @@ from tf_keras.src.applications.convnext import StochasticDepth
 
 from ehap_tf.channels import trace_channels
 from ehap_tf.data import as_dataset
-from ehap_tf.models import require_inputs
+from ehap_tf.models import handing_on, require_inputs
 from ehap_tf.models.keras3 import either_keras
 from ehap_tf.progress import ProgressCallback, no_progress
 from ehap_tf.pruning.rebuild import Rebuilder
@@ -64,19 +64,15 @@ def recalibrate(
     ]
     if not norms:
         return copy
-    noise = [layer for layer in inside if isinstance(layer, _RANDOM_LAYERS)]
-    for layer in noise:
-        layer.call = _hand_on
     sums = [_Sums(norm) for norm in norms]
     forward = tf.function(lambda x: copy(x, training=True), reduce_retracing=True)
-    for seen, (x, _) in enumerate(itertools.islice(as_dataset(data), batches), start=1):
-        require_inputs(copy, x)
-        forward(x)
-        progress(seen, batches, {})
+    with handing_on(layer for layer in inside if isinstance(layer, _RANDOM_LAYERS)):
+        for seen, (x, _) in enumerate(itertools.islice(as_dataset(data), batches), start=1):
+            require_inputs(copy, x)
+            forward(x)
+            progress(seen, batches, {})
     for one in sums:
         one.finish()
-    for layer in noise:
-        del layer.call
     return copy
 
 
@@ -108,9 +104,3 @@ class _Sums:
             return  # inside a layer that does not use it
         for statistic, total in zip(self._statistics, self._totals, strict=True):
             statistic.assign(tf.cast(total / self._calls, statistic.dtype))
-
-
-def _hand_on(inputs: Any, *args: Any, **kwargs: Any) -> Any:
-    """What a random layer computes while it is off."""
-    del args, kwargs
-    return inputs

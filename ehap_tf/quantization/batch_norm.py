@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import tf_keras
 
+from ehap_tf.models import handing_on
 from ehap_tf.quantization.kinds import layer_kind
 from ehap_tf.quantization.registry import IDENTITIES
 
@@ -83,20 +83,12 @@ def ranges_only(qat: tf_keras.Model) -> Iterator[None]:
     trainable = [layer.trainable for layer in norms]
     noises = [layer for layer in layers if layer_kind(layer) in IDENTITIES]
     freeze_batch_norm(qat)
-    for layer in noises:
-        layer.call = _pass_on
     try:
-        yield
+        with handing_on(noises):
+            yield
     finally:
         for layer, flag in zip(norms, trainable, strict=True):
             layer.trainable = flag
-        for layer in noises:
-            del layer.call  # The class's own comes back.
-
-
-def _pass_on(inputs: Any, training: Any = None) -> Any:
-    del training
-    return inputs
 
 
 def inference_affine(

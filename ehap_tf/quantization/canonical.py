@@ -19,9 +19,10 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapp
 )
 from tf_keras.src.layers.core.tf_op_layer import TFOpLambda
 
+from ehap_tf.models import training_argument
 from ehap_tf.quantization.builder import GraphBuilder
 from ehap_tf.quantization.graph import rebuild, walk
-from ehap_tf.quantization.kinds import layer_kind
+from ehap_tf.quantization.kinds import is_batch_norm
 from ehap_tf.quantization.operators import rewrite_operator
 from ehap_tf.quantization.rules import rewrite_layer
 
@@ -65,7 +66,9 @@ class Canonicalizer:
                 "model must be a float model; give the one that the quantized model was made of. "
                 f"Received: a model with the quantized layer {layer.name!r}"
             )
-        inference = self._is_inference(layer, args, kwargs)
+        training = training_argument(layer, args, kwargs)
+        # In inference mode even while the model trains.
+        inference = self._inference if training is None else not training
         if isinstance(layer, tf_keras.Model):
             return self._inline(layer, args[0], inference)
         if getattr(layer, "data_format", None) == "channels_first":
@@ -77,7 +80,7 @@ class Canonicalizer:
             outputs = rewrite_operator(self._builder, layer, args, kwargs)
             if outputs is not None:
                 return outputs
-        if layer_kind(layer) == "BatchNormalization":
+        if is_batch_norm(layer):
             # So its statistics stay in training too. In Keras its gamma and beta would still train.
             trainable = layer.trainable and not inference
             return self._builder.copy(layer, trainable=trainable)(args[0])
@@ -90,16 +93,6 @@ class Canonicalizer:
             pop_kwarg_if_none=True,
         )
         return rewrite_layer(self._builder, layer, *args, **kwargs)
-
-    def _is_inference(
-        self, layer: tf_keras.layers.Layer, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> bool:
-        """Whether the call is one in inference mode even while the model trains."""
-        spec = layer._call_spec
-        training = None
-        if spec.arg_was_passed("training", args, kwargs, inputs_in_args=True):
-            training = spec.get_arg_value("training", args, kwargs, inputs_in_args=True)
-        return self._inference if training is None else not training
 
     def _inline(self, model: tf_keras.Model, inputs: Any, inference: bool) -> Any:
         visit = Canonicalizer(self._builder, inference)

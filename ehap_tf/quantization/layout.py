@@ -20,7 +20,7 @@ from ehap_tf.quantization.batch_norm import inference_affine
 from ehap_tf.quantization.builder import GraphBuilder
 from ehap_tf.quantization.canonical import canonical_model
 from ehap_tf.quantization.graph import consumers, producers, rebuild
-from ehap_tf.quantization.kinds import layer_kind
+from ehap_tf.quantization.kinds import is_batch_norm, layer_kind
 from ehap_tf.quantization.own_layers import EhapQuantizeLayer
 from ehap_tf.quantization.quantizers import EhapActivationQuantizer
 from ehap_tf.quantization.registry import (
@@ -172,11 +172,6 @@ def _ends_inside_operator(layer: tf_keras.layers.Layer, readers: list[Any]) -> b
     if is_plain_relu(readers[0]):
         return layer_kind(layer) in FUSES_RELU
     return layer_kind(layer) in KERNELS and is_batch_norm(readers[0])
-
-
-def is_batch_norm(layer: Any) -> bool:
-    """Whether `layer` is Keras' BatchNormalization, not a subclass that may compute otherwise."""
-    return layer_kind(layer) == "BatchNormalization"
 
 
 def _has_one_scale(layer: Any) -> bool:

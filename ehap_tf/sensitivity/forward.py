@@ -15,6 +15,7 @@ import tensorflow as tf
 import tf_keras
 
 from ehap_tf.channels import nodes_in_order
+from ehap_tf.models import training_argument
 from ehap_tf.sensitivity.emulated_float16 import emulated_call, is_emulated
 
 After = Callable[[Any, Any], Any]
@@ -83,10 +84,8 @@ def run_graph(
 
 def in_training(node: Any, around: bool) -> bool:
     """Whether a call is in training mode: as it says itself, else as the model around it is."""
-    given = node.layer._call_spec
-    arguments = ("training", node.call_args, node.call_kwargs, True)
-    own = given.get_arg_value(*arguments) if given.arg_was_passed(*arguments) else None
-    return around if own is None else bool(own)
+    own = training_argument(node.layer, node.call_args, node.call_kwargs)
+    return around if own is None else own
 
 
 def _call(

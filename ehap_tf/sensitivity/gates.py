@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -55,7 +54,6 @@ def find_gates(model: tf_keras.Model) -> dict[str, Gate]:
         TypeError: the model is subclassed.
     """
     graph = trace_channels(model)
-    used = Counter(id(call.layer) for call in graph.calls.values())
     consumers: dict[int, list[_Step | None]] = {}
     starts: dict[str, list[_Step]] = {}
     _collect(model, graph.calls, consumers, starts, set())
@@ -63,13 +61,12 @@ def find_gates(model: tf_keras.Model) -> dict[str, Gate]:
     for name, ids in graph.ids.atoms.items():
         chains = [_chain(start, consumers, ids) for start in starts[name]]
         # Weights that serve other calls as well belong to no filter alone.
-        own = [
-            step.call
-            for step in itertools.takewhile(
-                lambda step: used[id(step.call.layer)] == 1 or not step.call.layer.weights,
-                chains[0],
+        own = list(
+            itertools.takewhile(
+                lambda call: not (call.shared and call.layer.weights),
+                (step.call for step in chains[0]),
             )
-        ]
+        )
         gates[name] = Gate(
             layer=name,
             after=([name] + [call.path for call in own[1:] if not call.effect.preserves_zero])[-1],
