@@ -146,12 +146,16 @@ def compress(
     require_writable(path)
     require_functional(model)
     require_finite_weights(model)
-    if len(model.outputs) != 1 or model.outputs[0].shape[-1] == 1:
-        shapes = ", ".join(str(tuple(output.shape)) for output in model.outputs)
+    instead = "call rank_filters, plan_pruning, prune, finetune, quantize and export_tflite instead"
+    if len(model.outputs) != 1:
         raise ValueError(
-            "compress takes a classifier with one output, of a number for each class. Received: "
-            f"outputs of shape {shapes}; call rank_filters, plan_pruning, prune, finetune, "
-            "quantize and export_tflite instead, and evaluate_tflite with a threshold"
+            f"compress takes a classifier with one output. Received: {len(model.outputs)} outputs; "
+            f"{instead}"
+        )
+    if model.outputs[0].shape[-1] == 1:
+        raise ValueError(
+            "compress takes a classifier with a number for each class. Received: outputs of shape "
+            f"{tuple(model.outputs[0].shape)}; {instead}, and evaluate_tflite with a threshold"
         )
     loss = _known_loss(model, loss)
     _require_fit(model, train_data, loss, "train_data")
@@ -367,8 +371,10 @@ def _costs(model: tf_keras.Model, slim: tf_keras.Model) -> dict[str, Any]:
 
 
 def _known_loss(model: tf_keras.Model, loss: Any) -> Any:
-    resolve_loss(loss, model)  # says what is missing
-    return loss if loss is not None else model.loss
+    loss = loss if loss is not None else getattr(model, "loss", None)
+    if loss is None:
+        resolve_loss(None, model)  # says what is missing
+    return loss
 
 
 def _require_fit(model: tf_keras.Model, data: Any, loss: Any, name: str) -> None:

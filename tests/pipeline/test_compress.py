@@ -192,12 +192,11 @@ def test_endless_data_is_refused(model, data):
         ehap.finetune(model, endless)
 
 
-@pytest.mark.parametrize("sizes", [(1,), (3, 3)])
-def test_what_is_no_classifier_of_classes_is_refused_at_once(sizes, data, tmp_path):
+def test_a_classifier_of_a_single_number_is_refused_at_once(data, tmp_path):
     inputs = tf_keras.layers.Input((8, 8, CLASSES))
     x = tf_keras.layers.GlobalAveragePooling2D()(inputs)
-    model = tf_keras.Model(inputs, [tf_keras.layers.Dense(size)(x) for size in sizes])
-    with pytest.raises(ValueError, match=r"a number for each class\. Received: .*None, \d"):
+    model = tf_keras.Model(inputs, tf_keras.layers.Dense(1)(x))
+    with pytest.raises(ValueError, match=r"a number for each class\. Received: .*None, 1"):
         ehap.compress(model, *data, path=tmp_path / "file.tflite", loss="mse")
 
 
