@@ -26,6 +26,7 @@ from ehap_tf.quantization.quantizers import EhapActivationQuantizer
 from ehap_tf.quantization.registry import (
     KEEPS_GRID,
     KERNELS,
+    ONE_GRID,
     EhapQuantizeRegistry,
     averages_on_grid,
 )
@@ -70,15 +71,20 @@ class EhapQuantizeLayoutTransform(default_layout.Default8BitQuantizeLayoutTransf
         annotated = {n for n, entry in layer_quantize_map.items() if entry.get("quantize_config")}
         flat = self._round_averages(flat, annotated)
         configs: dict[str, dict[str, Any]] = {}
-        readers = consumers(flat)
         by_name = {layer.name: layer for layer in flat.layers}
+        readers = {
+            name: [by_name.get(reader) for reader in found]
+            for name, found in consumers(flat).items()
+        }
         for layer in flat.layers:
             config = layer_quantize_map.get(layer.name, {}).get("quantize_config")
             if config is None:
                 if isinstance(layer, NOT_WRAPPED) or self._is_float(layer):
                     continue
                 config = self._registry.get_quantize_config(layer)
-                if _ends_inside_operator(layer, [by_name.get(r) for r in readers[layer.name]]):
+                if _ends_inside_operator(layer, readers[layer.name]) or (
+                    config.output == "observed" and _gets_another_grid(layer, readers, annotated)
+                ):
                     config.output = "none"
             configs[layer.name] = {"quantize_config": config}
         return flat, configs
@@ -135,7 +141,8 @@ class EhapQuantizeLayoutTransform(default_layout.Default8BitQuantizeLayoutTransf
             if layer.name in rounding and rounding[layer.name] is not layer:
                 y = rounding[layer.name](y)
             if layer.name in grids:
-                y = rounding[grids[layer.name]](y, training=False)
+                pooled = layer_kind(layer) == "AveragePooling2D"
+                y = rounding[grids[layer.name]](y, training=False, averages=pooled)
             return y
 
         return rebuild(flat, visit)
@@ -172,6 +179,21 @@ def _ends_inside_operator(layer: tf_keras.layers.Layer, readers: list[Any]) -> b
     if is_plain_relu(readers[0]):
         return layer_kind(layer) in FUSES_RELU
     return layer_kind(layer) in KERNELS and is_batch_norm(readers[0])
+
+
+def _gets_another_grid(layer: Any, readers: Mapping[str, list[Any]], annotated: Set[str]) -> bool:
+    """Whether an output goes, perhaps moved on the way, to a single operator that has one grid.
+
+    The file's operators then write on that grid; a range of its own would clip in the QAT model
+    alone.
+    """
+    while len({id(reader) for reader in readers[layer.name]}) == 1:
+        layer = readers[layer.name][0]
+        if layer_kind(layer) in ONE_GRID:
+            return layer.name not in annotated
+        if layer_kind(layer) not in KEEPS_GRID or averages_on_grid(layer):
+            break
+    return False
 
 
 def _has_one_scale(layer: Any) -> bool:

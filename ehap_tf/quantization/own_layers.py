@@ -11,6 +11,9 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer
     QuantizeLayer,
 )
 
+HALF_WAY = 1e-3
+"""Of a step: more than the float error of an average, less than what sets two averages apart."""
+
 
 class EhapQuantizeLayer(QuantizeLayer):
     """TFMOT's layer, built once, and in float32 whatever the global dtype policy.
@@ -29,6 +32,24 @@ class EhapQuantizeLayer(QuantizeLayer):
         if not self.built:
             super().build(input_shape)
             self.built = True
+
+    def call(self, inputs: tf.Tensor, training: Any = None, averages: bool = False) -> tf.Tensor:
+        """Quantizes.
+
+        Args:
+            inputs: real values, or `averages` of what this layer has put on its grid. Those are
+                often half-way between two integers, where the file's pool rounds away from integer
+                0 and emulated quantization as float errors have it.
+            training: whether the range follows the inputs.
+            averages: see `inputs`.
+        """
+        if averages:
+            low, high = self.quantizer.limits(self.quantizer_vars)
+            step = (high - low) / 255.0
+            # The real value of integer 0, which is the middle of -128 to 127.
+            zero = (128.0 - tf.round(-low / step)) * step
+            inputs = inputs + HALF_WAY * step * tf.sign(inputs - zero)
+        return super().call(inputs, training)
 
 
 class EhapHardSwish(tf_keras.layers.Layer):

@@ -163,6 +163,10 @@ class EhapActivationQuantizer(quantizers.Quantizer):
             batches.assign_add(1.0)
         return tf.quantization.fake_quant_with_min_max_vars(inputs, low, high, num_bits=self.bits)
 
+    def limits(self, weights: dict[str, Any]) -> tuple[Any, Any]:
+        """The range, as it is now."""
+        return weights["min_var"], weights["max_var"]
+
     def get_config(self) -> dict[str, Any]:
         """The arguments of the constructor."""
         return {"bits": self.bits, "percentile": self.percentile}
@@ -209,6 +213,11 @@ class EhapFixedQuantizer(quantizers.Quantizer):
         """Fake-quantizes to [low, high] with 8 bits."""
         del training, weights, kwargs
         return tf.quantization.fake_quant_with_min_max_args(inputs, self.low, self.high)
+
+    def limits(self, weights: dict[str, Any]) -> tuple[Any, Any]:
+        """The range."""
+        del weights
+        return self.low, self.high
 
     def get_config(self) -> dict[str, Any]:
         """The arguments of the constructor."""

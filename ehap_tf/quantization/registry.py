@@ -60,25 +60,25 @@ KEEPS_GRID = IDENTITIES | {
 }
 """Their integer kernels write with the scale and zero point of what they read."""
 
-QUANTIZES_OUTPUT = frozenset(
+ONE_GRID = frozenset({"Concatenate", "Maximum", "Minimum"})
+"""Their integer kernels read everything with the scale and zero point they write with."""
+
+QUANTIZES_OUTPUT = ONE_GRID | frozenset(
     {
         "Add",
         "BatchNormalization",
-        "Concatenate",
         "EhapHardSwish",
         "EhapMean",
         "EhapRsqrt",
         "GlobalAveragePooling2D",
         "LeakyReLU",
-        "Maximum",
-        "Minimum",
         "Multiply",
         "PReLU",
         "ReLU",
         "Subtract",
     }
 )
-"""Their integer kernels read and write with different scales."""
+"""Their integer kernels write with a scale of their own."""
 
 ACTIVATION_OUTPUTS = {
     "gelu": "observed",

@@ -39,7 +39,8 @@ class EhapQuantizeScheme(QuantizeScheme):
       moving average of the observed range.
     - BatchNorm and ReLU are part of the operator before them; layers that only move values
       (pools, padding, reshapes, `ScatterChannels`) keep their input's scale, to which
-      averages among them are rounded.
+      averages among them are rounded. What only a Concatenate, Maximum or Minimum reads is
+      written with the scale of its result.
 
     Usable with TFMOT's own functions:
 

@@ -68,6 +68,60 @@ def test_file_agrees_with_qat_model_to_one_step(qat, exported):
     assert np.mean(np.abs(received - expected) < 1e-4) > 0.8
 
 
+def small(x, gain=0.2):
+    """A branch whose range is much smaller than `large`'s, and one of its own."""
+    start = tf_keras.initializers.RandomNormal(stddev=gain)
+    return layers.Conv2D(4, 1, kernel_initializer=start)(x)
+
+
+def large(x):
+    return small(x, gain=2.0)
+
+
+def average(x):
+    return layers.AveragePooling2D(3, 1, padding="same")(x)
+
+
+def moved(x):
+    return layers.UpSampling2D(2)(layers.MaxPooling2D(2)(layers.ReLU()(x)))
+
+
+def concat(*tensors):
+    return layers.Concatenate()(tensors)
+
+
+ONE_GRID = {
+    "two ranges": (lambda x: concat(small(x), large(x)), 0),
+    "moved": (lambda x: concat(moved(small(x)), large(x)), 0),
+    "nested": (lambda x: concat(concat(small(x), small(x, 1.0)), large(x)), 0),
+    "another reader": (lambda x: concat(x, large(x)), 1),
+    "read twice": (lambda x: (lambda y: concat(y, y, large(x)))(small(x)), 0),
+    "prescribed": (lambda x: concat(layers.Activation("sigmoid")(small(x)), large(x)), 1),
+    "maximum": (lambda x: layers.Maximum()([small(x), large(x)]), 0),
+    "minimum": (lambda x: layers.Minimum()([small(x), large(x)]), 0),
+    "average": (lambda x: concat(average(small(x)), large(x)), 1),
+    "half-way averages": (lambda x: layers.AveragePooling2D(2)(x), 0),
+}
+
+
+@pytest.mark.parametrize("name", ONE_GRID)
+def test_operators_with_one_grid_read_what_was_written_on_it(name, tmp_path):
+    """Neither an own range that the file does not have nor a rounding the other way."""
+    merge, conversions = ONE_GRID[name]
+    tf_keras.utils.set_random_seed(0)
+    inputs = layers.Input((8, 8, 3))
+    x = layers.Conv2D(4, 3, padding="same", activation="relu")(inputs)
+    model = tf_keras.Model(inputs, layers.Conv2D(4, 3)(merge(x)))
+    qat = quantize(model, representative_data=(images(),))
+    exported = export_tflite(qat, tmp_path / "net.tflite")
+    assert exported.operators.get("QUANTIZE", 0) == conversions
+    # Other images than those that set the ranges, larger ones among them.
+    x = 1.2 * images(256, seed=7)
+    difference = np.abs(TFLiteModel(exported.path)(x) - qat.predict(x, verbose=0))
+    # The kernels of a conversion are not exact, and differ among themselves.
+    assert conversions or difference.mean() <= 0.01 * exported.output.scale
+
+
 def test_evaluation_counts_matches(qat, exported):
     labels = qat.predict(images(), verbose=0).argmax(1)
     labels[:16] = (labels[:16] + 1) % 4
