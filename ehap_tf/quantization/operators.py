@@ -10,7 +10,10 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
+from ehap_tf.channels import ScatterChannels
 from ehap_tf.quantization.builder import GraphBuilder
+from ehap_tf.quantization.own_layers import EhapSlice
+from ehap_tf.quantization.rules import sum_of
 
 layers = tf_keras.layers
 
@@ -83,13 +86,18 @@ def _activation(function: Any) -> Rule:
     return rule
 
 
-def _reduce_mean(
-    builder: GraphBuilder, name: str, x: Any, axis: Any = None, keepdims: bool = False
-) -> Any:
-    axes = sorted(np.ravel(axis).tolist()) if axis is not None else None
-    if x.shape.rank != 4 or axes not in ([1, 2], [-3, -2]):
-        return None
-    return builder.call(layers.GlobalAveragePooling2D, name, x, keepdims=bool(keepdims))
+def _pool(layer: Any) -> Rule:
+    """A rule for a reduction over height and width."""
+
+    def rule(
+        builder: GraphBuilder, name: str, x: Any, axis: Any = None, keepdims: bool = False
+    ) -> Any:
+        axes = sorted(np.ravel(axis).tolist()) if axis is not None else None
+        if x.shape.rank != 4 or axes not in ([1, 2], [-3, -2]):
+            return None
+        return builder.call(layer, name, x, keepdims=bool(keepdims))
+
+    return rule
 
 
 def _reshape(builder: GraphBuilder, name: str, x: Any, shape: Any) -> Any:
@@ -103,6 +111,145 @@ def _concat(builder: GraphBuilder, name: str, values: Any, axis: Any) -> Any:
     if not all(_is_symbolic(value) for value in values):
         return None
     return builder.call(layers.Concatenate, name, values, int(axis))
+
+
+def _slices(builder: GraphBuilder, name: str, x: Any, parts: list[slice]) -> Any:
+    """The part of `x` within one slice for each axis but the batch."""
+    indices = [part.indices(size) for part, size in zip(parts, x.shape[1:], strict=True)]
+    return builder.call(EhapSlice, name, x, *zip(*indices, strict=True))
+
+
+def _split(
+    builder: GraphBuilder,
+    name: str,
+    x: Any,
+    num_or_size_splits: Any,
+    axis: int = 0,
+    num: Any = None,
+) -> Any:
+    del num
+    axis = int(axis) % x.shape.rank
+    if not axis or _is_symbolic(num_or_size_splits):
+        return None
+    size = x.shape[axis]
+    if np.ndim(num_or_size_splits):
+        given = [int(part) for part in num_or_size_splits]
+        sizes = [size - sum(given) - 1 if part < 0 else part for part in given]
+    else:
+        sizes = [size // num_or_size_splits] * int(num_or_size_splits)
+    ends = np.cumsum(sizes).tolist()
+    everything = [slice(None)] * (x.shape.rank - 1)
+    return [
+        _slices(
+            builder,
+            f"{name}_{index}",
+            x,
+            [*everything[: axis - 1], slice(end - part, end), *everything[axis:]],
+        )
+        for index, (part, end) in enumerate(zip(sizes, ends, strict=True))
+    ]
+
+
+def _getitem(builder: GraphBuilder, name: str, x: Any, slice_spec: Any, var: Any = None) -> Any:
+    del var
+    entries = list(slice_spec) if isinstance(slice_spec, tuple | list) else [slice_spec]
+    if Ellipsis in entries:
+        place = entries.index(Ellipsis)
+        entries[place : place + 1] = [slice(None)] * (x.shape.rank - len(entries) + 1)
+    entries += [slice(None)] * (x.shape.rank - len(entries))
+    # In a file that was loaded a slice is a dict of its three numbers.
+    parts = [slice(*e.values()) if isinstance(e, dict) else e for e in entries]
+    if not all(isinstance(part, slice) and (part.step or 1) > 0 for part in parts):
+        return None  # It picks single elements, adds an axis, or turns one round.
+    if parts[0] != slice(None) or any(_is_symbolic(n) for p in parts for n in (p.start, p.stop)):
+        return None
+    return _slices(builder, name, x, parts[1:])
+
+
+def _pad(
+    builder: GraphBuilder,
+    name: str,
+    x: Any,
+    paddings: Any,
+    mode: str = "CONSTANT",
+    constant_values: Any = 0,
+) -> Any:
+    if _is_symbolic(paddings) or mode.upper() != "CONSTANT" or constant_values != 0:
+        return None
+    batch, *image, (before, after) = np.asarray(paddings).tolist()
+    if any(batch) or x.shape.rank != 4:
+        return None
+    if any(map(any, image)):
+        x = builder.call(layers.ZeroPadding2D, name, x, tuple(map(tuple, image)))
+    if before or after:
+        channels = x.shape[-1]
+        places = range(before, before + channels)
+        x = builder.call(ScatterChannels, name, x, places, before + channels + after)
+    return x
+
+
+def _transpose(
+    builder: GraphBuilder, name: str, x: Any, perm: Any = None, conjugate: bool = False
+) -> Any:
+    del conjugate
+    if perm is None or _is_symbolic(perm) or perm[0]:
+        return None
+    return builder.call(layers.Permute, name, x, tuple(int(axis) for axis in perm[1:]))
+
+
+def _squeeze(builder: GraphBuilder, name: str, x: Any, axis: Any = None) -> Any:
+    shape = list(x.shape)
+    axes = range(1, len(shape)) if axis is None else [int(a) % len(shape) for a in np.ravel(axis)]
+    kept = [n for a, n in enumerate(shape) if not (a in axes and n == 1)]
+    return builder.call(layers.Reshape, name, x, kept[1:])
+
+
+def _expand_dims(builder: GraphBuilder, name: str, x: Any, axis: int) -> Any:
+    shape = list(x.shape)
+    place = int(axis) % (len(shape) + 1)
+    shape.insert(place, 1)
+    return builder.call(layers.Reshape, name, x, shape[1:]) if place else None
+
+
+def _leaky_relu(builder: GraphBuilder, name: str, x: Any, alpha: float = 0.2) -> Any:
+    return builder.call(layers.LeakyReLU, name, x, float(alpha))
+
+
+def _clip(
+    builder: GraphBuilder, name: str, x: Any, clip_value_min: Any, clip_value_max: Any
+) -> Any:
+    if any(map(_is_symbolic, (clip_value_min, clip_value_max))) or np.any(clip_value_min):
+        return None
+    return builder.relu(x, name, float(clip_value_max)) if np.size(clip_value_max) == 1 else None
+
+
+def _negative(builder: GraphBuilder, name: str, x: Any) -> Any:
+    return builder.affine(x, -1.0, 0.0, name)
+
+
+def _square(builder: GraphBuilder, name: str, x: Any) -> Any:
+    return builder.multiply(x, x, name)
+
+
+def _softmax(builder: GraphBuilder, name: str, x: Any, axis: Any = -1) -> Any:
+    last = axis is None or int(axis) % x.shape.rank == x.shape.rank - 1
+    return builder.call(layers.Softmax, name, x) if last else None
+
+
+def _add_n(builder: GraphBuilder, name: str, inputs: Any) -> Any:
+    if len(inputs) < 2 or not all(map(_is_symbolic, inputs)):
+        return None
+    return sum_of(builder, name, list(inputs))
+
+
+def _resize(builder: GraphBuilder, name: str, x: Any, size: Any, method: str = "bilinear") -> Any:
+    if _is_symbolic(size) or method not in ("bilinear", "nearest") or x.shape.rank != 4:
+        return None
+    factors = [to / at for to, at in zip(np.ravel(size).tolist(), x.shape[1:3], strict=True)]
+    if any(factor != int(factor) for factor in factors):
+        return None
+    whole = tuple(int(factor) for factor in factors)
+    return builder.call(layers.UpSampling2D, name, x, whole, interpolation=method)
 
 
 def _identity(builder: GraphBuilder, name: str, x: Any) -> Any:
@@ -121,26 +268,40 @@ _DIVIDE = _arithmetic("", lambda c, first: None if first else (1.0 / c, 0.0))
 
 OPERATORS: dict[str, Rule] = {
     "add": _ADD,
+    "add_n": _add_n,
     "add_v2": _ADD,
     "cast": _cast,
+    "clip_by_value": _clip,
     "concat": _concat,
     "divide": _DIVIDE,
+    "expand_dims": _expand_dims,
+    "getitem": _getitem,
     "identity": _identity,
+    "leaky_relu": _leaky_relu,
     "maximum": _arithmetic("Maximum", lambda c, first: None),
     "minimum": _arithmetic("Minimum", lambda c, first: None),
     "mul": _MULTIPLY,
     "multiply": _MULTIPLY,
-    "reduce_mean": _reduce_mean,
+    "negative": _negative,
+    "pad": _pad,
+    "reduce_max": _pool(layers.GlobalMaxPooling2D),
+    "reduce_mean": _pool(layers.GlobalAveragePooling2D),
     "relu": _activation(tf_keras.activations.relu),
     "relu6": _activation(tf.nn.relu6),
     "reshape": _reshape,
+    "resize": _resize,
     "sigmoid": _activation(tf_keras.activations.sigmoid),
     "silu": _activation(tf_keras.activations.swish),
+    "softmax": _softmax,
+    "split": _split,
+    "square": _square,
+    "squeeze": _squeeze,
     "stop_gradient": _identity,
     "sub": _SUBTRACT,
     "subtract": _SUBTRACT,
     "swish": _activation(tf_keras.activations.swish),
     "tanh": _activation(tf_keras.activations.tanh),
+    "transpose": _transpose,
     "truediv": _DIVIDE,
 }
 """Last part of the operator's name -> its rule; a rule returns None where it does not apply."""

@@ -100,3 +100,32 @@ class EhapRsqrt(tf_keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         """The arguments of the constructor."""
         return {**super().get_config(), "smallest": self.smallest}
+
+
+class EhapSlice(tf_keras.layers.Layer):
+    """A part of the tensor: `x[:, starts[0]:stops[0]:steps[0], ...]`.
+
+    Args:
+        starts: of every axis but the batch, as `slice.indices` gives them.
+        stops: likewise.
+        steps: likewise, positive.
+    """
+
+    def __init__(
+        self, starts: Sequence[int], stops: Sequence[int], steps: Sequence[int], **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.starts = [int(start) for start in starts]
+        self.stops = [int(stop) for stop in stops]
+        self.steps = [int(step) for step in steps]
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Returns the part."""
+        parts = zip(self.starts, self.stops, self.steps, strict=True)
+        of_each_axis = (slice(None), *(slice(*part) for part in parts))
+        return inputs[of_each_axis]
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments of the constructor."""
+        own = {"starts": self.starts, "stops": self.stops, "steps": self.steps}
+        return {**super().get_config(), **own}

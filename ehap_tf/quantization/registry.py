@@ -49,6 +49,7 @@ IDENTITIES = frozenset(
 KEEPS_GRID = IDENTITIES | {
     "AveragePooling2D",
     "Cropping2D",
+    "EhapSlice",
     "Flatten",
     "GlobalMaxPooling2D",
     "MaxPooling2D",

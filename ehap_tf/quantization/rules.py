@@ -113,12 +113,13 @@ def _pairwise(merge: Callable[[Any, Any, str], Any], name: str, inputs: list[Any
     return result
 
 
-def _sum(builder: GraphBuilder, name: str, inputs: list[Any]) -> Any:
+def sum_of(builder: GraphBuilder, name: str, inputs: list[Any]) -> Any:
+    """Adds tensors up; the result is that of a layer called `name`."""
     return _pairwise(lambda a, b, part: builder.call(layers.Add, part, [a, b]), name, inputs)
 
 
 def _add(builder: GraphBuilder, layer: Any, inputs: list[Any]) -> Any:
-    return _sum(builder, layer.name, inputs)
+    return sum_of(builder, layer.name, inputs)
 
 
 def _multiply(builder: GraphBuilder, layer: Any, inputs: list[Any]) -> Any:
@@ -126,7 +127,7 @@ def _multiply(builder: GraphBuilder, layer: Any, inputs: list[Any]) -> Any:
 
 
 def _average(builder: GraphBuilder, layer: Any, inputs: list[Any]) -> Any:
-    total = _sum(builder, f"{layer.name}_sum", inputs)
+    total = sum_of(builder, f"{layer.name}_sum", inputs)
     return builder.affine(total, 1.0 / len(inputs), 0.0, layer.name)
 
 

@@ -17,6 +17,7 @@ from ehap_tf.quantization.own_layers import (
     EhapMean,
     EhapQuantizeLayer,
     EhapRsqrt,
+    EhapSlice,
 )
 from ehap_tf.quantization.quantizers import (
     EhapActivationQuantizer,
@@ -106,6 +107,7 @@ def quantization_scope() -> Any:
                 EhapQuantizeLayer,
                 EhapQuantizeWrapper,
                 EhapRsqrt,
+                EhapSlice,
                 ScatterChannels,
             )
         }

@@ -142,6 +142,26 @@ def operators(x: Any) -> Any:
     return layers.Dense(4)(tf.reduce_mean(y, axis=[1, 2]))
 
 
+def parts(x: Any) -> Any:
+    """A split whose parts are read, joined and shuffled, and slices of channels and positions."""
+    a, b, c = tf.split(conv(x, filters=12), [3, 3, -1], axis=-1)
+    x = tf.concat([conv(a), b, c[..., 1:-2]], axis=-1)
+    x = tf.reshape(tf.transpose(tf.reshape(x, [-1, 8, 8, 2, 6]), [0, 1, 2, 4, 3]), [-1, 8, 8, 12])
+    return head(conv(x[:, 1:-1, ::2, :10]))
+
+
+def moving_operators(x: Any) -> Any:
+    x = tf.pad(conv(x), [[0, 0], [1, 2], [0, 1], [2, 1]])
+    x = tf.image.resize(tf.clip_by_value(conv(x), 0.0, 1.5), [22, 18], method="nearest")
+    x = tf.math.add_n([x, tf.square(x), -conv(x)])
+    x = tf.squeeze(tf.expand_dims(tf.reduce_max(x, [1, 2], keepdims=True), 1), [1, 2])
+    return layers.Dense(4)(tf.squeeze(x, 1))
+
+
+def functions(x: Any) -> Any:
+    return tf.nn.softmax(head(tf.nn.leaky_relu(conv(x), 0.1)))
+
+
 def keras3_activations(x: Any) -> Any:
     """Functions of Keras 3 that tf_keras lacks or defines differently."""
     for name in ("hard_silu", "hard_sigmoid", "leaky_relu", "relu6"):
@@ -174,6 +194,7 @@ NETS: dict[str, Callable[[Any], Any]] = {
     "dense_norm": dense_norm,
     "dense_on_images": after(layers.Dense(5, activation="relu")),
     "dilated": lambda x: head(layers.BatchNormalization()(conv(x, dilation_rate=2))),
+    "functions": functions,
     "gelu": after(layers.Activation("gelu")),
     "global_max": lambda x: layers.Dense(4)(layers.GlobalMaxPooling2D()(conv(x))),
     "group_norm": after(layers.GroupNormalization(groups=3)),
@@ -188,11 +209,13 @@ NETS: dict[str, Callable[[Any], Any]] = {
     "min_max": lambda x: head(
         layers.Minimum()([layers.Maximum()([conv(x), conv(x)]), layers.Subtract()([conv(x)] * 2)])
     ),
+    "moving_operators": moving_operators,
     "nested": nested,
     "normalization": lambda x: head(
         conv(layers.Normalization(mean=[0.1, 0.2, 0.3], variance=[1.0, 0.5, 0.25])(x))
     ),
     "operators": operators,
+    "parts": parts,
     "pools": lambda x: head(
         layers.AveragePooling2D(2)(layers.MaxPooling2D(2)(layers.ZeroPadding2D(1)(conv(x))))
     ),

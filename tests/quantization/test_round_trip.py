@@ -139,7 +139,7 @@ def test_quantize_leaves_the_model_alone():
 
 
 @pytest.mark.parametrize("suffix", ["h5", "keras"])
-@pytest.mark.parametrize("name", ["pre_activation", "pools", "prelu"])
+@pytest.mark.parametrize("name", ["parts", "pre_activation", "pools", "prelu"])
 def test_qat_model_survives_the_disk(name, suffix, tmp_path):
     """Layers that are not trainable (the identity before a BatchNorm), shared ones, slopes."""
     qat = quantize(build(name), representative_data=(images(),))
