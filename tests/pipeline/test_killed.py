@@ -17,38 +17,60 @@ from ehap_tf.sensitivity import FilterScores
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
-# Runs the command and kills its own process, either when a stage's progress has come to a number or
+# Imports the package once, then runs the command for every line `KILL FOLDER` of its input in a child
+# that has run nothing before. The child kills itself when a stage's progress has come to a number, or
 # at the moment when a finished temporary file would take the place of a file.
 DRIVER = """
-import contextlib, os, signal, sys
-flags = sys.argv[2:]
-kind, name, count = sys.argv[1].split(":")
+import contextlib, os, signal, sys, traceback
+flags = sys.argv[1:]
 sys.argv[0] = "-m"
 from ehap_tf import main
-from ehap_tf.pipeline import console
+from ehap_tf.pipeline import console, job
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
-if kind == "write":
-    replace = os.replace
-    def replace_or_die(source, target):
-        if os.path.basename(target) == name:
-            die()
-        replace(source, target)
-    os.replace = replace_or_die
-elif kind == "progress":
-    original = console.RunConsole.progress
-    @contextlib.contextmanager
-    def progress(self, title, unit):
-        with original(self, title, unit) as callback:
-            def report(done, total, figures):
-                callback(done, total, figures)
-                if title == name and done >= int(count):
-                    die()
-            yield report
-    console.RunConsole.progress = progress
-sys.exit(main.main(["main", *flags]))
+def arm(kind, name, count):
+    if kind == "write":
+        replace = os.replace
+        def replace_or_die(source, target):
+            if os.path.basename(target) == name:
+                die()
+            replace(source, target)
+        os.replace = replace_or_die
+    elif kind == "progress":
+        original = console.RunConsole.progress
+        @contextlib.contextmanager
+        def progress(self, title, unit):
+            with original(self, title, unit) as callback:
+                def report(done, total, figures):
+                    callback(done, total, figures)
+                    if title == name and done >= int(count):
+                        die()
+                yield report
+        console.RunConsole.progress = progress
+
+def command(kill, folder):
+    log = os.open(folder + ".txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    arm(*kill.split(":"))
+    try:
+        return main.main(["main", *flags, "--output_dir=" + folder])
+    except SystemExit as stop:
+        return stop.code
+    except BaseException:
+        traceback.print_exc()
+        return 1
+
+for line in iter(sys.stdin.readline, ""):
+    child = os.fork()
+    if not child:
+        signal.alarm(600)
+        code = command(*line.split())
+        sys.stdout.flush()
+        os._exit(code or 0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 FLAGS = (
@@ -81,28 +103,40 @@ KILLS = (
 )
 
 
-def run(folder, kill="none::"):
-    return subprocess.run(
-        [sys.executable, "-c", DRIVER, kill, *FLAGS, f"--output_dir={folder}"],
-        cwd=folder.parent,
+@pytest.fixture
+def run():
+    """Runs the command in a folder; returns its exit code and what it printed."""
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, *FLAGS],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
         text=True,
-        timeout=900,
     )
+
+    def command(folder, kill="none::"):
+        driver.stdin.write(f"{kill} {folder}\n")
+        driver.stdin.flush()
+        code = int(driver.stdout.readline())
+        return code, pathlib.Path(f"{folder}.txt").read_text()
+
+    yield command
+    driver.stdin.close()
+    driver.wait(timeout=60)
 
 
 @pytest.mark.slow
-def test_killed_in_every_stage_it_ends_with_the_same_files(tmp_path):
+def test_killed_in_every_stage_it_ends_with_the_same_files(tmp_path, run):
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
-    done = run(unbroken)
-    assert done.returncode == 0, done.stderr
+    code, printed = run(unbroken)
+    assert code == 0, printed
     assert_contract(unbroken)
     for kill in KILLS:
-        died = run(broken, kill)
-        assert died.returncode == -signal.SIGKILL, f"{kill}: {died.stdout}{died.stderr}"
-    done = run(broken)
-    assert done.returncode == 0, done.stderr
+        code, printed = run(broken, kill)
+        assert code == -signal.SIGKILL, f"{kill}: {printed}"
+    code, printed = run(broken)
+    assert code == 0, printed
     assert_contract(broken)
     log = (broken / "logs" / "run.log").read_text()
     for stage, epochs in (("train", 2), ("prune_1", 1), ("finetune", 1), ("quantize", 1)):
