@@ -17,9 +17,9 @@ from ehap_tf.sensitivity import FilterScores
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
-# Imports the package once, then runs the command for every line `KILL FOLDER` of its input in a child
-# that has run nothing before. The child kills itself when a stage's progress has come to a number, or
-# at the moment when a finished temporary file would take the place of a file.
+# Imports the package once, then runs the command for every line `KILL FOLDER` of its input in a
+# child that has run nothing before. The child kills itself when a stage's progress has come to a
+# number, or at the moment when a finished temporary file would take the place of a file.
 DRIVER = """
 import contextlib, os, signal, sys, traceback
 flags = sys.argv[1:]
