@@ -88,6 +88,23 @@ def in_training(node: Any, around: bool) -> bool:
     return around if own is None else own
 
 
+def mixes_examples(model: tf_keras.Model, training: bool = False) -> bool:
+    """Whether an example's output depends on the others: a BatchNorm uses statistics of the batch.
+
+    Args:
+        model: nested models are looked into.
+        training: as for `run_graph`.
+    """
+    for node in nodes_in_order(model):
+        trains = in_training(node, training)
+        if isinstance(node.layer, tf_keras.Model):
+            if mixes_examples(node.layer, trains):
+                return True
+        elif trains and isinstance(node.layer, _BATCH_NORMS):
+            return True
+    return False
+
+
 def _call(
     layer: tf_keras.layers.Layer, args: tuple[Any, ...], kwargs: dict[str, Any], training: bool
 ) -> Any:

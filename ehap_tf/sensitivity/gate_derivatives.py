@@ -14,6 +14,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from ehap_tf.sensitivity.forward import mixes_examples
 from ehap_tf.sensitivity.gates import Gate, find_gates
 from ehap_tf.sensitivity.gauss_newton import Vectors
 from ehap_tf.sensitivity.group_gates import find_groups, grouped_forward
@@ -185,19 +186,21 @@ def removal_loss_step(network: Network) -> Step:
     """Builds the function that computes the loss without filter number `probe`, for many of them.
 
     A number past the last filter gives the loss of the whole network. Small micro-batches are
-    computed for several filters at once, up to `REMOVAL_ROWS` rows a forward pass.
+    computed for several filters at once, up to `REMOVAL_ROWS` rows a forward pass, unless the
+    statistics of some BatchNorm are those of the rows.
 
     Returns:
         A step with values of shape (probes, 1).
     """
     forward, filters = gated_forward(network), gate_count(network)
+    rows = 1 if mixes_examples(network.model) else REMOVAL_ROWS
 
     def step(
         inputs: Any, labels: Any, weights: tf.Tensor, first: tf.Tensor, probes: Any, scales: Any
     ) -> tuple[tf.Tensor, tf.Tensor]:
         del first, scales
         examples, count = tf.shape(weights)[0], tf.shape(probes)[0]
-        together = tf.minimum(count, tf.maximum(1, REMOVAL_ROWS // examples))
+        together = tf.minimum(count, tf.maximum(1, rows // examples))
         groups = -(-count // together)
         # Filled up with the last number, so that every group has one shape.
         places = tf.minimum(tf.range(groups * together), count - 1)

@@ -21,6 +21,8 @@ from ehap_tf.sensitivity.forward import After, Before, run_graph
 from ehap_tf.sensitivity.logits import FINAL_ACTIVATIONS, take_logits
 from ehap_tf.sensitivity.several_outputs import JoinedLoss, join_outputs
 
+LARGEST_DIFFERENCE = 0.02
+
 
 @dataclasses.dataclass
 class Network:
@@ -132,6 +134,7 @@ def _check_fit(network: Network, batch: MicroBatch) -> np.ndarray:
     if not np.isfinite(values).all():
         raise ValueError(f"loss must be finite. Received: NaN or infinity among {examples}")
     _check_deterministic(network, batch, outputs)
+    _check_against_keras(network, batch, outputs)
     return outputs
 
 
@@ -185,6 +188,28 @@ def _check_deterministic(network: Network, batch: MicroBatch, outputs: np.ndarra
         "model must give the same outputs in every inference pass. Received: a model with layers "
         f"that are random at inference; the first that differs is {(differing or ['unknown'])[0]!r}"
     )
+
+
+def _check_against_keras(network: Network, batch: MicroBatch, outputs: np.ndarray) -> None:
+    """Compares the pass that is written out here with the model's own.
+
+    Not in 16 bits, where the two round differently.
+    """
+    kinds = {layer.compute_dtype for layer in network.model._flatten_layers(include_self=False)}
+    if not kinds <= {"float32", "float64"}:
+        return
+    inputs = tf.nest.map_structure(tf.convert_to_tensor, batch.inputs)
+    if network.skipped:
+        outputs = tf.nest.flatten(run_graph(network.model, inputs))[0].numpy()
+    truth = tf.nest.flatten(network.model(inputs, training=False))[0].numpy()
+    difference, size = np.abs(outputs - truth).max(), np.abs(truth).max()
+    # Far more than rounding does, far less than a layer that is computed wrongly.
+    if difference > LARGEST_DIFFERENCE * size:
+        raise RuntimeError(
+            "ehap_tf does not compute this model as Keras does, so its scores would be wrong: the "
+            f"outputs differ by up to {difference:.3g}, their largest being {size:.3g}. Please "
+            "report it with the model."
+        )
 
 
 def _agree(one: Any, other: Any) -> bool:

@@ -281,3 +281,18 @@ def test_dropout_in_a_nested_model_in_training_mode_is_noticed() -> None:
     model = tf_keras.Model(inputs, layers.Dense(4)(x))
     with pytest.raises(ValueError, match=r"random at inference.*differs is 'block/dropout"):
         ehap.rank_filters(model, examples(), cross_entropy())
+
+
+@pytest.mark.parametrize("final", [None, "softmax"])
+def test_a_pass_that_is_not_the_models_is_refused(
+    final: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = residual_net(final=final, dtype="float32")
+    x, y = examples()
+    data = (x.astype(np.float32), y)
+    loss = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=final is None)
+    ehap.rank_filters(model, data, loss, probes=1)
+    monkeypatch.setattr("ehap_tf.sensitivity.forward._batch_norm", lambda layer, inputs: inputs)
+    monkeypatch.setattr("ehap_tf.sensitivity.forward._folds", lambda model: {})
+    with pytest.raises(RuntimeError, match="does not compute this model as Keras does"):
+        ehap.rank_filters(model, data, loss, probes=1)

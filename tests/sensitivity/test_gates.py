@@ -10,6 +10,7 @@ import tf_keras
 import ehap_tf as ehap
 from ehap_tf.sensitivity.gates import find_gates
 from tests.sensitivity.networks import (
+    CLASSES,
     batch_norm,
     cross_entropy,
     examples,
@@ -262,6 +263,25 @@ def test_the_oracle_is_the_loss_after_zeroing_by_hand(model: tf_keras.Model) -> 
     scores = rank(model, "oracle", batch_size=4)
     np.testing.assert_allclose(joined(scores.signed), change, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(joined(scores), np.abs(change), rtol=1e-9, atol=1e-12)
+
+
+def test_the_oracle_removes_one_filter_from_a_batch_that_normalises_itself() -> None:
+    """The rows of several removals in one batch would have statistics in common."""
+    tf_keras.utils.set_random_seed(0)
+    inputs = layers.Input((6, 6, 2))
+    x = layers.ReLU()(conv()(inputs))
+    x = layers.BatchNormalization()(layers.Conv2D(4, 3, name="read")(x), training=True)
+    model = tf_keras.Model(inputs, layers.Dense(CLASSES)(layers.Flatten()(layers.ReLU()(x))))
+    x, y = examples()
+    x = x.astype(np.float32)
+    whole = float(cross_entropy()(y, model(x)))
+    kernel = model.get_layer("read").kernel
+    start, change = kernel.numpy(), []
+    for channel in range(3):
+        kernel.assign(start * (np.arange(3) != channel)[:, None])
+        change.append(float(cross_entropy()(y, model(x))) - whole)
+    kernel.assign(start)
+    np.testing.assert_allclose(rank(model, "oracle").signed["conv"], change, rtol=1e-4, atol=1e-6)
 
 
 def gate_derivatives(model: tf_keras.Model) -> tuple[np.ndarray, np.ndarray]:
