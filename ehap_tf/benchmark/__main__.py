@@ -6,7 +6,9 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
+from ehap_tf.pipeline.native_output import NativeErrorOutput
 from ehap_tf.startup import prepare_environment
 
 COMMANDS: dict[str, str] = {
@@ -38,16 +40,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
         if arguments[:1] == [name]:
             # Only the chosen benchmark is imported: some need packages that others do not.
-            importlib.import_module(f"ehap_tf.benchmark.{name}").add_arguments(command)
+            _module(name).add_arguments(command)
     options = parser.parse_args(arguments)
     try:
-        importlib.import_module(f"ehap_tf.benchmark.{options.command}").run(options)
+        _module(options.command).run(options)
     except (ValueError, TypeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _module(name: str) -> Any:
+    with NativeErrorOutput().captured():
+        return importlib.import_module(f"ehap_tf.benchmark.{name}")
 
 
 if __name__ == "__main__":

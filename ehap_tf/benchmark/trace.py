@@ -96,6 +96,8 @@ def run(options: argparse.Namespace) -> None:
         except MeasurementError as error:
             row |= {"error": str(error)}
         rows.append(row)
+    if all("error" in row for row in rows):
+        raise ValueError(f"nothing could be measured: {rows[0]['error']}")
     add_speedups(rows)
     add_rank_correlations(rows)
     output.show("Curvature estimates: time and memory", rows, COLUMNS)

@@ -74,7 +74,7 @@ def run_content(
     if records is None:
         records = read_records(run)
         figures = run.read_json(run.report) or (
-            report_figures(settings, records) if settings else {}
+            report_figures(settings, records) if records else {}
         )
     else:
         figures = report_figures(settings, records)

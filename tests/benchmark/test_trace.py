@@ -11,6 +11,7 @@ import pytest
 
 from ehap_tf.benchmark import trace
 from ehap_tf.benchmark.__main__ import main
+from ehap_tf.benchmark.isolation import MeasurementError
 from ehap_tf.pruning import count_macs
 from tests.sensitivity.networks import residual_net
 
@@ -91,6 +92,18 @@ def test_by_default_16_bits_are_measured_where_they_are_fast(
     options = parser.parse_args(["--estimators=gauss_newton,torch_loop"])
     expected = [("gauss_newton", precision) for precision in cases] + [("torch_loop", "fp32")]
     assert trace._cases(options) == expected
+
+
+def test_where_every_case_fails_the_reason_is_told_once(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*arguments: Any) -> None:
+        raise MeasurementError("ValueError: dataset must be one of ...")
+
+    monkeypatch.setattr(trace, "measure", fails)
+    assert main(["trace", "--dataset=cifr10", f"--output={tmp_path / 'trace.json'}"]) == 1
+    assert "error: nothing could be measured: ValueError: dataset" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
 
 
 def test_growth_needs_several_sizes() -> None:

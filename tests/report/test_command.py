@@ -46,6 +46,7 @@ def test_several_runs_are_compared(runs, tmp_path, monkeypatch):
     [
         ("missing", None, "no such folder"),
         ("empty", {}, "holds no report.json and no finished stage"),
+        ("begun", {"config.json": '{"settings": {"model": "resnet8"}}'}, "no finished stage"),
         ("broken", {"report.json": "{"}, "report.json cannot be read"),
         ("list", {"report.json": "[]"}, "report.json cannot be read"),
     ],
