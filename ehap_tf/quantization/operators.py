@@ -41,6 +41,10 @@ def rewrite_operator(
     arguments.pop("name", None)
     # The first has a name of its own in almost every function.
     x = arguments.pop(next(iter(arguments)))
+    try:
+        inspect.signature(rule).bind(builder, layer.name, x, **arguments)
+    except TypeError:
+        return None  # An option that the rule does not know.
     return rule(builder, layer.name, x, **arguments)
 
 
@@ -153,8 +157,8 @@ def _split(
 def _getitem(builder: GraphBuilder, name: str, x: Any, slice_spec: Any, var: Any = None) -> Any:
     del var
     entries = list(slice_spec) if isinstance(slice_spec, tuple | list) else [slice_spec]
-    if Ellipsis in entries:
-        place = entries.index(Ellipsis)
+    places = [index for index, entry in enumerate(entries) if entry is Ellipsis]
+    for place in places:
         entries[place : place + 1] = [slice(None)] * (x.shape.rank - len(entries) + 1)
     entries += [slice(None)] * (x.shape.rank - len(entries))
     # In a file that was loaded a slice is a dict of its three numbers.
@@ -237,9 +241,8 @@ def _softmax(builder: GraphBuilder, name: str, x: Any, axis: Any = -1) -> Any:
 
 
 def _add_n(builder: GraphBuilder, name: str, inputs: Any) -> Any:
-    if len(inputs) < 2 or not all(map(_is_symbolic, inputs)):
-        return None
-    return sum_of(builder, name, list(inputs))
+    are_tensors = isinstance(inputs, list | tuple) and all(map(_is_symbolic, inputs))
+    return sum_of(builder, name, list(inputs)) if are_tensors and len(inputs) > 1 else None
 
 
 def _resize(builder: GraphBuilder, name: str, x: Any, size: Any, method: str = "bilinear") -> Any:

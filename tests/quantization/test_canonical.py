@@ -46,8 +46,17 @@ def test_the_users_function_computes_what_it_says_whatever_its_name(name):
 
 @pytest.mark.parametrize(
     "operate",
-    [lambda x: tf.nn.silu(x, beta=2.0), lambda x: x + tf.reduce_mean(x, keepdims=True)],
-    ids=["silu", "reduce_mean"],
+    [
+        lambda x: tf.nn.silu(x, beta=2.0),
+        lambda x: x + tf.reduce_mean(x, keepdims=True),
+        lambda x: tf.image.resize(x, (12, 12)),
+        lambda x: tf.image.resize(x, (16, 16), antialias=True),
+        lambda x: tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]], mode="REFLECT"),
+        lambda x: x[:, ::-1],
+        lambda x: tf.clip_by_value(x, -1.0, 1.0),
+        lambda x: tf.nn.softmax(x, axis=1),
+    ],
+    ids="silu reduce_mean fraction antialias reflect reversed clip softmax".split(),
 )
 def test_operators_with_options_compute_the_same(operate):
     inputs = layers.Input((8, 8, 3))
