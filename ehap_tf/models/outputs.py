@@ -6,7 +6,7 @@ import tf_keras
 
 
 def ends_in_softmax(model: tf_keras.Model) -> bool:
-    """Whether the model's output is that of a softmax, as a layer or as an activation.
+    """Whether the model's output is that of a softmax, as a layer, an operator or an activation.
 
     Layers inside wrappers (quantization) and nested models are looked into.
     """
@@ -18,7 +18,9 @@ def ends_in_softmax(model: tf_keras.Model) -> bool:
             layer = layer.layer
         else:
             break
-    if isinstance(layer, tf_keras.layers.Softmax):
+    # An operator layer is a softmax written as tf.nn.softmax(x).
+    is_operator = str(getattr(layer, "symbol", "")).rsplit(".", 1)[-1] == "softmax"
+    if is_operator or isinstance(layer, tf_keras.layers.Softmax):
         return True
     activation = getattr(layer, "activation", None)
     # Quantization hides the activation in an object of its own that knows the original one.

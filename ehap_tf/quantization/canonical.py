@@ -19,11 +19,12 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapp
 )
 from tf_keras.src.layers.core.tf_op_layer import TFOpLambda
 
-from ehap_tf.models import training_argument
+from ehap_tf.models import require_functional, training_argument
 from ehap_tf.quantization.builder import GraphBuilder
 from ehap_tf.quantization.graph import rebuild, walk
-from ehap_tf.quantization.kinds import is_batch_norm
+from ehap_tf.quantization.kinds import is_batch_norm, layer_kind
 from ehap_tf.quantization.operators import rewrite_operator
+from ehap_tf.quantization.registry import IDENTITIES
 from ehap_tf.quantization.rules import rewrite_layer
 
 
@@ -34,14 +35,11 @@ def canonical_model(model: tf_keras.Model) -> tf_keras.Model:
     layer get its name and a suffix. A BatchNorm called with `training=False` is not trainable.
 
     Raises:
-        TypeError: `model` is not Functional or Sequential.
-        ValueError: a layer has its channels first, or is quantized already.
+        TypeError: `model` is not Functional or Sequential, or a model inside it is not.
+        ValueError: a layer has its channels first, is called in training mode, or is quantized
+            already.
     """
-    if not isinstance(model, tf_keras.Model) or not getattr(model, "_is_graph_network", False):
-        raise TypeError(
-            "model must be a built Functional or Sequential tf_keras model; rebuild a subclassed "
-            f"model with tf_keras.Model(inputs, outputs). Received: {type(model).__name__}"
-        )
+    require_functional(model)
     return rebuild(model, Canonicalizer(GraphBuilder()))
 
 
@@ -50,12 +48,12 @@ class Canonicalizer:
 
     Args:
         builder: makes the layers.
-        inference: the calls are those of a nested model that is called with `training=False`.
+        training: what the nested model, whose calls these are, is called with; None for neither.
     """
 
-    def __init__(self, builder: GraphBuilder, inference: bool = False) -> None:
+    def __init__(self, builder: GraphBuilder, training: bool | None = None) -> None:
         self._builder = builder
-        self._inference = inference
+        self._training = training
 
     def __call__(
         self, layer: tf_keras.layers.Layer, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -67,10 +65,16 @@ class Canonicalizer:
                 f"Received: a model with the quantized layer {layer.name!r}"
             )
         training = training_argument(layer, args, kwargs)
+        training = self._training if training is None else training
         # In inference mode even while the model trains.
-        inference = self._inference if training is None else not training
+        inference = training is not None and not training
         if isinstance(layer, tf_keras.Model):
-            return self._inline(layer, args[0], inference)
+            return self._inline(layer, args[0], training)
+        if training and (is_batch_norm(layer) or layer_kind(layer) in IDENTITIES):
+            raise ValueError(
+                f"layer {layer.name!r} ({layer_kind(layer)}) must not be called with "
+                "training=True: a file infers. Build the model without it"
+            )
         if getattr(layer, "data_format", None) == "channels_first":
             raise ValueError(
                 f"layer {layer.name!r} must have data_format='channels_last'; integer kernels have "
@@ -94,8 +98,9 @@ class Canonicalizer:
         )
         return rewrite_layer(self._builder, layer, *args, **kwargs)
 
-    def _inline(self, model: tf_keras.Model, inputs: Any, inference: bool) -> Any:
-        visit = Canonicalizer(self._builder, inference)
-        outputs = walk(model, tf.nest.flatten(inputs), visit)
+    def _inline(self, model: tf_keras.Model, inputs: Any, training: bool | None) -> Any:
+        visit = Canonicalizer(self._builder, training)
+        # By name where they are a dict.
+        outputs = walk(model, model._flatten_to_reference_inputs(inputs), visit)
         structure = getattr(model, "_nested_outputs", None)
         return outputs[0] if structure is None else tf.nest.pack_sequence_as(structure, outputs)

@@ -184,7 +184,7 @@ def evaluate_tflite(
         if not done:
             for name, spec in model.inputs.items():
                 _check_range(examples[name], spec)
-        correct += int((predictions == _check_labels(np.asarray(y), outputs)).sum())
+        correct += int((predictions == class_labels(np.asarray(y), outputs)).sum())
         scored += len(predictions)
         done += len(y)
         progress(done, total, {"accuracy": correct / scored})
@@ -241,7 +241,12 @@ def _check_range(x: np.ndarray, spec: TensorSpec) -> None:
         )
 
 
-def _check_labels(y: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+def class_labels(y: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+    """Class numbers of labels that are such, or one-hot as the outputs are.
+
+    Raises:
+        ValueError: they do not fit the outputs.
+    """
     if y.shape == outputs.shape and y.shape[-1] > 1:
         return np.ravel(y.argmax(axis=-1))
     labels = np.ravel(y)

@@ -83,6 +83,7 @@ class IntegerGraph:
 
     def __call__(self, inputs: list[tf.Tensor]) -> list[tf.Tensor]:
         """Returns the outputs of the model for one example."""
+        self._ranges, self._alive = {}, []
         return walk(self._qat, inputs, self._visit)
 
     def _visit(
@@ -99,7 +100,7 @@ class IntegerGraph:
             y = tf.nn.relu(x) + (-self._slopes[layer.name]) * tf.nn.relu(-x)
         elif isinstance(inner, ScatterChannels):
             y = x if layer.name in self._scatters.values() else self._scatter(inner, x)
-        elif self._rounding and is_plain_relu(inner):
+        elif self._rounding and is_plain_relu(inner) and self._ends_with_range(layer):
             # An upper limit is the end of the output's range already, and costs nothing there.
             y = tf.nn.relu(x)
         else:
@@ -116,6 +117,12 @@ class IntegerGraph:
         if self._observe is not None:
             self._observe(layer, x, y)
         return y
+
+    def _ends_with_range(self, layer: tf_keras.layers.Layer) -> bool:
+        """Whether an output gets a range that was observed on it alone."""
+        readers = {self._layers.get(name) for name in self._readers[layer.name]}
+        quantized = len(readers) == 1 and isinstance(readers.pop(), QuantizeLayer)
+        return quantized or self._limits[layer.name] is not None
 
     def _kernel(self, wrapper: QuantizeWrapper) -> FoldedKernel:
         """The kernel of a convolution or Dense, its BatchNorm folded in, its scatter spread out."""

@@ -69,13 +69,10 @@ class EhapQuantizeLayoutTransform(default_layout.Default8BitQuantizeLayoutTransf
         flat = _attach_batch_norms(canonical_model(model), self._quantize_tensor)
         flat = self._surround_float_layers(flat)
         annotated = {n for n, entry in layer_quantize_map.items() if entry.get("quantize_config")}
+        flat = _keep_limits(flat, annotated)
         flat = self._round_averages(flat, annotated)
         configs: dict[str, dict[str, Any]] = {}
-        by_name = {layer.name: layer for layer in flat.layers}
-        readers = {
-            name: [by_name.get(reader) for reader in found]
-            for name, found in consumers(flat).items()
-        }
+        readers = _reading_layers(flat)
         for layer in flat.layers:
             config = layer_quantize_map.get(layer.name, {}).get("quantize_config")
             if config is None:
@@ -179,6 +176,41 @@ def _ends_inside_operator(layer: tf_keras.layers.Layer, readers: list[Any]) -> b
     if is_plain_relu(readers[0]):
         return layer_kind(layer) in FUSES_RELU
     return layer_kind(layer) in KERNELS and is_batch_norm(readers[0])
+
+
+def _reading_layers(flat: tf_keras.Model) -> dict[str, list[Any]]:
+    """The layers that read each layer; None stands for the model's output."""
+    by_name = {layer.name: layer for layer in flat.layers}
+    return {
+        name: [by_name.get(reader) for reader in found] for name, found in consumers(flat).items()
+    }
+
+
+def _keep_limits(flat: tf_keras.Model, annotated: Set[str]) -> tf_keras.Model:
+    """Puts an identity convolution behind a ReLU whose upper limit another grid would not have.
+
+    Elsewhere the limit is the end of the output's range, and costs nothing; 6 is an operator's own.
+    """
+    readers = _reading_layers(flat)
+    limited = {
+        layer.name
+        for layer in flat.layers
+        if is_plain_relu(layer)
+        and layer.max_value not in (None, 6.0)
+        and layer.name not in annotated
+        and _gets_another_grid(layer, readers, annotated)
+    }
+    if not limited:
+        return flat
+    builder = GraphBuilder(layer.name for layer in flat.layers)
+
+    def visit(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        y = layer(*args, **kwargs)
+        if layer.name not in limited:
+            return y
+        return builder.affine(y, 1.0, 0.0, f"{layer.name}_limit")
+
+    return rebuild(flat, visit)
 
 
 def _gets_another_grid(layer: Any, readers: Mapping[str, list[Any]], annotated: Set[str]) -> bool:

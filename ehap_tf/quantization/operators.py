@@ -107,7 +107,10 @@ def _pool(layer: Any) -> Rule:
 def _reshape(builder: GraphBuilder, name: str, x: Any, shape: Any) -> Any:
     if _is_symbolic(shape) or any(_is_symbolic(part) for part in tf.nest.flatten(shape)):
         return None
-    target = [int(size) for size in np.ravel(shape)][1:]
+    batch, *target = (int(size) for size in np.ravel(shape))
+    # Anything else moves what lies in the batch axis.
+    if batch not in (-1, x.shape[0]) or (batch == -1 and np.prod(target) != np.prod(x.shape[1:])):
+        return None
     return builder.call(layers.Reshape, name, x, target)
 
 
@@ -261,7 +264,8 @@ def _identity(builder: GraphBuilder, name: str, x: Any) -> Any:
 
 
 def _cast(builder: GraphBuilder, name: str, x: Any, dtype: Any) -> Any:
-    return _identity(builder, name, x) if tf.as_dtype(dtype).is_floating else None
+    floats = x.dtype.is_floating and tf.as_dtype(dtype).is_floating
+    return _identity(builder, name, x) if floats else None
 
 
 _ADD = _arithmetic("Add", lambda c, first: (1.0, c))

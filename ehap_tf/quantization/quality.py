@@ -14,7 +14,7 @@ import tf_keras
 
 from ehap_tf.data import as_dataset
 from ehap_tf.models.keras3 import either_keras
-from ehap_tf.quantization.evaluate import TFLiteModel, classes
+from ehap_tf.quantization.evaluate import TFLiteModel, class_labels, classes
 from ehap_tf.quantization.inputs import input_arrays, input_names
 from ehap_tf.quantization.integer_graph import IntegerGraph, output_range, output_step
 from ehap_tf.quantization.wrappers import unwrapped
@@ -129,7 +129,7 @@ def quantization_report(
         largest = max(largest, float(np.abs(rows["file"] - rows["qat"]).max()))
         for name, row in rows.items():
             predictions[name].append(classes(row, threshold))
-        predictions["label"].append(np.ravel(y))
+        predictions["label"].append(class_labels(np.asarray(y), rows["qat"]))
     said = {name: np.concatenate(parts) for name, parts in predictions.items()}
 
     def share(one: str, other: str) -> float:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tf_keras
 
 from ehap_tf.models import (
@@ -85,6 +86,9 @@ def test_logits_and_probabilities_are_told_apart():
     assert ends_in_softmax(sequential(dense(3), tf_keras.layers.Softmax()))
     assert ends_in_softmax(sequential(dense(3), tf_keras.layers.Activation("softmax")))
     assert ends_in_softmax(sequential(sequential(dense(3, activation="softmax"))))
+    inputs = tf_keras.Input((3,))
+    assert ends_in_softmax(tf_keras.Model(inputs, tf.nn.softmax(inputs)))
+    assert not ends_in_softmax(tf_keras.Model(inputs, tf.nn.softmax(inputs) * 2.0))
 
 
 def two_inputs() -> tf_keras.Model:

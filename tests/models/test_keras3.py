@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 import tf_keras
 
 from ehap_tf.models import load_model, save_model, to_keras3, to_tf_keras
@@ -111,6 +112,31 @@ def test_an_optimizer_that_tf_keras_lacks_is_left_out_aloud():
     model.compile(keras.optimizers.Lamb(), "mse")
     with pytest.warns(UserWarning, match="has no optimizer 'Lamb'"):
         assert to_tf_keras(model).loss == "mse"
+
+
+def test_a_loss_that_tf_keras_lacks_is_left_out_aloud():
+    model = residual()
+    model.compile("sgd", keras.losses.Dice())
+    with pytest.warns(UserWarning, match="its compiled loss was left out.*Dice"):
+        assert getattr(to_tf_keras(model), "loss", None) is None
+
+
+def test_the_weights_of_several_losses_are_kept():
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, [layers.Dense(1, name=name)(inputs) for name in "ab"])
+    weights = {"a": 1.0, "b": 0.01}
+    model.compile("sgd", {"a": "mse", "b": "mse"}, loss_weights=weights)
+    assert to_tf_keras(model).compiled_loss._user_loss_weights == weights
+
+
+def test_defaults_and_rests_of_operators_are_those_of_tensorflow():
+    inputs = tf_keras.Input((4,))
+    parts = tf.split(3.0 * inputs, [-1, 1], axis=-1)
+    model = tf_keras.Model(inputs, [tf.nn.gelu(part) for part in parts])
+    x = np.random.default_rng(0).normal(size=(32, 4)).astype(np.float32)
+    expected = [np.asarray(part) for part in model(x)]
+    for part, received in zip(expected, to_keras3(model)(x), strict=True):
+        np.testing.assert_allclose(np.asarray(received), part, rtol=1e-5, atol=1e-6)
 
 
 class Doubled(layers.Layer):

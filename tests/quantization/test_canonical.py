@@ -55,8 +55,10 @@ def test_the_users_function_computes_what_it_says_whatever_its_name(name):
         lambda x: x[:, ::-1],
         lambda x: tf.clip_by_value(x, -1.0, 1.0),
         lambda x: tf.nn.softmax(x, axis=1),
+        lambda x: tf.reshape(tf.reshape(x, (-1, 8, 6)), (-1, 8, 8, 6)),
+        lambda x: x * tf.cast(x > 0.0, tf.float32),
     ],
-    ids="silu reduce_mean fraction antialias reflect reversed clip softmax".split(),
+    ids="silu reduce_mean fraction antialias reflect reversed clip softmax rows cast".split(),
 )
 def test_operators_with_options_compute_the_same(operate):
     inputs = layers.Input((8, 8, 3))
@@ -229,3 +231,37 @@ def test_subclassed_model_is_refused():
 
     with pytest.raises(TypeError, match="Subclassed"):
         quantize(Subclassed())
+
+
+def test_a_call_of_the_users_own_is_not_passed_over():
+    class Scaled(tf_keras.Model):
+        def call(self, x, training=None):
+            return super().call(x / 255.0, training=training)
+
+    inputs = layers.Input((8, 8, 3))
+    with pytest.raises(TypeError, match="subclassed"):
+        quantize(Scaled(inputs, head(conv(inputs))))
+
+
+def test_inputs_of_a_nested_model_are_taken_by_name():
+    b, a = (layers.Input((8, 8, 3), name=name) for name in "ba")
+    inner = tf_keras.Model([b, a], layers.Subtract()([b, a]))
+    inputs = layers.Input((8, 8, 3))
+    outputs = head(inner({"a": conv(inputs, 3), "b": conv(inputs, 3)}))
+    model = randomize(tf_keras.Model(inputs, outputs))
+    expected = model.predict(images(16), verbose=0)
+    received = canonical_model(model).predict(images(16), verbose=0)
+    np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("layer", [layers.BatchNormalization, lambda: layers.Dropout(0.5)])
+def test_a_layer_that_trains_at_inference_is_refused(layer, nested):
+    inputs = layers.Input((8, 8, 3))
+    if nested:
+        block = tf_keras.Sequential([layers.Input((8, 8, 3)), layer()])
+        x = block(inputs, training=True)
+    else:
+        x = layer()(inputs, training=True)
+    with pytest.raises(ValueError, match=r"must not be called with training=True"):
+        quantize(tf_keras.Model(inputs, head(conv(x))))

@@ -97,6 +97,12 @@ ONE_GRID = {
     "another reader": (lambda x: concat(x, large(x)), 1),
     "read twice": (lambda x: (lambda y: concat(y, y, large(x)))(small(x)), 0),
     "prescribed": (lambda x: concat(layers.Activation("sigmoid")(small(x)), large(x)), 1),
+    "limit": (lambda x: concat(layers.ReLU(6.0)(small(x, 3.0)), small(x, 9.0)), 0),
+    "another limit": (lambda x: concat(layers.ReLU(1.5)(small(x, 3.0)), small(x, 9.0)), 0),
+    "hard sigmoid": (
+        lambda x: concat(layers.Activation("hard_sigmoid")(small(x, 3.0)), small(x, 9.0)),
+        0,
+    ),
     "maximum": (lambda x: layers.Maximum()([small(x), large(x)]), 0),
     "minimum": (lambda x: layers.Minimum()([small(x), large(x)]), 0),
     "average": (lambda x: concat(average(small(x)), large(x)), 1),

@@ -15,10 +15,20 @@ from ehap_tf.models.keras3.objects import CannotTranslateError, parameters, regi
 def copy_compile_state(old: Any, new: tf_keras.Model) -> None:
     """Compiles `new` with the loss and the optimizer of `old`, a Keras 3 model, if it has a loss.
 
-    The optimizer starts afresh. One that tf_keras does not have is left out, with a warning.
+    The optimizer starts afresh. One that tf_keras does not have is left out, with a warning; of a
+    loss that it does not have, `new` stays without any.
     """
     loss = getattr(old, "loss", None)
     if not getattr(old, "compiled", False) or loss is None:
+        return
+    try:
+        translated = _each(loss)
+    except (CannotTranslateError, TypeError, ValueError) as error:
+        warnings.warn(
+            f"model {old.name!r}: its compiled loss was left out ({error})",
+            UserWarning,
+            stacklevel=3,
+        )
         return
     optimizer = "rmsprop"
     try:
@@ -27,7 +37,9 @@ def copy_compile_state(old: Any, new: tf_keras.Model) -> None:
         warnings.warn(
             f"model {old.name!r}: its optimizer was left out ({error})", UserWarning, stacklevel=3
         )
-    new.compile(optimizer, _each(loss), loss_weights=getattr(old, "_loss_weights", None))
+    # Keras 3 keeps them nowhere else.
+    compiled = getattr(old, "_compile_loss", None)
+    new.compile(optimizer, translated, loss_weights=getattr(compiled, "_user_loss_weights", None))
 
 
 def translated_loss(loss: Any) -> Any:

@@ -188,12 +188,16 @@ def call_in_keras3(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
                 f"layer {layer.name!r} (tf.{layer.symbol}), argument {name!r}: cannot be carried "
                 f"over. Received: {value!r}"
             )
+    if rule.operation == "Gelu":
+        options.setdefault("approximate", False)  # Keras 3 has the other default.
     if rule.operation == "Pad":
         options["mode"] = str(options.get("mode", "constant")).lower()
         if options["mode"] != "constant":
             options.pop("constant_values", None)
     sizes = options.get("indices_or_sections")
     if isinstance(sizes, (list, tuple)):
+        whole = inputs[0].shape[options.get("axis", 0)]
+        sizes = [size if size >= 0 else whole - sum(sizes) + size for size in sizes]
         options["indices_or_sections"] = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
     return _named(getattr(keras.ops, rule.ops)(*inputs, **options), layer.name)
 
