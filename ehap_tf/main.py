@@ -7,6 +7,7 @@ Flags are built from the fields of `PipelineConfig`. Whatever goes wrong ends in
 from __future__ import annotations
 
 import dataclasses
+import os
 import shlex
 import sys
 import textwrap
@@ -69,6 +70,11 @@ def parse_config(argv: Sequence[str]) -> PipelineConfig:
     settings = {name: values[name].value for name in (f.name for f in _fields())}
     for name in ("stages", "remove_blocks"):
         settings[name] = tuple(part.strip() for part in settings[name])
+    for name in ("model", "baseline", "data_dir", "output_dir"):
+        if settings[name]:
+            settings[name] = os.path.expanduser(settings[name])
+    kind, colon, path = settings["dataset"].partition(":")
+    settings["dataset"] = f"{kind}{colon}{os.path.expanduser(path)}"
     return PipelineConfig(**settings)
 
 

@@ -43,6 +43,18 @@ def test_flags_reach_the_settings():
     assert config.amount == {"target_params": 0.4} and config.data_dir == "/data"
 
 
+def test_the_home_folder_is_found(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    config = parse(
+        "--model=~/net.keras", "--output_dir=~/run", "--dataset=folder:~/images",
+        "--baseline=~/trained.h5", "--data_dir=~/tfds",
+    )  # fmt: skip
+    paths = (config.model, config.output_dir, config.dataset, config.baseline, config.data_dir)
+    names = ("net.keras", "run", "images", "trained.h5", "tfds")
+    expected = [f"/home/me/{name}" for name in names]
+    assert [path.removeprefix("folder:") for path in paths] == expected
+
+
 def test_help_names_every_flag_with_its_default(capsys):
     assert command.main(["main", "--help"]) == 0
     text = capsys.readouterr().out

@@ -13,6 +13,7 @@ from ehap_tf.data.image_dataset import ImageDataset, Split, split_validation
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 TEST_FRACTION = 0.2
+PARTS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation"})
 
 
 def load_folder(path: str, seed: int) -> ImageDataset:
@@ -26,8 +27,8 @@ def load_folder(path: str, seed: int) -> ImageDataset:
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: no classes, a class without images, an image that cannot be read, or classes
-            that differ between train and test.
+        ValueError: no classes, other parts than train and test, a class without images, an image
+            that cannot be read, or classes that differ between train and test.
     """
     root = pathlib.Path(path)
     if not root.is_dir():
@@ -41,11 +42,19 @@ def load_folder(path: str, seed: int) -> ImageDataset:
                 f"{root / 'train'} and {root / 'test'} must have the same classes. Only in one of "
                 f"them: {', '.join(differing)}"
             )
+        unread = sorted({*_parts(root)} - {"train", "test"})
+        if unread:
+            warnings.warn(
+                f"{root / unread[0]} is not read: validation images are a tenth of those of train",
+                RuntimeWarning,
+                stacklevel=3,
+            )
         images = _read(files + test_files)
         everything = Split(images, np.array(labels + test_labels, np.int64))
         train = everything.take(np.arange(len(files)))
         test = everything.take(np.arange(len(files), len(everything)))
     else:
+        _require_classes(root)
         names, files, labels = _listed(root)
         everything = Split(_read(files), np.array(labels, np.int64))
         train, test = split_validation(everything, TEST_FRACTION, seed=0)
@@ -61,6 +70,21 @@ def load_folder(path: str, seed: int) -> ImageDataset:
         mean=mean,
         std=std,
     )
+
+
+def _parts(root: pathlib.Path) -> list[str]:
+    """The sub-folders that are named like parts of a data set; classes may be, too (trains)."""
+    return sorted(p.name for p in root.iterdir() if p.is_dir() and p.name.lower() in PARTS)
+
+
+def _require_classes(root: pathlib.Path) -> None:
+    folders = [p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")]
+    parts = _parts(root)
+    if folders and len(parts) == len(folders):
+        raise ValueError(
+            f"{root} must have a sub-folder for each class, or the two sub-folders train and test "
+            f"with the classes in them. Received: {', '.join(parts)}"
+        )
 
 
 def _listed(root: pathlib.Path) -> tuple[tuple[str, ...], list[pathlib.Path], list[int]]:

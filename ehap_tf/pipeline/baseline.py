@@ -22,7 +22,7 @@ def find_baseline(
     In this order: the model that --model or --baseline names; `baseline.keras` in
     `saved_models/<model>_<dataset>/`; the baseline of any run in `saved_models/` that was trained
     with the settings `training`. A training that was begun here is finished before another
-    model is looked for.
+    model is looked for, and a start afresh takes nothing from other runs.
 
     Raises:
         ValueError: --model is neither a name nor a path.
@@ -40,9 +40,11 @@ def find_baseline(
     if config.baseline == "train" or checkpoints.exists():
         return None
     saved_models = pathlib.Path("saved_models")
-    published = RunDirectory(saved_models / config.experiment).baseline
-    if published.exists():
-        return published
+    published = RunDirectory(saved_models / config.experiment)
+    if published.baseline.exists() and not _is_own_training(published, config):
+        return published.baseline
+    if not config.resume:
+        return None
     for folder in sorted(saved_models.glob("*/")):
         other = RunDirectory(folder)
         if other.path != config.run_path and _was_trained_so(other, training):
@@ -101,6 +103,17 @@ def _existing(flag: str, name: str) -> pathlib.Path:
     return path
 
 
+def _is_own_training(published: RunDirectory, config: PipelineConfig) -> bool:
+    """Whether a baseline is this run's own, trained by it with settings that hold no longer."""
+    if published.path.resolve() != config.run_path.resolve():
+        return False
+    try:
+        record = read_records(published).get("train")
+    except (files.CorruptFileError, OSError):
+        return False
+    return record is not None and "source" not in record.figures
+
+
 def _was_trained_so(other: RunDirectory, training: dict[str, object]) -> bool:
     try:
         record = read_records(other).get("train")
@@ -108,4 +121,6 @@ def _was_trained_so(other: RunDirectory, training: dict[str, object]) -> bool:
         return False
     if record is None or dict(record.settings) != training or not other.baseline.exists():
         return False
+    if "source" in record.figures:
+        return False  # It was not trained there, nor need it have been with those settings.
     return digest(other.baseline) == record.outputs.get(other.baseline.name)

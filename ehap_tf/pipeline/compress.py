@@ -42,6 +42,9 @@ from ehap_tf.sensitivity import FilterScores, rank_filters
 from ehap_tf.sensitivity.labels import require_labels
 from ehap_tf.sensitivity.losses import resolve_loss
 
+DRAWN = 4096
+"""Training examples that BatchNorm is estimated anew on, and others are taken from."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Compressed:
@@ -127,14 +130,15 @@ def compress(
         estimator: as in `rank_filters`.
         precision: of the ranking, as in `rank_filters`.
         probes: as in `rank_filters`.
-        rank_examples: training examples that the ranking looks at, the first ones of `train_data`.
+        rank_examples: training examples that the ranking looks at: a sample of arrays, the first
+            ones of a dataset.
         finetune_epochs: epochs after pruning; 0 leaves the slim model as it is.
         qat_epochs: epochs of quantization-aware training; 0 leaves it calibrated only.
         learning_rate: highest of fine-tuning; None takes that of a compiled SGD with a constant
             learning rate, else 0.01.
         batch_size: of arrays; a dataset keeps its own batches.
         weight_bits: as in `quantize`.
-        seed: of the ranking's random vectors.
+        seed: of the sample and of the ranking's random vectors.
         verbose: Keras' own progress output: 0, 1 or 2.
 
     Raises:
@@ -163,7 +167,8 @@ def compress(
     if prune_ratio is None and target_params is None and target_macs is None:
         target_macs = 0.5
     seconds: dict[str, float] = {}
-    sample = first_examples(train_data, rank_examples)
+    drawn = _drawn(train_data, max(rank_examples, DRAWN), seed)
+    sample = first_examples(drawn, rank_examples)
     with _timed(seconds, "rank"):
         scores = rank_filters(
             model, sample, loss, criterion=criterion, estimator=estimator, precision=precision,
@@ -176,8 +181,8 @@ def compress(
             prune_ratio_limit=prune_ratio_limit, residual=residual, implant_ratio=implant_ratio,
             round_to=round_to, keep_layers=keep_layers, cost_aware=cost_aware,
         )  # fmt: skip
-        slim = compensate(prune(model, plan), model, plan, train_data)
-        slim = recalibrate_model(slim, train_data)
+        slim = compensate(prune(model, plan), model, plan, drawn)
+        slim = recalibrate_model(slim, drawn)
     report: dict[str, Any] = _costs(model, slim) | {
         "criterion": scores.criterion,
         "estimator": scores.estimator,
@@ -197,7 +202,7 @@ def compress(
         )
     report["finetuned_accuracy"] = accuracy_on(slim, validation_data)
     with _timed(seconds, "quantize"):
-        calibration = first_examples(train_data, 1280)
+        calibration = first_examples(drawn, 1280)
         qat = quantize(slim, weight_bits=weight_bits, representative_data=calibration)
         _fit(qat, train_data, validation_data, qat_epochs, rate / 10, freeze_bn=True, **options)
         round_biases(qat)
@@ -261,6 +266,28 @@ def finetune(
     return copy
 
 
+def _training_batches(data: Any, batch_size: int) -> tf.data.Dataset:
+    """Arrays in another order in every epoch; a dataset in its own."""
+    batches = as_dataset(data, batch_size)
+    if isinstance(data, tf.data.Dataset):
+        return batches
+    examples = len(tf.nest.flatten(data[0])[0])
+    return batches.unbatch().shuffle(examples, seed=0).batch(batch_size)
+
+
+def _drawn(data: Any, count: int, seed: int) -> Any:
+    """Some examples of arrays in random order, as those may be sorted by class; a dataset as it is.
+
+    Everything that looks at a part of the training data looks at these.
+    """
+    if isinstance(data, tf.data.Dataset):
+        return data
+    order = np.random.default_rng(seed).permutation(len(tf.nest.flatten(data[0])[0]))[:count]
+    return tuple(
+        tf.nest.map_structure(lambda array: np.asarray(array)[order], part) for part in data
+    )
+
+
 def _fit(
     model: tf_keras.Model,
     train_data: Any,
@@ -282,10 +309,7 @@ def _fit(
         raise ValueError(f"epochs must be at least 0. Received: {epochs}")
     if epochs == 0:
         return
-    batches = as_dataset(train_data, batch_size)
-    if not isinstance(train_data, tf.data.Dataset):
-        batches = batches.unbatch().shuffle(min(10_000, len(train_data[0])), seed=0)
-        batches = batches.batch(batch_size)
+    batches = _training_batches(train_data, batch_size)
     steps = sum(1 for _ in batches)
     schedule = tf_keras.optimizers.schedules.CosineDecay(learning_rate, max(1, epochs * steps))
     model.compile(

@@ -76,7 +76,11 @@ class PipelineConfig:
         "a built-in model by name (resnet8, resnet32, wrn28_10, vgg16, ...), or the path of a "
         "trained Functional or Sequential tf_keras model (.keras, .h5, SavedModel)",
     )
-    dataset: str = _setting("cifar10", "cifar10, cifar100, digits, or folder:PATH")
+    dataset: str = _setting(
+        "cifar10",
+        "cifar10, cifar100, digits, or folder:PATH; training shifts the images, and mirrors them "
+        "but for digits",
+    )
     data_dir: str | None = _setting(
         None, "folder of tensorflow-datasets; none: TFDS_DATA_DIR, or ~/tensorflow_datasets"
     )
@@ -252,6 +256,11 @@ class PipelineConfig:
                 f"{' and '.join(amounts)} exclude each other: give one of them. Received: "
                 + ", ".join(f"{name}={getattr(self, name)}" for name in amounts)
             )
+        if self.baseline == "train" and is_saved_model(self.model):
+            raise ValueError(
+                "baseline=train goes with a built-in model; a saved one is taken as it is. "
+                f"Received: model={self.model}"
+            )
         if self.prune_steps > 1 and self.implant_ratio:
             raise ValueError(
                 "prune_steps above 1 goes without 1x1 implants, which cannot be ranked again. "
@@ -321,7 +330,9 @@ def is_saved_model(model: str) -> bool:
 
 
 def _is_path(name: str) -> bool:
-    return "/" in name or "\\" in name or pathlib.Path(name).suffix in (".keras", ".h5", ".hdf5")
+    path = pathlib.Path(name)
+    is_file = "/" in name or "\\" in name or path.suffix in (".keras", ".h5", ".hdf5")
+    return is_file or (path / "saved_model.pb").exists()
 
 
 def _check(field: dataclasses.Field[Any], value: Any) -> None:

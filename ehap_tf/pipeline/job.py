@@ -13,7 +13,7 @@ from ehap_tf.pipeline.config import PipelineConfig
 from ehap_tf.pipeline.console import RunConsole
 from ehap_tf.pipeline.devices import make_strategy
 from ehap_tf.pipeline.records import StageRecord
-from ehap_tf.pipeline.run_directory import RunDirectory
+from ehap_tf.pipeline.run_directory import RunDirectory, digest
 from ehap_tf.pipeline.workers import Workers
 
 Figures = dict[str, Any]
@@ -81,5 +81,15 @@ class Stage:
 
 
 def select(config: PipelineConfig, *names: str) -> dict[str, Any]:
-    """Some settings by name."""
-    return {name: getattr(config, name) for name in names}
+    """Some settings by name; of a folder of images its content, too."""
+    values = {name: getattr(config, name) for name in names}
+    folder = str(values.get("dataset", "")).partition("folder:")[2]
+    if folder and pathlib.Path(folder).is_dir():
+        values["--dataset digest"] = _folder_digest(folder)
+    return values
+
+
+@functools.cache
+def _folder_digest(folder: str) -> str:
+    """Once a process, which loads the images once, too."""
+    return digest(pathlib.Path(folder))

@@ -22,7 +22,7 @@ class StageRecord:
         settings: what it depended on, by name: settings, and digests of the files that it read.
         outputs: digest of each file that it wrote, by name in the run directory.
         figures: what it measured, as JSON values.
-        seconds: wall-clock time that it took.
+        seconds: wall-clock time of the call that finished it.
     """
 
     stage: str

@@ -203,9 +203,21 @@ def _settings(job: Job, stage: Stage) -> dict[str, Any]:
     return values
 
 
-def _require(job: Job, stage: Stage, maker: Stage, path: Any) -> None:
-    """Raises when an input file is absent, damaged, or was made under other settings."""
-    missing = {maker.name} if path.exists() else _missing_makers(job, stage)
+def _require(
+    job: Job, stage: Stage, maker: Stage, path: Any, between: tuple[str, ...] = ()
+) -> None:
+    """Raises when an input file is absent, damaged, or was made under other settings.
+
+    So too when the files that it was made of were, as far as they are still there.
+
+    Args:
+        job: the run.
+        stage: reads the file.
+        maker: writes it.
+        path: of the file.
+        between: the stages that have to run again behind `maker` when it does.
+    """
+    missing = {maker.name, *between} if path.exists() else _missing_makers(job, stage)
     stages = [s for s in STAGE_NAMES if s in {*job.config.stages, *missing}]
     remedy = f"Run with --stages={','.join(stages)}"
     if not path.exists():
@@ -233,6 +245,14 @@ def _require(job: Job, stage: Stage, maker: Stage, path: Any) -> None:
             f"{path} was made under other flags ({'; '.join(changed)}). {remedy}, or give the "
             "flags that made it"
         )
+    for source in maker.inputs(job.run):
+        if not source.exists():
+            continue
+        made_of = record.settings.get(f"{job.run.name(source)} digest")
+        if made_of not in (None, digest(source)):
+            raise ValueError(f"{path} was made of another {source}. {remedy}")
+        before = next(s for s in STAGES if source in s.outputs(job.run))
+        _require(job, maker, before, source, (maker.name, *between))
 
 
 def _missing_makers(job: Job, stage: Stage) -> set[str]:

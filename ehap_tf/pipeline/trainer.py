@@ -116,7 +116,7 @@ class Trainer:
         )
 
     def freeze_batch_norm(self) -> None:
-        """Keeps every BatchNorm layer as it is from now on."""
+        """Keeps the statistics of every BatchNorm layer from now on (see `fit`)."""
         if self._frozen:
             return
         self._frozen = [

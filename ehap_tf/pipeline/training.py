@@ -94,7 +94,7 @@ def fit(
             made outside its scope is copied into it. Of several processes, which all make the same
             call, the chief reads and writes the checkpoints.
         freeze_batch_norm_after: from this epoch on (counted from 0), BatchNorm layers keep their
-            statistics, gamma and beta.
+            statistics; gamma and beta too, but for those of a QAT model.
         log: called with the figures of every whole epoch, those of earlier calls included.
 
     Raises:
@@ -111,6 +111,8 @@ def fit(
         "examples": len(dataset.train),
         "seed": seed,
         "freeze_batch_norm_after": freeze_batch_norm_after,
+        # Another one would go on in other arithmetic, and has other loss scales.
+        "precision": sorted({layer.compute_dtype for layer in model.layers}),
         "recipe": dataclasses.asdict(recipe),
     }
     workers = Workers(strategy)

@@ -75,6 +75,21 @@ def test_a_folder_with_train_and_test_keeps_them_apart(tmp_path: pathlib.Path):
         load_dataset(f"folder:{tmp_path}")
 
 
+def test_parts_are_not_taken_for_classes(tmp_path: pathlib.Path):
+    for part in ("train", "val"):
+        write_images(tmp_path / part / "a", 6, 10)
+        write_images(tmp_path / part / "b", 6, 20)
+    with pytest.raises(ValueError, match=r"sub-folder for each class.*Received: train, val"):
+        load_dataset(f"folder:{tmp_path}")
+    (tmp_path / "val").rename(tmp_path / "test")
+    write_images(tmp_path / "validation" / "a", 6, 10)
+    with pytest.warns(RuntimeWarning, match="validation is not read"):
+        assert len(load_dataset(f"folder:{tmp_path}").test) == 12
+    for name in ("train", "bus"):
+        write_images(tmp_path / "vehicles" / name, 6, 10)
+    assert load_dataset(f"folder:{tmp_path / 'vehicles'}").class_names == ("bus", "train")
+
+
 def test_images_of_another_size_are_resized_and_counted(tmp_path: pathlib.Path):
     write_images(tmp_path / "a", 10, 10)
     write_images(tmp_path / "b", 3, 200, side=32)

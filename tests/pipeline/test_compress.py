@@ -4,6 +4,7 @@ import tensorflow as tf
 import tf_keras
 
 import ehap_tf as ehap
+from ehap_tf.pipeline import compress
 
 CLASSES = 3
 
@@ -111,6 +112,25 @@ def untrained(model):
     """The same initial weights whatever tests ran before."""
     tf_keras.utils.set_random_seed(0)
     return tf_keras.models.clone_model(model)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_arrays_sorted_by_class_are_mixed(several):
+    y = np.repeat([0, 1], 200)
+    x = [np.arange(400.0), 2.0 * np.arange(400.0)] if several else np.arange(400.0)
+    epochs = []
+    batches = compress._training_batches((x, y), 50)
+    for _ in range(2):
+        inputs, labels = next(iter(batches))
+        first = np.asarray(inputs[0] if several else inputs)
+        assert 0.2 < np.mean(labels) < 0.8
+        np.testing.assert_array_equal(labels, first >= 200)
+        epochs.append(first)
+    assert (epochs[0] != epochs[1]).any()
+    drawn, labels = compress._drawn((x, y), 64, seed=0)
+    first = drawn[0] if several else drawn
+    assert 0.3 < labels.mean() < 0.7 and len(set(first)) == 64
+    np.testing.assert_array_equal(labels, first >= 200)
 
 
 def test_a_path_that_cannot_be_written_is_noticed_first(model, data, tmp_path):

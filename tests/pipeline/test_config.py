@@ -2,8 +2,11 @@
 
 import inspect
 
+import pytest
+
 from ehap_tf.models import PRECISIONS
 from ehap_tf.pipeline import config
+from ehap_tf.pipeline.config import PipelineConfig
 from ehap_tf.pipeline.stages import STAGES
 from ehap_tf.pruning import plan_pruning
 from ehap_tf.sensitivity import ESTIMATOR_NAMES, criterion_names, rank_filters
@@ -49,3 +52,12 @@ def test_counting_per_cost_touches_the_pruning_of_runs_that_ask_for_it_alone():
     assert "cost_aware" not in prune.settings(plain)
     assert prune.settings(counted) == prune.settings(plain) | {"cost_aware": "macs"}
     assert plan_options(counted)["cost_aware"] == "macs"
+
+
+def test_a_saved_model_is_not_trained_anew(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "saved_model.pb").touch()
+    for model in ("mine.keras", "nets/mine", "mine"):
+        with pytest.raises(ValueError, match=f"baseline=train goes with.*Received: model={model}"):
+            PipelineConfig(model=model, baseline="train")

@@ -187,6 +187,23 @@ def test_a_part_refuses_an_input_of_a_flag_that_is_gone(job):
     assert job(stages=("prune",), probes=probes) == []
 
 
+def test_a_part_refuses_an_input_that_stands_on_another_file(job):
+    job()
+    job(stages=("train",), learning_rate=0.3)
+    with pytest.raises(ValueError, match=r"scores.npz was made of another .*--stages=rank,prune"):
+        job(stages=("prune",), learning_rate=0.3)
+
+
+def test_a_part_refuses_an_input_far_behind_other_flags(job):
+    rank, prune = runner.STAGES[1:]
+    job.stages(runner.STAGES[0], rank, dataclasses.replace(prune, inputs=lambda run: (run.scores,)))
+    job()
+    with pytest.raises(ValueError, match=r"keras was made under.*--stages=train,rank,prune"):
+        job(stages=("prune",), learning_rate=0.3)
+    (job.folder / "baseline.keras").unlink()  # Scores may be all that is left.
+    assert job(stages=("prune",), learning_rate=0.3) == []
+
+
 def test_a_part_refuses_a_damaged_input(job):
     job()
     (job.folder / "scores.npz").write_text("x")

@@ -3,14 +3,17 @@
 import io
 import pathlib
 
+import numpy as np
 import pytest
 import rich.console
+import tensorflow as tf
 import tf_keras
 
 from ehap_tf.models import build_model, save_model
-from ehap_tf.pipeline import runner
+from ehap_tf.pipeline import job, runner
 from ehap_tf.pipeline.config import PipelineConfig
 from ehap_tf.pipeline.console import RunConsole
+from ehap_tf.pipeline.run_directory import digest
 
 
 @pytest.fixture
@@ -109,6 +112,42 @@ def test_the_baseline_of_another_run_is_taken_when_its_training_was_the_same(run
     run(output_dir="saved_models/first")
     assert "saved_models/first/baseline.keras" in run(output_dir="second")
     assert "skipped" not in run(output_dir="third", seed=1)
+
+
+def test_a_start_afresh_does_not_take_what_it_moved_aside(run):
+    run(output_dir="saved_models/first")
+    assert "skipped" not in run(output_dir="saved_models/first", resume=False)
+    assert pathlib.Path("saved_models/first.old/baseline.keras").exists()
+
+
+def test_a_run_trains_again_where_its_own_baseline_would_be_published(run):
+    own = "saved_models/resnet8_digits"
+    run(output_dir=own)
+    assert "skipped" not in run(output_dir=own, seed=1)
+    # Another run takes it as it is, and nobody takes it from there as trained with seed 2.
+    assert f"{own}/baseline.keras" in run(output_dir="saved_models/second", seed=2)
+    pathlib.Path(own).rename("elsewhere")
+    assert "skipped" not in run(output_dir="saved_models/third", seed=2)
+
+
+def test_a_folder_with_other_images_is_another_data_set(run, monkeypatch):
+    monkeypatch.setattr(job, "_folder_digest", lambda folder: digest(pathlib.Path(folder)))
+    for number in range(24):
+        for name in "ab":
+            path = pathlib.Path(f"images/{name}/{number}.png")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(tf.io.encode_png(np.full((32, 32, 3), number, np.uint8)).numpy())
+    settings = {"dataset": "folder:images", "batch_size": 8, "hessian_batch_size": 8}
+    run(**settings)
+    assert "done before" in run(**settings)
+    path.unlink()
+    assert "the content of --dataset is another" in run(**settings)
+
+
+def test_more_images_to_rank_than_there_are_is_said_before_training(run):
+    with pytest.raises(ValueError, match=r"hessian_batch_size must be at most .*Received: 2000"):
+        run(hessian_batch_size=2000, stages=("train", "rank"))
+    assert not pathlib.Path("run/baseline.keras").exists()
 
 
 def test_a_batch_larger_than_the_training_set(run):

@@ -37,7 +37,9 @@ def run(job: Job, fingerprint: str) -> Figures:
         model = build_model(
             job.config.model, dataset.num_classes, dataset.input_shape, job.config.seed
         )
-        wanted_blocks(job.config, model)  # before hours of training, not after
+        # Before hours of training, not after.
+        wanted_blocks(job.config, model)
+        _require_enough_images(job)
         model, result = recipes.train_as(job, model, "train", checkpoints)
         save_model(model, job.run.baseline)
         figures |= {"epochs": result.epochs, "best_epoch": result.best_epoch}
@@ -59,6 +61,15 @@ def run(job: Job, fingerprint: str) -> Figures:
             level=0,
         )
     return figures
+
+
+def _require_enough_images(job: Job) -> None:
+    wanted, there = job.config.hessian_batch_size, len(job.dataset.train)
+    if "rank" in job.config.stages and wanted > there:
+        raise ValueError(
+            f"hessian_batch_size must be at most {there}, the training images of "
+            f"{job.dataset.name}. Received: {wanted}"
+        )
 
 
 STAGE = Stage(
