@@ -138,17 +138,12 @@ def slicing(call: Call) -> Effect:
     (ids,) = call.inputs
     rank = len(call.input_shapes[0])
     spec = _argument(call, 1, "slice_spec")
-    entries = list(spec) if isinstance(spec, tuple | list) else [spec]
-    if any(entry is None or entry is tf.newaxis for entry in entries):
+    entries = slice_entries(spec, rank)
+    if any(entry is None for entry in entries):
         return frozen(call, f"{call.path!r} adds an axis")
-    if Ellipsis in entries:
-        place = entries.index(Ellipsis)
-        missing = rank - len(entries) + 1
-        entries[place : place + 1] = [_everything()] * missing
-    entries += [_everything()] * (rank - len(entries))
-    if any(not isinstance(entry, dict | slice) for entry in entries):
+    if not all(isinstance(entry, slice) for entry in entries):
         return frozen(call, f"{call.path!r} picks single elements")
-    of_channels = _slice(entries[-1])
+    of_channels = entries[-1]
     if of_channels == slice(None):
         return Effect([ids], [ids], preserves_zero=True)
     if of_channels.step not in (None, 1):
@@ -162,20 +157,21 @@ def slicing(call: Call) -> Effect:
     def arguments(alive: Flags, args: Any, kwargs: Any) -> Any:
         first = int(alive[settled[:start]].sum())
         new = slice(first, first + int(alive[part].sum()))
-        positions = [_slice(entry) for entry in entries[:-1]]
-        return _replaced(args, kwargs, 1, "slice_spec", (*positions, new))
+        return _replaced(args, kwargs, 1, "slice_spec", (*entries[:-1], new))
 
     return Effect([settled], [part], arguments=arguments, preserves_zero=True)
 
 
-def _everything() -> dict[str, None]:
-    return {"start": None, "stop": None, "step": None}
+def slice_entries(spec: Any, rank: int) -> list[Any]:
+    """What `x[spec]` says of each axis: a slice, an index, or None for an axis that it adds.
 
-
-def _slice(entry: dict[str, Any] | slice) -> slice:
-    if isinstance(entry, slice):
-        return entry
-    return slice(entry["start"], entry["stop"], entry["step"])
+    In a model that was loaded a slice is a dict of its three numbers.
+    """
+    entries = list(spec) if isinstance(spec, tuple | list) else [spec]
+    for place in [index for index, entry in enumerate(entries) if entry is Ellipsis]:
+        entries[place : place + 1] = [slice(None)] * (rank - len(entries) + 1)
+    entries += [slice(None)] * (rank - len(entries))
+    return [slice(e["start"], e["stop"], e["step"]) if isinstance(e, dict) else e for e in entries]
 
 
 def _replaced(args: Any, kwargs: Any, place: int, name: str, value: Any) -> Any:

@@ -74,13 +74,16 @@ def load_folder(path: str, seed: int) -> ImageDataset:
 
 def _parts(root: pathlib.Path) -> list[str]:
     """The sub-folders that are named like parts of a data set; classes may be, too (trains)."""
-    return sorted(p.name for p in root.iterdir() if p.is_dir() and p.name.lower() in PARTS)
+    return [folder.name for folder in _sub_folders(root) if folder.name.lower() in PARTS]
+
+
+def _sub_folders(root: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
 def _require_classes(root: pathlib.Path) -> None:
-    folders = [p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")]
     parts = _parts(root)
-    if folders and len(parts) == len(folders):
+    if parts and len(parts) == len(_sub_folders(root)):
         raise ValueError(
             f"{root} must have a sub-folder for each class, or the two sub-folders train and test "
             f"with the classes in them. Received: {', '.join(parts)}"
@@ -88,7 +91,7 @@ def _require_classes(root: pathlib.Path) -> None:
 
 
 def _listed(root: pathlib.Path) -> tuple[tuple[str, ...], list[pathlib.Path], list[int]]:
-    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    folders = _sub_folders(root)
     if len(folders) < 2:
         raise ValueError(
             f"{root} must have a sub-folder of images for each of at least 2 classes. "

@@ -10,7 +10,7 @@ from ehap_tf import files
 from ehap_tf.data import ImageDataset
 from ehap_tf.models import MODEL_NAMES, load_model, require_finite_weights, require_functional
 from ehap_tf.pipeline.config import PipelineConfig, is_saved_model
-from ehap_tf.pipeline.records import read_records
+from ehap_tf.pipeline.records import StageRecord, read_records
 from ehap_tf.pipeline.run_directory import RunDirectory, digest
 
 
@@ -107,20 +107,21 @@ def _is_own_training(published: RunDirectory, config: PipelineConfig) -> bool:
     """Whether a baseline is this run's own, trained by it with settings that hold no longer."""
     if published.path.resolve() != config.run_path.resolve():
         return False
-    try:
-        record = read_records(published).get("train")
-    except (files.CorruptFileError, OSError):
-        return False
+    record = _train_record(published)
     return record is not None and "source" not in record.figures
 
 
 def _was_trained_so(other: RunDirectory, training: dict[str, object]) -> bool:
-    try:
-        record = read_records(other).get("train")
-    except (files.CorruptFileError, OSError):
-        return False
+    record = _train_record(other)
     if record is None or dict(record.settings) != training or not other.baseline.exists():
         return False
     if "source" in record.figures:
         return False  # It was not trained there, nor need it have been with those settings.
     return digest(other.baseline) == record.outputs.get(other.baseline.name)
+
+
+def _train_record(run: RunDirectory) -> StageRecord | None:
+    try:
+        return read_records(run).get("train")
+    except (files.CorruptFileError, OSError):
+        return None

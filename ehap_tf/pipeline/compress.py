@@ -271,8 +271,7 @@ def _training_batches(data: Any, batch_size: int) -> tf.data.Dataset:
     batches = as_dataset(data, batch_size)
     if isinstance(data, tf.data.Dataset):
         return batches
-    examples = len(tf.nest.flatten(data[0])[0])
-    return batches.unbatch().shuffle(examples, seed=0).batch(batch_size)
+    return batches.unbatch().shuffle(_count(data), seed=0).batch(batch_size)
 
 
 def _drawn(data: Any, count: int, seed: int) -> Any:
@@ -282,10 +281,15 @@ def _drawn(data: Any, count: int, seed: int) -> Any:
     """
     if isinstance(data, tf.data.Dataset):
         return data
-    order = np.random.default_rng(seed).permutation(len(tf.nest.flatten(data[0])[0]))[:count]
+    order = np.random.default_rng(seed).permutation(_count(data))[:count]
     return tuple(
         tf.nest.map_structure(lambda array: np.asarray(array)[order], part) for part in data
     )
+
+
+def _count(arrays: Any) -> int:
+    """How many examples `(x, y)` arrays hold."""
+    return len(tf.nest.flatten(arrays[0])[0])
 
 
 def _fit(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import pathlib
 import time
 import warnings
 from collections.abc import Iterator
@@ -197,15 +198,12 @@ def _settings(job: Job, stage: Stage) -> dict[str, Any]:
     """All that the stage depends on: settings, and the content of the files that it reads."""
     values = dict(stage.settings(job.config))
     for path in stage.inputs(job.run):
-        maker = next(s for s in STAGES if path in s.outputs(job.run))
-        _require(job, stage, maker, path)
+        _require(job, stage, path)
         values[f"{job.run.name(path)} digest"] = digest(path)
     return values
 
 
-def _require(
-    job: Job, stage: Stage, maker: Stage, path: Any, between: tuple[str, ...] = ()
-) -> None:
+def _require(job: Job, stage: Stage, path: pathlib.Path, between: tuple[str, ...] = ()) -> None:
     """Raises when an input file is absent, damaged, or was made under other settings.
 
     So too when the files that it was made of were, as far as they are still there.
@@ -213,10 +211,10 @@ def _require(
     Args:
         job: the run.
         stage: reads the file.
-        maker: writes it.
         path: of the file.
-        between: the stages that have to run again behind `maker` when it does.
+        between: the stages that have to run again when the one that writes the file does.
     """
+    maker = next(s for s in STAGES if path in s.outputs(job.run))
     missing = {maker.name, *between} if path.exists() else _missing_makers(job, stage)
     stages = [s for s in STAGE_NAMES if s in {*job.config.stages, *missing}]
     remedy = f"Run with --stages={','.join(stages)}"
@@ -251,8 +249,7 @@ def _require(
         made_of = record.settings.get(f"{job.run.name(source)} digest")
         if made_of not in (None, digest(source)):
             raise ValueError(f"{path} was made of another {source}. {remedy}")
-        before = next(s for s in STAGES if source in s.outputs(job.run))
-        _require(job, maker, before, source, (maker.name, *between))
+        _require(job, maker, source, (maker.name, *between))
 
 
 def _missing_makers(job: Job, stage: Stage) -> set[str]:

@@ -120,8 +120,8 @@ class IntegerGraph:
 
     def _ends_with_range(self, layer: tf_keras.layers.Layer) -> bool:
         """Whether an output gets a range that was observed on it alone."""
-        readers = {self._layers.get(name) for name in self._readers[layer.name]}
-        quantized = len(readers) == 1 and isinstance(readers.pop(), QuantizeLayer)
+        readers = self._readers[layer.name]
+        quantized = len(readers) == 1 and isinstance(self._layers.get(readers[0]), QuantizeLayer)
         return quantized or self._limits[layer.name] is not None
 
     def _kernel(self, wrapper: QuantizeWrapper) -> FoldedKernel:
@@ -220,15 +220,14 @@ def output_range(layer: tf_keras.layers.Layer) -> Range | None:
         quantizer, variables = layer._output_quantizers[0], layer._output_quantizer_vars
     else:
         return None
-    if isinstance(quantizer, EhapFixedQuantizer):
-        return quantizer.low, quantizer.high
-    assert isinstance(quantizer, EhapActivationQuantizer)
-    if not float(variables["batches"].numpy()):
+    assert isinstance(quantizer, EhapActivationQuantizer | EhapFixedQuantizer)
+    if "batches" in variables and not float(variables["batches"]):
         raise ValueError(
             f"layer {layer.name!r} has not seen data yet: give quantize() representative_data, or "
             "train the model before you export it."
         )
-    return float(variables["min_var"].numpy()), float(variables["max_var"].numpy())
+    low, high = quantizer.limits(variables)
+    return float(low), float(high)
 
 
 def output_step(qat: tf_keras.Model) -> float:

@@ -239,12 +239,12 @@ def _attach_batch_norms(flat: tf_keras.Model, on_input: Callable[[Any], Any]) ->
     ReLU behind it: one integer operator where the converter would make three. On vectors the
     convolution replaces the BatchNorm, as it is in inference.
     """
-    sources, readers = producers(flat), consumers(flat)
+    sources, readers = producers(flat), _reading_layers(flat)
     by_name = {layer.name: layer for layer in flat.layers}
     builder = GraphBuilder(layer.name for layer in flat.layers)
 
     def only_reader(name: str) -> Any:
-        return by_name.get(readers[name][0]) if len(readers[name]) == 1 else None
+        return readers[name][0] if len(readers[name]) == 1 else None
 
     def visit(layer: tf_keras.layers.Layer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if _has_one_scale(layer) and is_batch_norm(only_reader(layer.name)):

@@ -11,6 +11,7 @@ import tensorflow as tf
 import tf_keras
 
 from ehap_tf.channels import ScatterChannels
+from ehap_tf.channels.operator_rules import slice_entries
 from ehap_tf.quantization.builder import GraphBuilder
 from ehap_tf.quantization.own_layers import EhapSlice
 from ehap_tf.quantization.rules import sum_of
@@ -159,13 +160,7 @@ def _split(
 
 def _getitem(builder: GraphBuilder, name: str, x: Any, slice_spec: Any, var: Any = None) -> Any:
     del var
-    entries = list(slice_spec) if isinstance(slice_spec, tuple | list) else [slice_spec]
-    places = [index for index, entry in enumerate(entries) if entry is Ellipsis]
-    for place in places:
-        entries[place : place + 1] = [slice(None)] * (x.shape.rank - len(entries) + 1)
-    entries += [slice(None)] * (x.shape.rank - len(entries))
-    # In a file that was loaded a slice is a dict of its three numbers.
-    parts = [slice(*e.values()) if isinstance(e, dict) else e for e in entries]
+    parts = slice_entries(slice_spec, x.shape.rank)
     if not all(isinstance(part, slice) and (part.step or 1) > 0 for part in parts):
         return None  # It picks single elements, adds an axis, or turns one round.
     if parts[0] != slice(None) or any(_is_symbolic(n) for p in parts for n in (p.start, p.stop)):

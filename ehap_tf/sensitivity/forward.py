@@ -8,13 +8,13 @@ derivatives of its own and no memory for them, to second order least of all.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.channels import nodes_in_order
+from ehap_tf.channels import is_nested_model, nodes_in_order
 from ehap_tf.models import training_argument
 from ehap_tf.sensitivity.emulated_float16 import emulated_call, is_emulated
 
@@ -88,21 +88,24 @@ def in_training(node: Any, around: bool) -> bool:
     return around if own is None else own
 
 
-def mixes_examples(model: tf_keras.Model, training: bool = False) -> bool:
-    """Whether an example's output depends on the others: a BatchNorm uses statistics of the batch.
+def layer_calls(
+    model: tf_keras.Model, training: bool = False
+) -> Iterator[tuple[tf_keras.layers.Layer, bool]]:
+    """Every call of every layer, and whether the layer trains in it.
 
-    Args:
-        model: nested models are looked into.
-        training: as for `run_graph`.
+    Those of a nested model come as often as the model is called.
     """
     for node in nodes_in_order(model):
         trains = in_training(node, training)
-        if isinstance(node.layer, tf_keras.Model):
-            if mixes_examples(node.layer, trains):
-                return True
-        elif trains and isinstance(node.layer, _BATCH_NORMS):
-            return True
-    return False
+        if is_nested_model(node.layer):
+            yield from layer_calls(node.layer, trains)
+        else:
+            yield node.layer, trains and node.layer._expects_training_arg
+
+
+def mixes_examples(model: tf_keras.Model) -> bool:
+    """Whether an example's output depends on the others: BatchNorm with the batch's statistics."""
+    return any(trains and isinstance(layer, _BATCH_NORMS) for layer, trains in layer_calls(model))
 
 
 def _call(

@@ -7,14 +7,14 @@ piecewise linear in its inputs, and no prunable layer is applied more than once.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import Any
 
 import tf_keras
 
-from ehap_tf.channels import ScatterChannels, is_nested_model, nodes_in_order
+from ehap_tf.channels import ScatterChannels
 from ehap_tf.sensitivity.filters import find_prunable, walk_layers
-from ehap_tf.sensitivity.forward import in_training
+from ehap_tf.sensitivity.forward import layer_calls
 
 layers = tf_keras.layers
 
@@ -93,7 +93,7 @@ def smooth_parts(model: tf_keras.Model, skipped: Collection[int] = ()) -> list[s
     Returns:
         One short text a layer, e.g. "dense_1 (Dense, gelu)".
     """
-    calls = list(_calls(model))
+    calls = list(layer_calls(model))
     uses = Counter(id(layer) for layer, _ in calls)
     training = {id(layer) for layer, trains in calls if trains}
     found = []
@@ -112,21 +112,6 @@ def smooth_parts(model: tf_keras.Model, skipped: Collection[int] = ()) -> list[s
         if uses[id(prunable.layer)] > 1:
             found.append(f"{prunable.name} (used {uses[id(prunable.layer)]} times)")
     return found
-
-
-def _calls(
-    model: tf_keras.Model, training: bool = False
-) -> Iterator[tuple[tf_keras.layers.Layer, bool]]:
-    """Every call of every layer, and whether the layer trains in it.
-
-    Those of a nested model come as often as the model is called.
-    """
-    for node in nodes_in_order(model):
-        trains = in_training(node, training)
-        if is_nested_model(node.layer):
-            yield from _calls(node.layer, trains)
-        else:
-            yield node.layer, trains and node.layer._expects_training_arg
 
 
 def _activation_name(activation: Any) -> str | None:
