@@ -78,11 +78,15 @@ class PipelineConfig:
     )
     dataset: str = _setting(
         "cifar10",
-        "cifar10, cifar100, digits, or folder:PATH; training shifts the images, and mirrors them "
-        "but for digits",
+        "cifar10, cifar100, digits, or folder:PATH; training shifts the images",
     )
     data_dir: str | None = _setting(
         None, "folder of tensorflow-datasets; none: TFDS_DATA_DIR, or ~/tensorflow_datasets"
+    )
+    mirror_images: bool | None = _setting(
+        None,
+        "training also mirrors images left to right at random; --nomirror_images where left and "
+        "right differ, as in writing and signs; none: all but digits",
     )
     baseline: str = _setting(
         "auto",

@@ -43,7 +43,9 @@ class Job:
     @functools.cached_property
     def dataset(self) -> ImageDataset:
         """The data set; its validation images do not change with --seed (see `load_dataset`)."""
-        return load_dataset(self.config.dataset, self.config.data_dir)
+        dataset = load_dataset(self.config.dataset, self.config.data_dir)
+        mirrored = self.config.mirror_images
+        return dataset if mirrored is None else dataclasses.replace(dataset, flip=mirrored)
 
     @functools.cached_property
     def strategy(self) -> Any:
@@ -81,8 +83,10 @@ class Stage:
 
 
 def select(config: PipelineConfig, *names: str) -> dict[str, Any]:
-    """Some settings by name; of a folder of images its content, too."""
+    """Some settings by name; of the data also whether it is mirrored, and a folder's content."""
     values = {name: getattr(config, name) for name in names}
+    if "dataset" in names and config.mirror_images is not None:
+        values["mirror_images"] = config.mirror_images
     folder = str(values.get("dataset", "")).partition("folder:")[2]
     if folder and pathlib.Path(folder).is_dir():
         values["--dataset digest"] = _folder_digest(folder)

@@ -54,6 +54,23 @@ def test_counting_per_cost_touches_the_pruning_of_runs_that_ask_for_it_alone():
     assert plan_options(counted)["cost_aware"] == "macs"
 
 
+@pytest.mark.parametrize(("flag", "mirrored"), [(None, False), (True, True), (False, False)])
+def test_images_are_mirrored_as_the_flag_says(flag, mirrored):
+    from ehap_tf.pipeline.job import Job
+
+    settings = PipelineConfig(dataset="digits", mirror_images=flag)
+    assert Job(settings, None, None).dataset.flip is mirrored
+
+
+def test_mirroring_touches_the_stages_of_runs_that_ask_for_it_alone():
+    plain, asked = PipelineConfig(), PipelineConfig(mirror_images=False)
+    for stage in STAGES:
+        before, after = dict(stage.settings(plain)), dict(stage.settings(asked))
+        assert "mirror_images" not in before
+        # Each stage that reads the images, and no other.
+        assert after == before | ({"mirror_images": False} if "dataset" in before else {})
+
+
 def test_a_saved_model_is_not_trained_anew(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()
