@@ -44,13 +44,30 @@ def define_flags() -> flags.FlagValues:
             flags.DEFINE_list(field.name, list(default), text, flag_values=values)
         elif bool in kinds:
             flags.DEFINE_bool(field.name, default, text, flag_values=values)
-        elif int in kinds:
-            flags.DEFINE_integer(field.name, default, text, flag_values=values)
-        elif float in kinds:
-            flags.DEFINE_float(field.name, default, text, flag_values=values)
         else:
-            flags.DEFINE_string(field.name, default, text, flag_values=values)
+            parser: flags.ArgumentParser[typing.Any] = flags.ArgumentParser()
+            if int in kinds:
+                parser = flags.IntegerParser()
+            elif float in kinds:
+                parser = flags.FloatParser()
+            if default is None:
+                parser = _OrNone(parser)
+            flags.DEFINE(parser, field.name, default, text, flag_values=values)
     return values
+
+
+class _OrNone(flags.ArgumentParser):
+    """Also takes `none`, which is how a command line takes back what its --flagfile gives."""
+
+    def __init__(self, parser: flags.ArgumentParser[typing.Any]) -> None:
+        super().__init__()
+        self._parser = parser
+
+    def parse(self, argument: typing.Any) -> typing.Any:
+        return None if argument == "none" else self._parser.parse(argument)
+
+    def flag_type(self) -> str:
+        return self._parser.flag_type()
 
 
 def parse_config(argv: Sequence[str]) -> PipelineConfig:

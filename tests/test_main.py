@@ -43,6 +43,17 @@ def test_flags_reach_the_settings():
     assert config.amount == {"target_params": 0.4} and config.data_dir == "/data"
 
 
+def test_none_takes_back_what_a_flag_file_gives(pytestconfig):
+    recipe = f"--flagfile={pytestconfig.rootpath / 'flags' / 'resnet56_cifar10.cfg'}"
+    assert parse(recipe, "--prune_ratio=none", "--target_macs=0.5").amount == {"target_macs": 0.5}
+    config = parse("--cost_aware=macs", "--cost_aware=none", "--data_dir=none", "--tolerance=none")
+    assert config == PipelineConfig()
+    with pytest.raises(ValueError, match="=none for one that a --flagfile gives"):
+        parse(recipe, "--target_macs=0.5")
+    with pytest.raises(ValueError, match="--probes=none"):
+        parse("--probes=none")
+
+
 def test_the_home_folder_is_found(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     config = parse(

@@ -29,9 +29,9 @@ def find_baseline(
         FileNotFoundError: a named file does not exist.
     """
     if config.baseline not in ("auto", "train"):
-        return _existing("--baseline", config.baseline)
+        return _existing("--baseline", config.baseline, "auto, train, or the path of a saved model")
     if is_saved_model(config.model):
-        return _existing("--model", config.model)
+        return _existing("--model", config.model, "a built-in model or the path of a saved one")
     if config.model not in MODEL_NAMES:
         raise ValueError(
             f"model must be one of {', '.join(MODEL_NAMES)}, or the path of a saved model "
@@ -65,6 +65,7 @@ def check_fits(model: tf_keras.Model, dataset: ImageDataset, source: pathlib.Pat
         raise ValueError(
             f"{source}: the model takes images of shape {shape}, the data set "
             f"{dataset.name!r} has {expected}"
+            + ("; resize its files" if dataset.name.startswith("folder:") else "")
         )
     outputs = tuple(model.outputs[0].shape[1:])
     if outputs != (dataset.num_classes,):
@@ -96,10 +97,10 @@ def existing_path(name: str) -> pathlib.Path | None:
     return path if path.exists() else None
 
 
-def _existing(flag: str, name: str) -> pathlib.Path:
+def _existing(flag: str, name: str, meaning: str) -> pathlib.Path:
     path = existing_path(name)
     if path is None:
-        raise FileNotFoundError(f"{flag}={name}: there is no such file")
+        raise FileNotFoundError(f"{flag}={name}: there is no such file. Give {meaning}")
     return path
 
 

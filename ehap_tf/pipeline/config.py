@@ -86,7 +86,7 @@ class PipelineConfig:
     mirror_images: bool | None = _setting(
         None,
         "training also mirrors images left to right at random; --nomirror_images where left and "
-        "right differ, as in writing and signs; none: all but digits",
+        "right differ, as in writing and signs; not given: all but digits",
     )
     baseline: str = _setting(
         "auto",
@@ -99,9 +99,14 @@ class PipelineConfig:
         "AMX, or AMD's with AVX512-BF16, else fp32",
         choices=PRECISIONS,
     )
-    criterion: str = _setting("hessian_trace", "what a filter is worth", choices=CRITERIA)
+    criterion: str = _setting(
+        "hessian_trace", "what a filter is worth (docs/method.md has a table)", choices=CRITERIA
+    )
     estimator: str = _setting(
-        "hutchinson", "how a curvature criterion is estimated", choices=ESTIMATORS
+        "hutchinson",
+        "how hessian_trace is estimated; other criteria of curvature take gauss_newton for "
+        "hutchinson",
+        choices=ESTIMATORS,
     )
     probes: int = _setting(300, "random probes of the estimator", unit="probes", low=1)
     tolerance: float | None = _setting(
@@ -257,7 +262,8 @@ class PipelineConfig:
         ]
         if len(amounts) > 1:
             raise ValueError(
-                f"{' and '.join(amounts)} exclude each other: give one of them. Received: "
+                f"{' and '.join(amounts)} exclude each other: give one of them, and =none for "
+                "one that a --flagfile gives. Received: "
                 + ", ".join(f"{name}={getattr(self, name)}" for name in amounts)
             )
         if self.baseline == "train" and is_saved_model(self.model):

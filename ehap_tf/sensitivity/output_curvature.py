@@ -49,7 +49,7 @@ def _require_known(loss: losses.Loss, rank: int) -> None:
         raise ValueError(
             f"the Gauss-Newton sketch of {loss.name} needs logits. Received: a model that gives "
             "probabilities and does not end in a softmax or sigmoid layer of their own; use "
-            "estimator='hutchinson', or end the model in logits"
+            "estimator='hutchinson' with criterion='hessian_trace', or end the model in logits"
         )
     if rank < 2:
         raise ValueError(f"model must give outputs of shape (batch, ..., n). Received: rank {rank}")
