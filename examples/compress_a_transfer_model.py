@@ -47,8 +47,8 @@ train(model, x, y, epochs=8)
 path = pathlib.Path(tempfile.mkdtemp()) / "digits_5_to_9.tflite"
 result = ehap.compress(
     model,
-    (x, y),
-    (x_test, y_test),
+    (x[:-100], y[:-100]),
+    (x[-100:], y[-100:]),  # chooses epochs, so it is not what is measured at the end
     path=path,
     target_macs=0.5,
     criterion="hessian_trace",
@@ -58,5 +58,6 @@ result = ehap.compress(
 )
 for name, value in result.report.items():
     print(f"{name:22} {value}")
+print(f"{'test':22} {ehap.evaluate_tflite(path, (x_test, y_test)):.3f}")
 print(f"kept filters: { {layer: len(kept) for layer, kept in result.plan.kept.items()} }")
 print(f"input: real = {result.tflite.input.scale:.5f} * (q - {result.tflite.input.zero_point})")
