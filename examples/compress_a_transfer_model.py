@@ -41,14 +41,15 @@ inputs = layers.Input((8, 8, 1))
 features = layers.GlobalAveragePooling2D()(backbone(inputs))
 model = tf_keras.Model(inputs, layers.Dense(5)(layers.Dense(32, "relu")(features)))
 x, y = images[high], digits.target[high] - 5
-x, y, x_test, y_test = x[:-200], y[:-200], x[-200:], y[-200:]
+x, x_validation, x_test = np.split(x, [-300, -200])
+y, y_validation, y_test = np.split(y, [-300, -200])
 train(model, x, y, epochs=8)
 
 path = pathlib.Path(tempfile.mkdtemp()) / "digits_5_to_9.tflite"
 result = ehap.compress(
     model,
-    (x[:-100], y[:-100]),
-    (x[-100:], y[-100:]),  # chooses epochs, so it is not what is measured at the end
+    (x, y),
+    (x_validation, y_validation),  # chooses epochs, so it is not what is measured at the end
     path=path,
     target_macs=0.5,
     criterion="hessian_trace",
