@@ -41,7 +41,9 @@ class PruningCallback(tf_keras.callbacks.Callback):
         >>> slim = pruning.finalize()
 
     To resume after a crash, give `checkpoint`. At the end of every epoch the file gets weights,
-    optimizer and schedule; the next `fit` takes them up:
+    optimizer (its learning rate included) and schedule; the next `fit` takes them up. Callbacks
+    that change any of these at the end of an epoch, such as `ReduceLROnPlateau`, stand before this
+    one in the list; what they remember themselves is theirs to keep.
         >>> pruning = ehap.PruningCallback(target_macs=0.6, checkpoint="pruning.npz")
         >>> model.fit(train_data, epochs=10, initial_epoch=pruning.epoch, callbacks=[pruning])
 

@@ -116,8 +116,16 @@ def inner_optimizer(optimizer: Any) -> Any:
 
 
 def optimizer_variables(optimizer: Any) -> list[tf.Variable]:
-    """All that an optimizer remembers from step to step, loss scale included."""
-    variables = list(inner_optimizer(optimizer).variables)
+    """All that an optimizer remembers from step to step, learning rate and loss scale included."""
+    inner = inner_optimizer(optimizer)
+    variables = list(inner.variables)
+    listed = {id(variable) for variable in variables}
+    # Keras lists neither the learning rate nor the running product of Nadam.
+    variables += [
+        variable
+        for variable in vars(inner).values()
+        if isinstance(variable, tf.Variable) and id(variable) not in listed
+    ]
     if isinstance(optimizer, tf_keras.mixed_precision.LossScaleOptimizer):
         scale = optimizer._loss_scale
         if optimizer.dynamic:

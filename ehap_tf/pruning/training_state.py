@@ -13,7 +13,7 @@ import numpy as np
 from ehap_tf.channels import Flags
 from ehap_tf.files import CorruptFileError, atomic_path
 
-_FORMAT = "ehap_tf.PruningState/1"
+_FORMAT = "ehap_tf.PruningState/2"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ class PruningState:
         history: one dict a step: minibatch, filters, params, macs.
         epoch: whole epochs trained.
         weights: of the model; empty when the state was taken without them.
-        optimizer: variables of the optimizer, the same.
+        optimizer: variables of the optimizer, its learning rate included; the same.
     """
 
     settings: Mapping[str, Any]
@@ -78,13 +78,17 @@ class PruningState:
 
         Raises:
             FileNotFoundError: there is no such file.
-            CorruptFileError: the file is damaged or something else.
+            CorruptFileError: the file is damaged, of another version, or something else.
         """
         try:
             with np.load(path, allow_pickle=False) as archive:
                 header = json.loads(archive["header"].tobytes())
-                if header.pop("format") != _FORMAT:
-                    raise ValueError("unknown format")
+                found = header.pop("format")
+                if found != _FORMAT:
+                    raise ValueError(
+                        f"its format must be {_FORMAT!r}. Received: {found!r}; remove the file to "
+                        "start again"
+                    )
                 layers = header.pop("layers")
                 header["alive"] = {name: archive[f"alive/{i}"] for i, name in enumerate(layers)}
                 header["squares"] = archive["squares"]

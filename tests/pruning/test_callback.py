@@ -9,6 +9,7 @@ import tf_keras
 
 import ehap_tf as ehap
 from ehap_tf.channels import trace_channels
+from ehap_tf.files import CorruptFileError
 from ehap_tf.pruning.gate_terms import find_gate_terms
 from tests.pruning.nets import relative_error, shake, small_residual_net
 
@@ -197,6 +198,44 @@ def test_a_resumed_training_removes_the_same_filters(tmp_path) -> None:
         other.fit(data(8), callbacks=[ehap.PruningCallback(**settings)], verbose=0)
     for one, other_one in zip(before, other.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other_one)
+
+
+class Halve(tf_keras.callbacks.Callback):
+    """Half the learning rate in every epoch, from whatever it is."""
+
+    def on_epoch_begin(self, epoch: int, logs: object = None) -> None:
+        rate = self.model.optimizer.learning_rate
+        rate.assign(rate / 2)
+
+
+@pytest.mark.parametrize("kind", [tf_keras.optimizers.SGD, tf_keras.optimizers.Nadam])
+def test_a_resumed_training_has_the_learning_rate_of_the_time(tmp_path, kind: type) -> None:
+    def started(seed: int = 0) -> tf_keras.Model:
+        model = net(seed)
+        model.compile(kind(0.1), LOSS)
+        return model
+
+    whole = started()
+    pruning = ehap.PruningCallback(target_filters=2, frequency=3)
+    whole.fit(data(32), epochs=3, callbacks=[Halve(), pruning], verbose=0)
+    settings = {"target_filters": 2, "frequency": 3, "checkpoint": tmp_path / "pruning.npz"}
+    first = ehap.PruningCallback(**settings)
+    with pytest.raises(KeyboardInterrupt):
+        started().fit(data(32), epochs=3, callbacks=[Halve(), first, Stop()], verbose=0)
+    second = ehap.PruningCallback(**settings)
+    resumed = started(seed=7)
+    resumed.fit(data(32), initial_epoch=2, epochs=3, callbacks=[Halve(), second], verbose=0)
+    assert resumed.optimizer.learning_rate.numpy() == np.float32(0.1 / 8)
+    for one, other in zip(whole.get_weights(), resumed.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_checkpoint_of_another_version_says_so(tmp_path) -> None:
+    path = tmp_path / "pruning.npz"
+    header = np.frombuffer(b'{"format": "ehap_tf.PruningState/1"}', np.uint8)
+    np.savez(path, header=header)
+    with pytest.raises(CorruptFileError, match=r"PruningState/2'. Received: '.*/1'; remove"):
+        ehap.PruningCallback(target_filters=2, checkpoint=path)
 
 
 def test_weights_of_before_a_step_are_not_cut_silently() -> None:
