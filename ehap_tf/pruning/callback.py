@@ -149,7 +149,8 @@ class PruningCallback(tf_keras.callbacks.Callback):
 
         Raises:
             ValueError: weights of before a step were put back, as `EarlyStopping` with
-                `restore_best_weights` does: removed filters are alive in them.
+                `restore_best_weights` does: removed filters are alive in them. Or training has
+                diverged.
         """
         self._begun.require_zeros()
         if not self.reached:

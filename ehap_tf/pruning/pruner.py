@@ -149,8 +149,21 @@ class StepwisePruner:
         Raises:
             ValueError: a weight that surgery would cut is not zero.
         """
-        masks = weight_masks(self.graph, self.graph.ids.alive(self.alive))
-        living = [weight.name for weight, mask in masks if weight.numpy()[~mask].any()]
+        # BatchNorm's moving statistics may be anything: where gamma and beta are zero, so is what
+        # comes out.
+        gone = [
+            (weight.name, weight.numpy()[~mask])
+            for weight, mask in weight_masks(self.graph, self.graph.ids.alive(self.alive))
+            if weight.trainable
+        ]
+        diverged = [name for name, values in gone if not np.isfinite(values).all()]
+        if diverged:
+            raise ValueError(
+                "the weights of removed filters must be zero. Received: values that are not finite "
+                f"in {diverged[0]!r} (and {len(diverged) - 1} more variables): training has "
+                "diverged. Start again with a lower learning rate"
+            )
+        living = [name for name, values in gone if values.any()]
         if living:
             raise ValueError(
                 f"the weights of removed filters must be zero. Received: others in {living[0]!r} "

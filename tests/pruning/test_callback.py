@@ -249,6 +249,25 @@ def test_weights_of_before_a_step_are_not_cut_silently() -> None:
         pruning.finalize()
 
 
+def test_what_a_batch_norm_counts_of_a_removed_filter_does_not_matter() -> None:
+    """A sigmoid makes 1/2 of a removed filter's zero, and the moving mean follows."""
+    x = inputs = layers.Input((6, 6, 3))
+    x = layers.Dense(8, activation="sigmoid", name="hidden")(layers.Flatten()(x))
+    x = layers.Dense(4, name="logits")(layers.BatchNormalization(name="bn")(x))
+    model = compiled(shake(tf_keras.Model(inputs, x)))
+    pruning = ehap.PruningCallback(target_filters=3, filters_per_step=3, frequency=2)
+    model.fit(data(), callbacks=[pruning], verbose=0)
+    dead = ~pruning.alive["hidden"]
+    assert dead.sum() == 3 and model.get_layer("bn").moving_mean.numpy()[dead].all()
+    x = next(iter(data()))[0]
+    expected = np.asarray(model(x, training=False))
+    assert relative_error(pruning.finalize()(x, training=False), expected) < 1e-5
+    bias = model.get_layer("hidden").bias
+    bias.assign(np.where(dead, np.nan, bias))
+    with pytest.raises(ValueError, match=r"not finite in .*hidden.*training has diverged"):
+        pruning.finalize()
+
+
 def test_a_target_of_numpys_goes_into_the_checkpoint(tmp_path) -> None:
     for target in ({"target_macs": np.float32(0.7)}, {"target_filters": np.int64(3)}):
         path = tmp_path / f"{next(iter(target))}.npz"
