@@ -71,7 +71,7 @@ class PruningCallback(tf_keras.callbacks.Callback):
         checkpoint: a file that keeps the whole state, for resuming.
 
     Raises:
-        ValueError: an argument is out of range, or the criterion needs data.
+        ValueError: an argument is out of range, no criterion has that name, or it needs data.
     """
 
     _supports_tf_logs = True  # spares fit the conversion of its figures at every step
@@ -103,7 +103,7 @@ class PruningCallback(tf_keras.callbacks.Callback):
             residual=residual,
             prune_ratio_limit=prune_ratio_limit,
             round_to=round_to,
-            keep_layers=tuple(keep_layers),
+            keep_layers=keep_layers,
             data=data,
             loss=loss,
             rank_options=dict(rank_options or {}),

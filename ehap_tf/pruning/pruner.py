@@ -11,11 +11,17 @@ from typing import Any
 import numpy as np
 import tf_keras
 
-from ehap_tf.channels import ChannelGraph, Flags, trace_channels
+from ehap_tf.channels import RESIDUAL_MODES, ChannelGraph, Flags, trace_channels
 from ehap_tf.pruning.gate_terms import GateTerms, find_gate_terms
 from ehap_tf.pruning.plan import PruningPlan
 from ehap_tf.pruning.schedule import Schedule, Target, removed
-from ehap_tf.pruning.selection import cost_of, plan_from_flags
+from ehap_tf.pruning.selection import (
+    check_choice,
+    check_fraction,
+    check_whole_number,
+    cost_of,
+    plan_from_flags,
+)
 from ehap_tf.pruning.training_hook import TrainingHook, optimizer_variables
 from ehap_tf.pruning.training_state import PruningState
 from ehap_tf.pruning.units import Floats
@@ -34,7 +40,7 @@ class StepSettings:
     """What is removed, when, and by which scores; the arguments of `PruningCallback`.
 
     Raises:
-        ValueError: an argument is out of range, or the criterion needs data.
+        ValueError: an argument is out of range, no criterion has that name, or it needs data.
     """
 
     target: Target
@@ -50,15 +56,17 @@ class StepSettings:
     rank_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("filters_per_step", "frequency"):
-            value = getattr(self, name)
-            if not (isinstance(value, int) and value >= 1):
-                raise ValueError(f"{name} must be a whole number of at least 1. Received: {value}")
-        if (
-            self.data is None
-            and not self.from_training
-            and find_criterion(self.criterion).needs_data
-        ):
+        # Plain values: numpy's do not go into JSON.
+        for name in ("filters_per_step", "frequency", "round_to"):
+            check_whole_number(name, getattr(self, name))
+            object.__setattr__(self, name, int(getattr(self, name)))
+        check_fraction("prune_ratio_limit", self.prune_ratio_limit)
+        object.__setattr__(self, "prune_ratio_limit", float(self.prune_ratio_limit))
+        check_choice("residual", self.residual, RESIDUAL_MODES)
+        names = (self.keep_layers,) if isinstance(self.keep_layers, str) else self.keep_layers
+        object.__setattr__(self, "keep_layers", tuple(names))
+        needs_data = find_criterion(self.criterion).needs_data
+        if self.data is None and needs_data and not self.from_training:
             raise ValueError(
                 f"data must be given for criterion {self.criterion!r}: training's own gradients "
                 f"give {FROM_TRAINING!r} only. Received: None"

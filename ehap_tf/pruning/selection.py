@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -75,13 +76,12 @@ def plan_pruning(
         "target_macs": target_macs,
     }
     _check_amount(amount)
-    _check_fraction("prune_ratio_limit", prune_ratio_limit)
-    _check_fraction("implant_ratio", implant_ratio)
-    _check_choice("implant_init", implant_init, IMPLANT_INITS)
+    check_fraction("prune_ratio_limit", prune_ratio_limit)
+    check_fraction("implant_ratio", implant_ratio)
+    check_choice("implant_init", implant_init, IMPLANT_INITS)
     if cost_aware is not None:
-        _check_choice("cost_aware", cost_aware, COST_KINDS)
-    if not (isinstance(round_to, int) and round_to >= 1):
-        raise ValueError(f"round_to must be a whole number of at least 1. Received: {round_to}")
+        check_choice("cost_aware", cost_aware, COST_KINDS)
+    check_whole_number("round_to", round_to)
     scored_for = getattr(getattr(scores, "provenance", None), "residual", "union")
     if scored_for == "tied" and residual != "tied":
         raise ValueError(
@@ -216,11 +216,19 @@ def _check_amount(amount: Mapping[str, float | None]) -> None:
         raise ValueError(f"{name} must be in (0, 1], a fraction to keep. Received: {value}")
 
 
-def _check_fraction(name: str, value: float) -> None:
+def check_fraction(name: str, value: float) -> None:
+    """Raises ValueError where an argument is not in [0, 1]."""
     if not 0 <= value <= 1:
         raise ValueError(f"{name} must be in [0, 1]. Received: {value}")
 
 
-def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+def check_whole_number(name: str, value: int) -> None:
+    """Raises ValueError where an argument is not 1, 2, 3 and so on."""
+    if not (isinstance(value, numbers.Integral) and value >= 1):
+        raise ValueError(f"{name} must be a whole number of at least 1. Received: {value}")
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raises ValueError where an argument is none of the choices; lists them."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}. Received: {value!r}")

@@ -268,12 +268,26 @@ def test_what_a_batch_norm_counts_of_a_removed_filter_does_not_matter() -> None:
         pruning.finalize()
 
 
-def test_a_target_of_numpys_goes_into_the_checkpoint(tmp_path) -> None:
+def test_numbers_of_numpys_go_into_the_checkpoint(tmp_path) -> None:
+    numbers = {
+        "filters_per_step": np.int32(8),
+        "frequency": np.int64(2),
+        "prune_ratio_limit": np.float32(0.75),
+        "round_to": np.int64(2),
+    }
     for target in ({"target_macs": np.float32(0.7)}, {"target_filters": np.int64(3)}):
         path = tmp_path / f"{next(iter(target))}.npz"
-        pruning = ehap.PruningCallback(**target, frequency=2, checkpoint=path)
+        pruning = ehap.PruningCallback(**target, **numbers, checkpoint=path)
         compiled(net()).fit(data(16), callbacks=[pruning], verbose=0)
-        ehap.PruningCallback(**target, frequency=2, checkpoint=path)
+        ehap.PruningCallback(**target, **numbers, checkpoint=path)
+
+
+def test_keep_layers_takes_one_pattern() -> None:
+    pruning = ehap.PruningCallback(
+        target_filters=9, filters_per_step=9, frequency=1, keep_layers="e*"
+    )
+    compiled(net()).fit(data(8), callbacks=[pruning], verbose=0)
+    assert pruning.alive["expand"].all() and pruning.reached
 
 
 def test_another_criterion_ranks_on_the_callers_data() -> None:
@@ -360,6 +374,14 @@ def test_models_and_arguments_that_are_refused() -> None:
         ehap.PruningCallback(target_macs=60)
     with pytest.raises(ValueError, match="frequency must be a whole number"):
         ehap.PruningCallback(target_macs=0.5, frequency=0)
+    with pytest.raises(ValueError, match="round_to must be a whole number"):
+        ehap.PruningCallback(target_macs=0.5, round_to=0)
+    with pytest.raises(ValueError, match=r"prune_ratio_limit must be in \[0, 1\]. Received: 95"):
+        ehap.PruningCallback(target_macs=0.5, prune_ratio_limit=95)
+    with pytest.raises(ValueError, match="residual must be one of union, tied"):
+        ehap.PruningCallback(target_macs=0.5, residual="untied")
+    with pytest.raises(ValueError, match=r"criterion must be one of .*obd.* Received: 'obdd'"):
+        ehap.PruningCallback("obdd", target_macs=0.5, data=(np.ones((4, 4)), np.ones(4)))
     legacy = net()
     legacy.compile(tf_keras.optimizers.legacy.SGD(), LOSS)
     with pytest.raises(ValueError, match="legacy"):
