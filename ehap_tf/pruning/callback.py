@@ -180,17 +180,24 @@ class PruningCallback(tf_keras.callbacks.Callback):
         return self._begun.state(self._epoch, with_weights)
 
     def restore(self, state: PruningState) -> None:
-        """Lets the next `fit` go on from `state`.
+        """Goes back or on to `state`, with its weights where it has some.
+
+        A callback that knows no model yet takes the state up in its first `fit`.
 
         Raises:
-            ValueError: the state was taken under other settings.
+            ValueError: the state was taken under other settings, or is one of another model or
+                optimizer.
         """
         if dict(state.settings) != self._settings.to_dict():
             raise ValueError(
                 f"the state must be one of these settings: {self._settings.to_dict()}. Received: "
                 f"{dict(state.settings)}; remove the checkpoint to start again"
             )
-        self._pending, self._epoch = state, state.epoch
+        if self._pruner is None:
+            self._pending = state
+        else:
+            self._pruner.take_up(state)
+        self._epoch = state.epoch
 
     # What fit calls ----------------------------------------------------------------------------
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 import tf_keras
 
 from ehap_tf.channels import RESIDUAL_MODES, ChannelGraph, Flags, trace_channels
@@ -161,7 +162,7 @@ class StepwisePruner:
         # comes out.
         gone = [
             (weight.name, weight.numpy()[~mask])
-            for weight, mask in weight_masks(self.graph, self.graph.ids.alive(self.alive))
+            for weight, mask in self._masks()
             if weight.trainable
         ]
         diverged = [name for name, values in gone if not np.isfinite(values).all()]
@@ -237,6 +238,7 @@ class StepwisePruner:
                 f"the state must be one of this model. Received: filters {widths}, of another"
             )
         if state.weights:
+            self._model.optimizer.build(self._model.trainable_variables)
             variables = optimizer_variables(self._model.optimizer)
             shapes = [tuple(variable.shape) for variable in variables]
             if shapes != [value.shape for value in state.optimizer]:
@@ -253,6 +255,7 @@ class StepwisePruner:
         self._since_step = state.since_step
         self._done = self.reached
         self._hook.set_sums(state.squares, state.minibatches)
+        self._hook.keep(self._masks())
 
     def _step(self) -> None:
         scores = self._scores()
@@ -297,11 +300,14 @@ class StepwisePruner:
         return {layer: shares[numbers] for layer, numbers in groups.items()}
 
     def _mask(self) -> None:
-        self._hook.mask(weight_masks(self.graph, self.graph.ids.alive(self.alive)))
+        self._hook.mask(self._masks())
+
+    def _masks(self) -> Iterator[tuple[tf.Variable, Flags]]:
+        return weight_masks(self.graph, self.graph.ids.alive(self.alive))
 
     def _new_hook(self) -> TrainingHook:
         self._model.optimizer.build(self._model.trainable_variables)
-        weights = [w for w, _ in weight_masks(self.graph, self.graph.ids.alive(self.alive))]
+        weights = [weight for weight, _ in self._masks()]
         return TrainingHook(self._model.optimizer, self._terms, weights)
 
     def _say_what_stays(self, stay: Mapping[str, str]) -> None:

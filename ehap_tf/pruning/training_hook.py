@@ -23,7 +23,7 @@ class TrainingHook:
     Args:
         optimizer: the compiled one, built.
         terms: how gradients on gates follow from those on weights; None adds nothing up.
-        weights: those that `mask` will be given.
+        weights: those that `keep` and `mask` will be given.
     """
 
     def __init__(
@@ -59,10 +59,16 @@ class TrainingHook:
         """Gives the optimizer its own method back."""
         self._optimizer.__dict__.pop("apply_gradients", None)
 
-    def mask(self, masks: Iterable[tuple[tf.Variable, Flags]]) -> None:
-        """Sets removed entries of weights and of their momentum to zero; they stay so."""
+    def keep(self, masks: Iterable[tuple[tf.Variable, Flags]]) -> None:
+        """Lets gradients through to the entries with a flag, and to no others."""
         for weight, mask in masks:
             self._keeps[id(weight)].assign(mask)
+
+    def mask(self, masks: Iterable[tuple[tf.Variable, Flags]]) -> None:
+        """Sets removed entries of weights and of their momentum to zero; they stay so."""
+        masks = list(masks)
+        self.keep(masks)
+        for weight, mask in masks:
             for variable in (weight, *self._slots(weight)):
                 variable.assign(np.where(mask, variable.numpy(), 0))
 

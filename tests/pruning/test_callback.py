@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -247,6 +249,43 @@ def test_weights_of_before_a_step_are_not_cut_silently() -> None:
     model.set_weights(whole)  # as EarlyStopping(restore_best_weights=True) does
     with pytest.raises(ValueError, match="weights of before the last steps were put back"):
         pruning.finalize()
+
+
+class Remember(tf_keras.callbacks.Callback):
+    """Keeps the state after each epoch."""
+
+    def __init__(self, pruning: ehap.PruningCallback) -> None:
+        super().__init__()
+        self.pruning, self.states = pruning, []
+
+    def on_epoch_end(self, epoch: int, logs: object = None) -> None:
+        self.states.append(self.pruning.state(with_weights=True))
+
+
+def test_a_restored_state_holds_at_once_and_in_the_next_fit() -> None:
+    pruning = ehap.PruningCallback(target_filters=9, filters_per_step=3, frequency=10)
+    remember = Remember(pruning)
+    model = compiled(net())
+    model.fit(data(), epochs=4, callbacks=[pruning, remember], verbose=0)
+    whole, some, *_ = remember.states
+    model.set_weights(some.weights)  # as EarlyStopping(restore_best_weights=True) does
+    with pytest.raises(ValueError, match="restore the schedule's state of that time"):
+        pruning.finalize()
+    pruning.restore(dataclasses.replace(some, weights=(), optimizer=()))
+    assert (pruning.epoch, pruning.state().minibatch, pruning.reached) == (2, 16, False)
+    with pytest.warns(RuntimeWarning, match="3 filters are removed"):
+        slim = pruning.finalize()
+    x = next(iter(data()))[0]
+    assert relative_error(slim(x, training=False), model(x, training=False)) < 1e-5
+    # Back to a time before the first step, all filters learn again.
+    pruning.restore(whole)
+    assert all(flags.all() for flags in pruning.alive.values())
+    model.fit(data(8), callbacks=[pruning], verbose=0)
+    plain = compiled(net())
+    plain.fit(data(), verbose=0)
+    plain.fit(data(8), verbose=0)
+    for one, other in zip(model.get_weights(), plain.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
 def test_what_a_batch_norm_counts_of_a_removed_filter_does_not_matter() -> None:
