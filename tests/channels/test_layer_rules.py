@@ -30,6 +30,7 @@ MAPS = {
     "separable": lambda: layers.SeparableConv2D(5, 3, depth_multiplier=2),
     "dense on maps": lambda: layers.Dense(5, activation="relu"),
     "batch norm": lambda: layers.BatchNormalization(),
+    "batch renorm": lambda: layers.BatchNormalization(renorm=True),
     "sigmoid": lambda: layers.Activation("sigmoid"),
     "swish": lambda: layers.Activation(tf.nn.swish),
     "relu6": lambda: layers.ReLU(6.0),
