@@ -95,10 +95,11 @@ class GatedModel:
         for inputs in batches:
             for sums, values in zip(totals, self._observe(inputs), strict=True):
                 for total, value in zip(sums, values, strict=True):
-                    total += value.numpy()
+                    total += len(inputs) * value.numpy().astype(np.float64)
+        examples = sum(map(len, batches))
         for norm, sums in zip(self._norms, totals, strict=True):
             for variable, total in zip(_statistics(norm), sums, strict=True):
-                variable.assign(total / len(batches))
+                variable.assign(total / examples)
 
     def accuracy(self, inputs: np.ndarray, labels: np.ndarray, batch_size: int = 250) -> float:
         """The share of right answers."""

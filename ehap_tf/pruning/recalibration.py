@@ -37,9 +37,10 @@ def recalibrate(
     """A copy of the model with BatchNorm's moving statistics re-estimated.
 
     Each of `batches` batches runs forward in training mode, with noise, dropout and stochastic
-    depth off. The new moving mean and variance are the plain averages over the batches, and over
-    the calls of a BatchNorm that is called several times in each: what the moving averages of
-    training tend to, however different the calls' inputs are. All other weights stay.
+    depth off. The new moving mean and variance are the averages over the batches, in which a batch
+    weighs as much as it has examples, and over the calls of a BatchNorm that is called several
+    times in each: what the moving averages of training tend to, however different the calls' inputs
+    are. All other weights stay.
     A BatchNorm layer that is not trainable runs in inference mode, as Keras defines it, and keeps
     its statistics.
 
@@ -77,30 +78,35 @@ def recalibrate(
 
 
 class _Sums:
-    """The statistics of every call of a BatchNorm, added up until `finish` takes their averages."""
+    """The statistics of every call of a BatchNorm, added up until `finish` takes their averages.
+
+    A call counts once an example, or the single example of a last batch, which has no variance,
+    would count as much as a full batch.
+    """
 
     def __init__(self, norm: tf_keras.layers.BatchNormalization) -> None:
         self._norm = norm
         self._momentum = norm.momentum
         self._statistics = [norm.moving_mean, norm.moving_variance]
         self._totals = [tf.Variable(np.zeros(s.shape, np.float64)) for s in self._statistics]
-        self._calls = tf.Variable(0.0, dtype=tf.float64)
+        self._examples = tf.Variable(0.0, dtype=tf.float64)
         self._call = norm.call
         norm.momentum = 0.0  # the moving statistics are then those of the newest call
         norm.call = self._counted
 
-    def _counted(self, *args: Any, **kwargs: Any) -> Any:
-        outputs = self._call(*args, **kwargs)
+    def _counted(self, inputs: tf.Tensor, *args: Any, **kwargs: Any) -> Any:
+        outputs = self._call(inputs, *args, **kwargs)
+        examples = tf.cast(tf.shape(inputs)[0], tf.float64)
         for total, statistic in zip(self._totals, self._statistics, strict=True):
-            total.assign_add(tf.cast(statistic, tf.float64))
-        self._calls.assign_add(1.0)
+            total.assign_add(examples * tf.cast(statistic, tf.float64))
+        self._examples.assign_add(examples)
         return outputs
 
     def finish(self) -> None:
         """Gives the BatchNorm the averages, and its own momentum."""
         del self._norm.call  # the method of the class shows again
         self._norm.momentum = self._momentum
-        if not self._calls.numpy():
+        if not self._examples.numpy():
             return  # inside a layer that does not use it
         for statistic, total in zip(self._statistics, self._totals, strict=True):
-            statistic.assign(tf.cast(total / self._calls, statistic.dtype))
+            statistic.assign(tf.cast(total / self._examples, statistic.dtype))

@@ -34,14 +34,14 @@ def test_closed_gates_are_surgery_recalibrated_statistics_included(residual: str
         slim = prune(model, plan)
         gated.keep(plan.flags())
         assert relative_error(gated.model(x), slim(x)) < 1e-5
-        gated.recalibrate([x[:12], x[12:]])
+        gated.recalibrate([x[:16], x[16:]])
         assert relative_error(gated.model(x), slim(x)) > 1e-3
-        assert relative_error(gated.model(x), recalibrate(slim, _in_two(x), 2)(x)) < 1e-5
+        assert relative_error(gated.model(x), recalibrate(slim, _batches(x), 2)(x)) < 1e-5
     np.testing.assert_array_equal(model(x), before)
 
 
-def _in_two(x: np.ndarray) -> tf.data.Dataset:
-    return tf.data.Dataset.from_tensor_slices((x, np.zeros(len(x)))).batch(12)
+def _batches(x: np.ndarray) -> tf.data.Dataset:
+    return tf.data.Dataset.from_tensor_slices((x, np.zeros(len(x)))).batch(16)
 
 
 def test_the_gated_twin_can_be_ranked_and_removed_filters_stay_last() -> None:

@@ -31,6 +31,16 @@ def test_statistics_are_the_averages_over_batches():
     assert all((a == b).all() for a, b in zip(before, model.get_weights(), strict=True))
 
 
+def test_a_batch_weighs_as_much_as_it_has_examples():
+    inputs = layers.Input((3,))
+    model = tf_keras.Model(inputs, layers.BatchNormalization(name="bn")(inputs))
+    x = np.random.default_rng(0).normal(3, 2, (33, 3)).astype(np.float32)
+    data = tf.data.Dataset.from_tensor_slices((x, np.zeros(33))).batch(32)
+    bn = recalibrate(model, data).get_layer("bn")
+    np.testing.assert_allclose(bn.moving_mean, x.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(bn.moving_variance, x[:32].var(0) * 32 / 33, rtol=1e-5)
+
+
 def test_only_statistics_change_and_dropout_comes_back():
     model = net()
     x = np.random.default_rng(0).normal(size=(32, 4, 4, 3)).astype(np.float32)
