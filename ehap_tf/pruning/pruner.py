@@ -229,15 +229,25 @@ class StepwisePruner:
     def take_up(self, state: PruningState) -> None:
         """Goes on from a state, with its weights where it has some.
 
+        Where names differ, layers are those of the state by their order: a model that is built
+        again has other names, unless its author gave them.
+
         Raises:
             ValueError: the state is one of another model or optimizer.
         """
-        widths = {layer: len(flags) for layer, flags in state.alive.items()}
+        alive = state.alive
+        if alive.keys() != self.alive.keys() and len(alive) == len(self.alive):
+            alive = dict(zip(self.alive, alive.values(), strict=True))
+        widths = {layer: len(flags) for layer, flags in alive.items()}
         if widths != {layer: len(flags) for layer, flags in self.alive.items()}:
             raise ValueError(
                 f"the state must be one of this model. Received: filters {widths}, of another"
             )
         if state.weights:
+            if [w.shape for w in state.weights] != [tuple(w.shape) for w in self._model.weights]:
+                raise ValueError(
+                    "the state must be one of this model. Received: weights of other shapes"
+                )
             self._model.optimizer.build(self._model.trainable_variables)
             variables = optimizer_variables(self._model.optimizer)
             shapes = [tuple(variable.shape) for variable in variables]
@@ -250,7 +260,7 @@ class StepwisePruner:
             self._model.set_weights(state.weights)
             for variable, value in zip(variables, state.optimizer, strict=True):
                 variable.assign(value)
-        self.alive = {layer: np.array(flags) for layer, flags in state.alive.items()}
+        self.alive = {layer: np.array(flags) for layer, flags in alive.items()}
         self.history, self.minibatch = tuple(state.history), state.minibatch
         self._since_step = state.since_step
         self._done = self.reached

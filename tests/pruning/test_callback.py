@@ -232,6 +232,40 @@ def test_a_resumed_training_has_the_learning_rate_of_the_time(tmp_path, kind: ty
         np.testing.assert_array_equal(one, other)
 
 
+def test_a_model_that_is_built_again_takes_up_the_checkpoint(tmp_path) -> None:
+    """Keras counts on: its names are others then."""
+
+    def unnamed(width: int = 6, size: int = 3) -> tf_keras.Model:
+        model = tf_keras.Sequential(
+            [
+                layers.Input((6, 6, 3)),
+                layers.Conv2D(width, size, activation="relu"),
+                layers.Conv2D(5, 3, activation="relu"),
+                layers.GlobalAveragePooling2D(),
+                layers.Dense(4),
+            ]
+        )
+        return compiled(model)
+
+    settings = {"target_filters": 3, "filters_per_step": 3, "frequency": 2}
+    settings["checkpoint"] = tmp_path / "pruning.npz"
+    first = ehap.PruningCallback(**settings)
+    model = unnamed()
+    model.fit(data(32), callbacks=[first], verbose=0)
+    again = unnamed()
+    assert first.alive.keys().isdisjoint(layer.name for layer in again.layers)
+    second = ehap.PruningCallback(**settings)
+    again.fit(data(32), initial_epoch=1, epochs=1, callbacks=[second], verbose=0)
+    assert second.reached and list(second.alive) == [again.layers[i].name for i in (0, 1, 3)]
+    for one, other in zip(first.alive.values(), second.alive.values(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    x = next(iter(data()))[0]
+    np.testing.assert_array_equal(second.finalize()(x), first.finalize()(x))
+    for other in (unnamed(width=7), unnamed(size=2)):
+        with pytest.raises(ValueError, match="the state must be one of this model"):
+            other.fit(data(8), callbacks=[ehap.PruningCallback(**settings)], verbose=0)
+
+
 def test_a_checkpoint_of_another_version_says_so(tmp_path) -> None:
     path = tmp_path / "pruning.npz"
     header = np.frombuffer(b'{"format": "ehap_tf.PruningState/1"}', np.uint8)
