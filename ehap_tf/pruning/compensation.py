@@ -47,7 +47,8 @@ def compensate(
     `batches` batches in the model before pruning. A layer without bias gets one, which the plan's
     `params_after` does not count. Exact where a removed channel is constant, up to the border of
     "same" padding. Transposed, separable and grouped convolutions and layers with 1x1 implants stay
-    as they are.
+    as they are. So does what reads a sum that keeps a channel of which one input is removed
+    (`residual="union"`): the sum goes without that input's mean.
 
     Args:
         slim: `prune(model, plan)`.
