@@ -31,6 +31,12 @@ from ehap_tf.quantization.wrappers import require_qat
 LARGEST_DIFFERENCE = 10.0
 """Mean distance of a file's outputs from its model's, in steps of the output: rounding the other
 way now and then makes one or two of it, an operator that computes something else tens."""
+LARGEST_ERROR = 0.5
+"""Mean squared distance, as a share of the variance of the model's outputs over the examples; that
+of a file that returns constants is at least 1. Most outputs of a softmax over many classes are 0
+whatever it says, and the mean distance stays small."""
+SMALLEST_SPREAD = 3.0
+"""Standard deviation over the examples, in steps, of outputs to be judged so; less is rounding."""
 COMPARED_BATCHES = 16
 
 IO_DTYPES = {"int8": tf.int8, "uint8": tf.uint8, "float32": tf.float32}
@@ -116,18 +122,36 @@ def _compared(file: TFLiteFile, qat: tf_keras.Model, data: Any) -> TFLiteFile:
         for x in input_batches(qat, data, COMPARED_BATCHES)
     ]
     received, expected = (np.concatenate(side) for side in zip(*pairs, strict=True))
-    difference = float(np.abs(received - expected).mean() / output_step(qat))
-    if difference > LARGEST_DIFFERENCE:
+    difference, reason = _difference(received, expected, output_step(qat))
+    if reason:
         raise ValueError(
-            "the file's outputs must be those of the QAT model, up to "
-            f"{LARGEST_DIFFERENCE:g} steps of the output in the mean. Received: {difference:.3g} "
-            f"steps. One of the operators {', '.join(file.operators)} computes something else in "
-            "integers; please report it with the model."
+            f"the file's outputs must be those of the QAT model, {reason}. One of the operators "
+            f"{', '.join(file.operators)} computes something else in integers; please report it "
+            "with the model."
         )
     agreement = None
     if expected.shape[-1] > 1:
         agreement = float(np.mean(classes(received) == classes(expected)))
     return dataclasses.replace(file, difference=difference, agreement=agreement)
+
+
+def _difference(received: np.ndarray, expected: np.ndarray, step: float) -> tuple[float, str]:
+    """The mean distance of two outputs in steps, and why it is too large, or "" if it is not."""
+    errors = (received - expected) / step
+    difference = float(np.abs(errors).mean())
+    if difference > LARGEST_DIFFERENCE:
+        return difference, (
+            f"up to {LARGEST_DIFFERENCE:g} steps of the output in the mean. Received: "
+            f"{difference:.3g} steps"
+        )
+    variance = float(np.square((expected - expected.mean(axis=0)) / step).mean())
+    error = float(np.square(errors).mean())
+    if variance > SMALLEST_SPREAD**2 and error > LARGEST_ERROR * variance:
+        return difference, (
+            f"up to a mean squared distance of {LARGEST_ERROR:g} times their variance over the "
+            f"examples. Received: {error / variance:.3g} times"
+        )
+    return difference, ""
 
 
 @kept_random_state()

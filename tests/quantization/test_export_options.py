@@ -98,6 +98,53 @@ def test_file_that_computes_something_else_is_refused(qat, tmp_path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
+def many_classes(activation: str, gain: float, bias: float = 0.0) -> tf_keras.Model:
+    """A net with 100 outputs, as `quantize` returns it; `gain` is the size of its logits."""
+    inputs = layers.Input(SHAPE)
+    x = layers.GlobalMaxPooling2D()(conv(inputs, 16))
+    net = randomize(tf_keras.Model(inputs, layers.Dense(100, activation=activation)(x)))
+    kernel, shift = net.layers[-1].weights
+    kernel.assign(gain * kernel)
+    shift.assign(gain * shift + bias)
+    return quantize(net, representative_data=(images(),))
+
+
+@pytest.mark.parametrize(("activation", "bias"), [("softmax", 0.0), ("sigmoid", -90.0)])
+def test_constants_for_many_classes_are_refused(tmp_path, monkeypatch, activation, bias):
+    """Though all but one or two of the 100 outputs are 0 in every file."""
+    qat = many_classes(activation, 10.0, bias)
+    expected = qat.predict(images(), verbose=0)
+    assert expected.max(axis=1).mean() > 0.5
+    assert export_tflite(qat, tmp_path / "net.tflite", data=(images(),)).difference < 0.1
+
+    class Constant(TFLiteModel):
+        def __call__(self, examples):
+            y = super().__call__(examples)
+            return np.zeros_like(y) + expected.mean(axis=0)
+
+    monkeypatch.setattr("ehap_tf.quantization.export.TFLiteModel", Constant)
+    assert np.abs(expected - expected.mean(axis=0)).mean() < 10.0 / 256.0
+    with pytest.raises(
+        ValueError, match=r"0\.5 times their variance.*Received: (1|1\.0\d|0\.99\d?) times"
+    ):
+        export_tflite(qat, tmp_path / "other.tflite", data=(images(),))
+    assert not (tmp_path / "other.tflite").exists()
+
+
+def test_outputs_that_only_rounding_tells_apart_are_not_judged(tmp_path, monkeypatch):
+    """An untrained classifier says of all examples about the same."""
+    qat = many_classes("softmax", 0.2)
+    spread = 256.0 * qat.predict(images(), verbose=0).std(axis=0)
+    assert 0.1 < np.sqrt(np.square(spread).mean()) < 3.0
+
+    class Mixed(TFLiteModel):
+        def __call__(self, examples):
+            return super().__call__(examples)[::-1]
+
+    monkeypatch.setattr("ehap_tf.quantization.export.TFLiteModel", Mixed)
+    assert export_tflite(qat, tmp_path / "net.tflite", data=(images(),)).difference > 0.0
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [
