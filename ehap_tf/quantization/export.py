@@ -67,7 +67,8 @@ def export_tflite(
         normalization: of the pixels, if it is not part of the model; goes into the metadata.
         labels: the classes' names in the order of the outputs; go into the metadata.
         data: real inputs, as `representative_data` of `quantize`; the file's outputs on the first
-            16 batches (up to 2,048 examples of arrays) are compared with those of `qat`.
+            16 batches (up to 2,048 examples of arrays) are compared with those of `qat`, each of
+            several outputs by itself.
 
     Returns:
         What the file holds, read from the file.
@@ -109,30 +110,30 @@ def _compared(file: TFLiteFile, qat: tf_keras.Model, data: Any) -> TFLiteFile:
     """Adds to `file` how far its outputs are from those of `qat`.
 
     Raises:
-        ValueError: too far; `data` is empty; the model has several outputs.
+        ValueError: too far; `data` is empty.
     """
-    if len(qat.outputs) != 1:
-        raise ValueError(
-            "data can be compared for a model with one output. Received: "
-            f"{len(qat.outputs)} outputs"
-        )
     integer, names = TFLiteModel(file.path), input_names(qat)
-    pairs = [
-        (integer(dict(zip(names, x, strict=True))), np.asarray(qat(x, training=False)))
-        for x in input_batches(qat, data, COMPARED_BATCHES)
-    ]
-    received, expected = (np.concatenate(side) for side in zip(*pairs, strict=True))
-    difference, reason = _difference(received, expected, output_step(qat))
-    if reason:
-        raise ValueError(
-            f"the file's outputs must be those of the QAT model, {reason}. One of the operators "
-            f"{', '.join(file.operators)} computes something else in integers; please report it "
-            "with the model."
-        )
-    agreement = None
-    if expected.shape[-1] > 1:
-        agreement = float(np.mean(classes(received) == classes(expected)))
-    return dataclasses.replace(file, difference=difference, agreement=agreement)
+    received, expected = [], []
+    for x in input_batches(qat, data, COMPARED_BATCHES):
+        received.append(tf.nest.flatten(integer(dict(zip(names, x, strict=True)))))
+        expected.append([y.numpy() for y in tf.nest.flatten(qat(x, training=False))])
+    differences, agreements = [], []
+    for index in range(len(qat.outputs)):
+        one, other = (np.concatenate([y[index] for y in side]) for side in (received, expected))
+        difference, reason = _difference(one, other, output_step(qat, index))
+        if reason:
+            which = f" in output {index} of {len(qat.outputs)}" if len(qat.outputs) > 1 else ""
+            raise ValueError(
+                f"the file's outputs must be those of the QAT model, {reason}{which}. One of the "
+                f"operators {', '.join(file.operators)} computes something else in integers; "
+                "please report it with the model."
+            )
+        differences.append(difference)
+        if other.shape[-1] > 1:
+            agreements.append(float(np.mean(classes(one) == classes(other))))
+    return dataclasses.replace(
+        file, difference=max(differences), agreement=min(agreements, default=None)
+    )
 
 
 def _difference(received: np.ndarray, expected: np.ndarray, step: float) -> tuple[float, str]:

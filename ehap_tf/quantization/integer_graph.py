@@ -230,10 +230,10 @@ def output_range(layer: tf_keras.layers.Layer) -> Range | None:
     return float(low), float(high)
 
 
-def output_step(qat: tf_keras.Model) -> float:
-    """What one integer step of a QAT model's (first) output is worth."""
+def output_step(qat: tf_keras.Model, index: int = 0) -> float:
+    """What one integer step of a QAT model's output number `index` is worth."""
     sources = producers(qat)
-    name = qat.outputs[0]._keras_history.layer.name
+    name = qat.outputs[index]._keras_history.layer.name
     while (limits := output_range(qat.get_layer(name))) is None:
         name, *_ = sources[name]  # It keeps the grid of what it reads.
     low, high = limits

@@ -58,9 +58,9 @@ class TFLiteFile:
         input: the input; of several the first by name.
         output: the output; of several the model's first.
         difference: mean distance of its outputs from the QAT model's on real inputs, in steps of
-            the output; None where `export_tflite` was given none.
-        agreement: share of those inputs for which both say the same class; likewise, and None for
-            a single number, which is no class.
+            the output; of several outputs the largest; None where `export_tflite` was given none.
+        agreement: share of those inputs for which both say the same class; of several outputs the
+            smallest; likewise, and None for single numbers, which are no classes.
     """
 
     path: pathlib.Path

@@ -24,6 +24,7 @@ from ehap_tf.quantization import (
     save_qat,
 )
 from ehap_tf.quantization.correction import correct_biases
+from ehap_tf.quantization.integer_graph import output_step
 from ehap_tf.quantization.tflite_file import inspect_tflite
 from tests.quantization.nets import SHAPE, build, conv, head, images, layers, randomize
 
@@ -227,6 +228,36 @@ def test_a_single_output_is_scored_by_a_threshold(tmp_path, activation, threshol
     ):
         with pytest.raises(ValueError, match=r"threshold is needed .*0\.5"):
             call()
+
+
+def two_heads() -> tf_keras.Model:
+    """A classifier and a number, as `quantize` returns them; the number is the first by name."""
+    inputs = layers.Input(SHAPE, name="photo")
+    x = layers.Flatten()(conv(inputs))
+    outputs = {"kind": layers.Dense(4)(x), "age": layers.Dense(1)(x)}
+    return quantize(randomize(tf_keras.Model(inputs, outputs)), representative_data=(images(),))
+
+
+@pytest.mark.parametrize("io_dtype", ["int8", "float32"])
+def test_several_outputs_are_compared_each_in_its_steps(tmp_path, monkeypatch, io_dtype):
+    qat = two_heads()
+    file = export_tflite(qat, tmp_path / "net.tflite", io_dtype=io_dtype, data=(images(),))
+    expected = [y for _, y in sorted(qat.predict(images(), verbose=0).items())]
+    pairs = list(zip(TFLiteModel(file.path)(images()), expected, strict=True))
+    assert [len(y[0]) for y, _ in pairs] == [1, 4]
+    steps = [np.abs(y - e).mean() / output_step(qat, index) for index, (y, e) in enumerate(pairs)]
+    assert file.difference == pytest.approx(max(steps), abs=1.5 / 64)
+    same = np.mean(pairs[1][0].argmax(1) == pairs[1][1].argmax(1))
+    assert file.agreement == pytest.approx(same, abs=1.5 / 64)
+
+    class Shifted(TFLiteModel):
+        def __call__(self, examples):
+            age, kind = super().__call__(examples)
+            return age, kind + 50.0 * output_step(qat, 1)
+
+    monkeypatch.setattr("ehap_tf.quantization.export.TFLiteModel", Shifted)
+    with pytest.raises(ValueError, match=r"Received: (49\.\d|50) steps in output 1 of 2\. One"):
+        export_tflite(qat, tmp_path / "net.tflite", io_dtype=io_dtype, data=(images(),))
 
 
 @pytest.mark.parametrize("io_dtype", ["int8", "float32"])
