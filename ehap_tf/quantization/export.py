@@ -23,7 +23,7 @@ from ehap_tf.quantization.canonical import canonical_model
 from ehap_tf.quantization.correction import round_biases
 from ehap_tf.quantization.evaluate import TFLiteModel, classes
 from ehap_tf.quantization.inputs import input_batches, input_names
-from ehap_tf.quantization.integer_graph import IntegerGraph, output_step
+from ehap_tf.quantization.integer_graph import IntegerGraph, output_names, output_step
 from ehap_tf.quantization.metadata import Normalization, write_metadata
 from ehap_tf.quantization.tflite_file import TFLiteFile, inspect_tflite
 from ehap_tf.quantization.wrappers import require_qat
@@ -56,7 +56,8 @@ def export_tflite(
 
     The file takes one example at a time. BatchNorm is folded into the convolutions, and so is every
     `ScatterChannels` that is its branch's only reader. What an application must know (scale and
-    zero point of the input, normalisation, labels) is written beside it, as `NAME.tflite.json`.
+    zero point of every input and output, normalisation, labels) is written beside it, as
+    `NAME.tflite.json`.
 
     Args:
         qat: a calibrated or trained model from `quantize`. Its biases are rounded in place to the
@@ -102,7 +103,7 @@ def export_tflite(
             )
         if data is not None:
             file = _compared(file, qat, data)
-        write_metadata(file, path, normalization, labels)
+        write_metadata(file, path, output_names(qat), normalization, labels)
     return dataclasses.replace(file, path=pathlib.Path(path))
 
 

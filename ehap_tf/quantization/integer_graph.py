@@ -238,3 +238,11 @@ def output_step(qat: tf_keras.Model, index: int = 0) -> float:
         name, *_ = sources[name]  # It keeps the grid of what it reads.
     low, high = limits
     return (high - low) / 255.0
+
+
+def output_names(qat: tf_keras.Model) -> list[str]:
+    """The names of the outputs in the model's order: the keys of its dict, or its layers'."""
+    nested = getattr(qat, "_nested_outputs", None)
+    if isinstance(nested, dict) and len(nested) == len(qat.outputs):
+        return sorted(nested)
+    return [unwrapped(tensor._keras_history.layer).name for tensor in qat.outputs]

@@ -13,7 +13,13 @@ from typing import Any
 import numpy as np
 
 from ehap_tf.files import CorruptFileError, write_text
-from ehap_tf.quantization.tflite_file import TFLiteFile
+from ehap_tf.quantization.tflite_file import (
+    TensorSpec,
+    TFLiteFile,
+    open_interpreter,
+    signature,
+    tensor_spec,
+)
 
 FORMAT = 1
 
@@ -40,17 +46,24 @@ def metadata_path(path: str | os.PathLike[str]) -> pathlib.Path:
 def write_metadata(
     file: TFLiteFile,
     path: str | os.PathLike[str],
+    names: Sequence[str],
     normalization: Normalization | None = None,
     labels: Sequence[str] | None = None,
 ) -> pathlib.Path:
     """Writes what is known about `file` beside `path` and returns where.
 
+    Under `inputs` and `outputs` lie all tensors, the outputs in the model's order: `model_name` is
+    what the model calls them, `name` what the file does. `input` and `output` are those of
+    `TFLiteFile`.
+
     Args:
         file: what was verified; it need not lie at `path` yet.
         path: where it will.
+        names: of the outputs, in the model's order.
         normalization: of the pixels, if it is not part of the model.
         labels: the classes' names in the order of the outputs.
     """
+    inputs, outputs = signature(open_interpreter(file.path))
     content: dict[str, Any] = {
         "format": FORMAT,
         "file": pathlib.Path(path).name,
@@ -58,6 +71,14 @@ def write_metadata(
         "sha256": hashlib.sha256(file.path.read_bytes()).hexdigest(),
         "input": _tensor(file.input),
         "output": _tensor(file.output),
+        "inputs": [
+            {"model_name": name, **_tensor(tensor_spec(details))}
+            for name, details in inputs.items()
+        ],
+        "outputs": [
+            {"model_name": name, **_tensor(tensor_spec(details))}
+            for name, details in zip(names, outputs, strict=True)
+        ],
         "operators": dict(file.operators),
         "float_operators": list(file.float_operators),
         "difference_from_qat_model_in_steps": file.difference,
@@ -96,5 +117,5 @@ def read_metadata(path: str | os.PathLike[str]) -> Mapping[str, Any]:
     return content
 
 
-def _tensor(spec: Any) -> dict[str, Any]:
+def _tensor(spec: TensorSpec) -> dict[str, Any]:
     return {**dataclasses.asdict(spec), "shape": list(spec.shape)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from ehap_tf.quantization import (
 )
 from ehap_tf.quantization.correction import correct_biases
 from ehap_tf.quantization.integer_graph import output_step
-from ehap_tf.quantization.tflite_file import inspect_tflite
+from ehap_tf.quantization.tflite_file import inspect_tflite, open_interpreter
 from tests.quantization.nets import SHAPE, build, conv, head, images, layers, randomize
 
 # The working directory of the process is another one than that of the tests.
@@ -230,11 +231,12 @@ def test_a_single_output_is_scored_by_a_threshold(tmp_path, activation, threshol
             call()
 
 
-def two_heads() -> tf_keras.Model:
-    """A classifier and a number, as `quantize` returns them; the number is the first by name."""
+def two_heads(as_dict: bool = True) -> tf_keras.Model:
+    """A classifier and a number, as `quantize` returns them; in a dict the number is the first."""
     inputs = layers.Input(SHAPE, name="photo")
     x = layers.Flatten()(conv(inputs))
-    outputs = {"kind": layers.Dense(4)(x), "age": layers.Dense(1)(x)}
+    heads = [layers.Dense(4, name="kind")(x), layers.Dense(1, name="years")(x)]
+    outputs = {"kind": heads[0], "age": heads[1]} if as_dict else heads
     return quantize(randomize(tf_keras.Model(inputs, outputs)), representative_data=(images(),))
 
 
@@ -258,6 +260,35 @@ def test_several_outputs_are_compared_each_in_its_steps(tmp_path, monkeypatch, i
     monkeypatch.setattr("ehap_tf.quantization.export.TFLiteModel", Shifted)
     with pytest.raises(ValueError, match=r"Received: (49\.\d|50) steps in output 1 of 2\. One"):
         export_tflite(qat, tmp_path / "net.tflite", io_dtype=io_dtype, data=(images(),))
+
+
+@pytest.mark.parametrize(
+    ("as_dict", "shapes"),
+    [(True, {"age": [1, 1], "kind": [1, 4]}), (False, {"kind": [1, 4], "years": [1, 1]})],
+)
+def test_metadata_say_which_tensor_is_which_output(tmp_path, as_dict, shapes):
+    file = export_tflite(two_heads(as_dict), tmp_path / "net.tflite")
+    metadata = read_metadata(file.path)
+    assert [(y["model_name"], y["shape"]) for y in metadata["outputs"]] == list(shapes.items())
+    # An application that knows no signatures finds them by their names.
+    found = {
+        details["name"]: details for details in open_interpreter(file.path).get_output_details()
+    }
+    for y in metadata["outputs"]:
+        details = found[y["name"]]
+        assert details["shape"].tolist() == y["shape"]
+        assert details["quantization"] == (y["scale"], y["zero_point"])
+    assert metadata["inputs"] == [{"model_name": "photo", **metadata["input"]}]
+    assert {"model_name": next(iter(shapes)), **metadata["output"]} == metadata["outputs"][0]
+
+
+def test_metadata_without_the_lists_are_read(file, tmp_path):
+    (tmp_path / "net.tflite").write_bytes(file.path.read_bytes())
+    metadata = read_metadata(file.path)
+    older = {key: metadata[key] for key in metadata if key not in ("inputs", "outputs")}
+    assert len(older) == len(metadata) - 2
+    (tmp_path / "net.tflite.json").write_text(json.dumps(older))
+    assert read_metadata(tmp_path / "net.tflite") == older
 
 
 @pytest.mark.parametrize("io_dtype", ["int8", "float32"])
