@@ -13,7 +13,13 @@ import tensorflow as tf
 
 from ehap_tf.data import as_dataset
 from ehap_tf.progress import ProgressCallback, no_progress
-from ehap_tf.quantization.tflite_file import TensorSpec, open_interpreter, signature, tensor_spec
+from ehap_tf.quantization.tflite_file import (
+    TensorSpec,
+    open_interpreter,
+    quantized,
+    signature,
+    tensor_spec,
+)
 
 LARGEST_SHARE_OUTSIDE = 0.5
 """Of input values beyond the range of the file's integers; calibration leaves a percent or so."""
@@ -39,6 +45,7 @@ class TFLiteModel:
     """
 
     def __init__(self, path: str | os.PathLike[str], threads: int = 1) -> None:
+        self._path = path
         self._interpreter = open_interpreter(path, threads)
         inputs, outputs = signature(self._interpreter)
         self.inputs = {name: tensor_spec(details) for name, details in inputs.items()}
@@ -91,6 +98,18 @@ class TFLiteModel:
                 f"keys {sorted(self.inputs)}. Received: {received}"
             )
         return {name: np.asarray(array, np.float32) for name, array in examples.items()}
+
+    def integer_inputs(self) -> dict[str, TensorSpec]:
+        """The inputs as integers, by name: a float32 input as the file's QUANTIZE writes it.
+
+        One that the file computes with in floating point is left out.
+        """
+        written = quantized(self._path)
+        specs = {
+            name: spec if spec.scale else written.get(index)
+            for (name, spec), index in zip(self.inputs.items(), self._input_indices, strict=True)
+        }
+        return {name: spec for name, spec in specs.items() if spec}
 
     def _run(self, *example: np.ndarray) -> list[np.ndarray]:
         for index, value in zip(self._input_indices, example, strict=True):
@@ -182,7 +201,7 @@ def evaluate_tflite(
         outputs = model(examples)
         predictions = classes(outputs, threshold)
         if not done:
-            for name, spec in model.inputs.items():
+            for name, spec in model.integer_inputs().items():
                 _check_range(examples[name], spec)
         correct += int((predictions == class_labels(np.asarray(y), outputs)).sum())
         scored += len(predictions)
@@ -227,8 +246,6 @@ def _number_of_examples(data: Any) -> int:
 
 def _check_range(x: np.ndarray, spec: TensorSpec) -> None:
     """Refuses inputs that were preprocessed in another way than those of the calibration."""
-    if not spec.scale:
-        return
     limits = np.iinfo(spec.dtype)
     low, high = from_integers(np.asarray([limits.min, limits.max]), spec)
     outside = float(np.mean((x < low - spec.scale) | (x > high + spec.scale)))

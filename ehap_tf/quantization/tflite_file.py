@@ -146,6 +146,25 @@ def signature(
     return dict(sorted(runner.get_input_details().items())), [by_name[name] for name in numbered]
 
 
+def quantized(path: str | os.PathLike[str]) -> dict[int, TensorSpec]:
+    """What the QUANTIZE operators of a file write, by the indices of the tensors that they read."""
+    model = _parse(path)
+    graph = model.subgraphs[0]
+    found: dict[int, TensorSpec] = {}
+    for operator in graph.operators:
+        if _operator_name(model, operator) == "QUANTIZE":
+            tensor = graph.tensors[operator.outputs[0]]
+            spec = TensorSpec(
+                name=tensor.name.decode(errors="replace"),
+                shape=tuple(int(size) for size in tensor.shape),
+                dtype=TYPE_NAMES[tensor.type].lower(),
+                scale=float(tensor.quantization.scale[0]),
+                zero_point=int(tensor.quantization.zeroPoint[0]),
+            )
+            found.setdefault(int(operator.inputs[0]), spec)
+    return found
+
+
 def _parse(path: str | os.PathLike[str]) -> Any:
     content = pathlib.Path(path).read_bytes()
     try:

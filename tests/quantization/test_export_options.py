@@ -17,6 +17,7 @@ from ehap_tf.quantization import (
     Normalization,
     TFLiteModel,
     evaluate_tflite,
+    export_float_tflite,
     export_tflite,
     load_qat,
     quantization_report,
@@ -336,11 +337,21 @@ def test_transposed_convolution_keeps_eight_bits(tmp_path):
     assert small.float_operators == ()
 
 
-def test_data_in_another_range_are_refused(file):
+@pytest.mark.parametrize("io_dtype", ["int8", "uint8", "float32"])
+def test_data_in_another_range_are_refused(qat, file, tmp_path, io_dtype):
+    spec = file.input
+    low, high = (spec.scale * (end - spec.zero_point) for end in (-128, 127))
     labels = np.zeros(64, int)
+    file = export_tflite(qat, tmp_path / "net.tflite", io_dtype=io_dtype)
     for x in (images() * 60.0, images() * 1e-3):
-        with pytest.raises(ValueError, match="another range"):
+        with pytest.raises(ValueError, match=rf"another range.* {low:.4g} to {high:.4g}\. "):
             evaluate_tflite(file.path, (x, labels))
+    assert 0.0 <= evaluate_tflite(file.path, (images(), labels)) <= 1.0
+
+
+def test_a_float_file_takes_any_range(model, tmp_path):
+    file = export_float_tflite(model, tmp_path / "float.tflite")
+    evaluate_tflite(file.path, (images() * 60.0, np.zeros(64, int)))
 
 
 def test_labels_of_the_wrong_shape_are_refused(file):
