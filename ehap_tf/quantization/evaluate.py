@@ -24,7 +24,7 @@ from ehap_tf.quantization.tflite_file import (
 LARGEST_SHARE_OUTSIDE = 0.5
 """Of input values beyond the range of the file's integers; calibration leaves a percent or so."""
 SMALLEST_SPAN = 0.02
-"""Of a batch's values, as a share of that range."""
+"""Of the values, as a share of that range."""
 WARM_UP_SECONDS = 0.2
 
 
@@ -194,19 +194,21 @@ def evaluate_tflite(
             f"the file must have one output to be scored. Received: {len(model.outputs)} outputs. "
             "Call TFLiteModel(path) and score each of what it returns."
         )
+    ranges = {name: _InputRange(spec) for name, spec in model.integer_inputs().items()}
     correct = scored = done = 0
     total = _number_of_examples(data)
     for x, y in as_dataset(data):
         examples = model.by_name(x)
         outputs = model(examples)
         predictions = classes(outputs, threshold)
-        if not done:
-            for name, spec in model.integer_inputs().items():
-                _check_range(examples[name], spec)
+        for name, seen in ranges.items():
+            seen.add(examples[name])
         correct += int((predictions == class_labels(np.asarray(y), outputs)).sum())
         scored += len(predictions)
         done += len(y)
         progress(done, total, {"accuracy": correct / scored})
+    for seen in ranges.values():
+        seen.require()
     return correct / scored
 
 
@@ -244,18 +246,45 @@ def _number_of_examples(data: Any) -> int:
     return 0 if isinstance(data, tf.data.Dataset) else len(data[1])
 
 
-def _check_range(x: np.ndarray, spec: TensorSpec) -> None:
-    """Refuses inputs that were preprocessed in another way than those of the calibration."""
-    limits = np.iinfo(spec.dtype)
-    low, high = from_integers(np.asarray([limits.min, limits.max]), spec)
-    outside = float(np.mean((x < low - spec.scale) | (x > high + spec.scale)))
-    span = float(x.max() - x.min())
-    if outside > LARGEST_SHARE_OUTSIDE or 0.0 < span < SMALLEST_SPAN * (high - low):
-        raise ValueError(
-            f"data is in another range than the file's: its inputs hold values from {low:.4g} to "
-            f"{high:.4g}. Received: values from {x.min():.4g} to {x.max():.4g}, {outside:.0%} of "
-            "them outside. Preprocess the data as for the float model."
-        )
+class _InputRange:
+    """Refuses inputs that were preprocessed in another way than those of the calibration.
+
+    All batches are judged together: the first may be a single grey image, or hold the largest of
+    values that were sorted.
+    """
+
+    def __init__(self, spec: TensorSpec) -> None:
+        limits = np.iinfo(spec.dtype)
+        self._low, self._high = from_integers(np.asarray([limits.min, limits.max]), spec)
+        self._step = spec.scale
+        self._is_number = np.prod(spec.shape[1:]) == 1
+        self._smallest, self._largest = np.inf, -np.inf
+        self._values = self._outside = 0
+
+    def add(self, x: np.ndarray) -> None:
+        """Looks at a batch."""
+        self._smallest = min(self._smallest, float(x.min()))
+        self._largest = max(self._largest, float(x.max()))
+        self._values += x.size
+        outside = (x < self._low - self._step) | (x > self._high + self._step)
+        self._outside += int(outside.sum())
+
+    def require(self) -> None:
+        """Checks what was added.
+
+        Raises:
+            ValueError: most of it lies outside, or, of more than single numbers (which may not
+                vary much), it fills next to nothing of the range.
+        """
+        outside, span = self._outside / self._values, self._largest - self._smallest
+        is_narrow = 0.0 < span < SMALLEST_SPAN * (self._high - self._low) and not self._is_number
+        if outside > LARGEST_SHARE_OUTSIDE or is_narrow:
+            raise ValueError(
+                "data is in another range than the file's: its inputs hold values from "
+                f"{self._low:.4g} to {self._high:.4g}. Received: values from {self._smallest:.4g} "
+                f"to {self._largest:.4g}, {outside:.0%} of them outside. Preprocess the data as "
+                "for the float model."
+            )
 
 
 def class_labels(y: np.ndarray, outputs: np.ndarray) -> np.ndarray:

@@ -349,6 +349,15 @@ def test_data_in_another_range_are_refused(qat, file, tmp_path, io_dtype):
     assert 0.0 <= evaluate_tflite(file.path, (images(), labels)) <= 1.0
 
 
+def test_one_grey_image_in_front_is_in_range(file):
+    """In a batch of its own; and one that is far too bright."""
+    x = images()
+    x[0], x[1] = 0.001 * x[0] + 0.3, 60.0 * x[1]
+    data = tf.data.Dataset.from_tensor_slices((x, np.zeros(64, int))).batch(1)
+    assert 0.0 <= evaluate_tflite(file.path, data) <= 1.0
+    assert 0.0 <= evaluate_tflite(file.path, data.skip(1)) <= 1.0
+
+
 def test_a_float_file_takes_any_range(model, tmp_path):
     file = export_float_tflite(model, tmp_path / "float.tflite")
     evaluate_tflite(file.path, (images() * 60.0, np.zeros(64, int)))

@@ -85,6 +85,26 @@ def test_the_file_takes_its_inputs_by_name(qat, tmp_path):
             TFLiteModel(file.path)(x)
 
 
+def test_numbers_may_be_sorted_or_hardly_vary(tmp_path):
+    image, angle = layers.Input((8, 8, 3), name="image"), layers.Input((1,), name="angle")
+    x = layers.Concatenate()([layers.GlobalAveragePooling2D()(conv_norm(image)), angle])
+    angles = np.linspace(-1.0, 1.0, 64, dtype=np.float32)[:, None]
+    net = randomize(tf_keras.Model([image, angle], layers.Dense(4)(x)))
+    mixed = np.random.default_rng(0).permutation(angles)
+    qat = quantize(net, representative_data={"image": images(), "angle": mixed})
+    file = export_tflite(qat, tmp_path / "net.tflite")
+    for turned in (angles, 0.2 + 0.01 * angles):
+        x = {"image": images(), "angle": turned}
+        data = tf.data.Dataset.from_tensor_slices((x, LABELS)).batch(1)
+        assert 0.0 <= evaluate_tflite(file.path, data) <= 1.0
+    for x in (
+        {"image": images(), "angle": 100.0 * angles},
+        {"image": 0.001 * images(), "angle": angles},
+    ):
+        with pytest.raises(ValueError, match="another range"):
+            evaluate_tflite(file.path, (x, LABELS))
+
+
 def test_the_report_takes_several_inputs(qat, tmp_path):
     file = export_tflite(qat, tmp_path / "net.tflite")
     labels = qat.predict(list(X.values()), verbose=0).argmax(1)
