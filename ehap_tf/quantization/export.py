@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import os
@@ -78,7 +79,8 @@ def export_tflite(
         OSError: the path cannot be written (noticed before converting).
         TypeError: `qat` does not come from `quantize`.
         ValueError: the model has not seen data; the file holds float operators, or computes
-            something else than the model; `data` is empty or of another shape.
+            something else than the model or holds other types than it was asked for; `data` is
+            empty or of another shape.
     """
     if io_dtype not in IO_DTYPES:
         raise ValueError(f"io_dtype must be one of {tuple(IO_DTYPES)}. Received: {io_dtype!r}")
@@ -101,10 +103,36 @@ def export_tflite(
                 f"{', '.join(file.float_operators)}. Replace the layers these come from, or pass "
                 "allow_float=True."
             )
+        _require_types(file, graph, io_dtype)
         if data is not None:
             file = _compared(file, qat, data)
         write_metadata(file, path, output_names(qat), normalization, labels)
     return dataclasses.replace(file, path=pathlib.Path(path))
+
+
+def _require_types(file: TFLiteFile, graph: IntegerGraph, io_dtype: str) -> None:
+    """Checks that the converter has followed: what it cannot do it leaves without a word.
+
+    Raises:
+        ValueError: inputs and outputs are of other types, or 4-bit kernels larger.
+    """
+    integer = TFLiteModel(file.path)
+    for spec in (*integer.inputs.values(), *integer.outputs):
+        # An output that a layer computes in float, where that is allowed, may stay so.
+        if spec.dtype != io_dtype and not (file.float_operators and spec.dtype == "float32"):
+            raise ValueError(
+                f"the file's inputs and outputs must be {io_dtype}. Received: {spec.name!r} in "
+                f"{spec.dtype}; please report it with the model."
+            )
+    # Equal kernels share one constant, which the converter stores in 8 bits.
+    kernels = collections.Counter(k.values.tobytes() for k in graph.stored.values() if k.bits == 4)
+    expected = sum(count == 1 for count in kernels.values())
+    stored = file.tensor_types.get("INT4", 0)
+    if stored < expected:
+        raise ValueError(
+            f"the file must hold {expected} kernels in 4 bits. Received: {stored}; please report "
+            "it with the model."
+        )
 
 
 def _compared(file: TFLiteFile, qat: tf_keras.Model, data: Any) -> TFLiteFile:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -26,6 +27,8 @@ from ehap_tf.quantization import (
     save_qat,
 )
 from ehap_tf.quantization.correction import correct_biases
+from ehap_tf.quantization.export import IO_DTYPES
+from ehap_tf.quantization.folding import FoldedKernel
 from ehap_tf.quantization.integer_graph import output_step
 from ehap_tf.quantization.tflite_file import inspect_tflite, open_interpreter
 from tests.quantization.nets import SHAPE, build, conv, head, images, layers, randomize
@@ -325,6 +328,32 @@ def test_four_bit_weights_are_stored_in_four_bits(model, file, tmp_path):
     assert small.float_operators == ()
     difference = TFLiteModel(small.path)(images()) - qat.predict(images(), verbose=0)
     assert np.abs(difference).max() <= 2.001 * small.output.scale
+
+
+def test_another_type_than_was_asked_for_is_refused(qat, tmp_path, monkeypatch):
+    monkeypatch.setitem(IO_DTYPES, "uint8", tf.int8)
+    with pytest.raises(ValueError, match=r"must be uint8\. Received: .* in int8"):
+        export_tflite(qat, tmp_path / "net.tflite", io_dtype="uint8")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_four_bit_kernels_in_eight_bits_are_refused(model, tmp_path, monkeypatch):
+    qat = quantize(model, weight_bits=4, representative_data=(images(),))
+    constant = FoldedKernel.constant
+    monkeypatch.setattr(
+        FoldedKernel, "constant", lambda kernel: constant(dataclasses.replace(kernel, bits=8))
+    )
+    with pytest.raises(ValueError, match=r"hold 3 kernels in 4 bits\. Received: 0"):
+        export_tflite(qat, tmp_path / "net.tflite")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_equal_four_bit_kernels_need_not_be_stored_in_four_bits(tmp_path):
+    inputs = layers.Input(SHAPE)
+    net = randomize(tf_keras.Model(inputs, head(conv(conv(conv(inputs))))))
+    net.layers[3].kernel.assign(net.layers[2].kernel)
+    qat = quantize(net, weight_bits=4, representative_data=(images(),))
+    assert export_tflite(qat, tmp_path / "net.tflite").tensor_types["INT4"] >= 2
 
 
 def test_transposed_convolution_keeps_eight_bits(tmp_path):
