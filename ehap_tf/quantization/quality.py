@@ -6,17 +6,23 @@ import dataclasses
 import itertools
 import math
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tf_keras
+from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapper import (
+    QuantizeWrapper,
+)
 
 from ehap_tf.data import as_dataset
 from ehap_tf.models.keras3 import either_keras
 from ehap_tf.quantization.evaluate import TFLiteModel, class_labels, classes
+from ehap_tf.quantization.folding import fold
 from ehap_tf.quantization.inputs import input_arrays, input_names
 from ehap_tf.quantization.integer_graph import IntegerGraph, output_range, output_step
+from ehap_tf.quantization.kinds import layer_kind
 from ehap_tf.quantization.wrappers import unwrapped
 
 WORST_CHANNELS = 5
@@ -39,6 +45,9 @@ class LayerQuality:
         high: upper end.
         worst_channels: (channel, decibels) of the output channels with the smallest ratios, worst
             first.
+        worst_filters: the same of the output channels of the kernel, each the ratio of its median
+            weight: one huge weight makes the steps so coarse that the others vanish, and hides that
+            in their sum of squares.
     """
 
     name: str
@@ -48,6 +57,7 @@ class LayerQuality:
     low: float
     high: float
     worst_channels: tuple[tuple[int, float], ...]
+    worst_filters: tuple[tuple[int, float], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,9 +176,28 @@ class _Ratios:
     def worst(self, name: str) -> tuple[tuple[int, float], ...]:
         if name not in self._sums:
             return ()
-        ratios = [_decibels(*pair) for pair in self._sums[name].T]
-        order = sorted((r, c) for c, r in enumerate(ratios) if math.isfinite(r))
-        return tuple((channel, ratio) for ratio, channel in order[:WORST_CHANNELS])
+        return _worst(_decibels(*pair) for pair in self._sums[name].T)
+
+
+def _worst(ratios: Iterable[float]) -> tuple[tuple[int, float], ...]:
+    order = sorted((r, c) for c, r in enumerate(ratios) if math.isfinite(r))
+    return tuple((channel, ratio) for ratio, channel in order[:WORST_CHANNELS])
+
+
+def worst_filters(wrapper: QuantizeWrapper) -> tuple[tuple[int, float], ...]:
+    """See `LayerQuality`; of TFMOT's wrapper around a convolution or Dense."""
+    exact, rounded = (fold(wrapper, None, rounding).values for rounding in (False, True))
+    channels = -2 if layer_kind(wrapper.layer) == "Conv2DTranspose" else -1
+    ratios = []
+    for weights, error in zip(
+        np.moveaxis(exact.astype(np.float64), channels, 0),
+        np.moveaxis(rounded.astype(np.float64) - exact, channels, 0),
+        strict=True,
+    ):
+        used = weights != 0.0
+        signal = np.median(np.square(weights[used])) if used.any() else 0.0
+        ratios.append(_decibels(signal, np.square(error[used]).sum() / max(1, used.sum())))
+    return _worst(ratios)
 
 
 def _layers(qat: tf_keras.Model, outputs: _Ratios) -> list[LayerQuality]:
@@ -180,10 +209,12 @@ def _layers(qat: tf_keras.Model, outputs: _Ratios) -> list[LayerQuality]:
         if limits is None and layer.name not in kernels:
             continue
         weights = math.nan
+        filters: tuple[tuple[int, float], ...] = ()
         if layer.name in kernels:
             exact = float_kernels[layer.name].values.astype(np.float64)
             error = kernels[layer.name].values - exact
             weights = _decibels(np.square(exact).sum(), np.square(error).sum())
+            filters = worst_filters(layer)
         inner = unwrapped(layer)
         low, high = limits or (math.nan, math.nan)
         entries.append(
@@ -195,6 +226,7 @@ def _layers(qat: tf_keras.Model, outputs: _Ratios) -> list[LayerQuality]:
                 low=low,
                 high=high,
                 worst_channels=outputs.worst(layer.name),
+                worst_filters=filters,
             )
         )
     return entries

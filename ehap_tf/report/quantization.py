@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ehap_tf.report.content import ReportContent
@@ -35,7 +35,6 @@ def quantization_section(run: ReportContent) -> dict[str, Any] | None:
 
 def _row(layer: Mapping[str, Any], best: float, worst: float) -> dict[str, Any]:
     output = layer["output_db"]
-    channels = layer["worst_channels"] or ()
     return {
         "name": layer["name"],
         "weights": _decibels(layer["weights_db"]),
@@ -43,9 +42,14 @@ def _row(layer: Mapping[str, Any], best: float, worst: float) -> dict[str, Any]:
         "width": "" if output is None else f"{100 * max(0.0, output) / max(best, 1.0):.1f}",
         "is_worst": output is not None and output <= worst,
         "range": "-" if layer["low"] is None else f"{layer['low']:.3g} to {layer['high']:.3g}",
-        "channels": ", ".join(f"{channel} ({ratio:.0f})" for channel, ratio in channels[:3]),
+        "channels": _channels(layer["worst_channels"] or ()),
+        "filters": _channels(layer.get("worst_filters", ())),
     }
 
 
 def _decibels(ratio: float | None) -> str:
     return "-" if ratio is None else f"{ratio:.1f}"
+
+
+def _channels(worst: Sequence[tuple[int, float]]) -> str:
+    return ", ".join(f"{channel} ({ratio:.0f})" for channel, ratio in worst[:3])

@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
+from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapper import (
+    QuantizeWrapper,
+)
 
 from ehap_tf.files import CorruptFileError
 from ehap_tf.quantization import (
@@ -30,6 +33,7 @@ from ehap_tf.quantization.correction import correct_biases
 from ehap_tf.quantization.export import IO_DTYPES
 from ehap_tf.quantization.folding import FoldedKernel
 from ehap_tf.quantization.integer_graph import output_step
+from ehap_tf.quantization.quality import worst_filters
 from ehap_tf.quantization.tflite_file import inspect_tflite, open_interpreter
 from tests.quantization.nets import SHAPE, build, conv, head, images, layers, randomize
 
@@ -461,6 +465,43 @@ def test_report_finds_the_spoilt_layer(model, tmp_path):
     assert all(entry.weights_db > 30 for entry in kernels[1:])
     assert entries[spoilt.layers[3].name].output_db > 10
     assert report.to_json()["layers"][0]["name"] == report.layers[0].name
+    # The huge weight rounds the others of its filter away, and stretches the range of the outputs.
+    (worst, ratio), (_, second) = entries[spoilt.layers[1].name].worst_filters[:2]
+    assert worst == 2 and ratio < 15 and second > 30
+    assert all(entry.worst_filters[0][1] > 30 for entry in kernels[1:])
+    outputs = entries[spoilt.layers[3].name].worst_channels
+    assert sorted(channel for channel, _ in outputs) == [0, 1, 3, 4, 5]
+    assert [ratio for _, ratio in outputs] == sorted(ratio for _, ratio in outputs)
+    assert all(ratio < 25 for _, ratio in outputs)
+    ratios = sorted(entry.output_db for entry in report.layers if entry.kind != "Conv2D")
+    assert [entry.output_db for entry in report.worst_layers(3)] == ratios[:3]
+
+
+@pytest.mark.parametrize(
+    ("layer", "axis"),
+    [
+        (lambda: layers.Conv2D(5, 3), -1),
+        (lambda: layers.Conv2DTranspose(5, 3), -2),
+        (lambda: layers.DepthwiseConv2D(3), -2),
+        (lambda: layers.Dense(5), -1),
+    ],
+    ids=["Conv2D", "Conv2DTranspose", "DepthwiseConv2D", "Dense"],
+)
+def test_filters_are_judged_by_their_median_weight(layer, axis):
+    """Scaled down, without a scale of its own or with one huge weight; a dead one not at all."""
+    inputs = layers.Input(SHAPE)
+    net = randomize(tf_keras.Model(inputs, layer()(inputs)))
+    kernel = net.layers[-1].weights[0]
+    values = np.moveaxis(kernel.numpy().copy(), axis, 0)
+    values[0] = 0.0
+    values[1] *= 0.01
+    values[1].flat[0] = values[2].flat[0] = np.abs(values[2:]).max()
+    kernel.assign(np.moveaxis(values, 0, axis))
+    qat = quantize(net, representative_data=(images(),))
+    found = worst_filters(next(layer for layer in qat.layers if isinstance(layer, QuantizeWrapper)))
+    assert found[0][0] == 1
+    assert 0 not in dict(found)
+    assert found[0][1] < found[1][1] - 20.0
 
 
 def test_bias_correction_removes_the_mean_error(model):

@@ -36,7 +36,7 @@ QUANTIZATION = {
         {"name": "image", "weights_db": None, "output_db": 46.5, "low": -2.4, "high": 2.7,
          "worst_channels": [[1, 45.0]]},
         {"name": "conv<1>", "weights_db": 41.25, "output_db": None, "low": None, "high": None,
-         "worst_channels": []},
+         "worst_channels": [], "worst_filters": [[2, 8.1], [0, 40.3]]},
         {"name": "relu", "weights_db": None, "output_db": 31.5, "low": 0.0, "high": 14.5,
          "worst_channels": [[11, 29.4], [6, 33.0]]},
     ],
@@ -120,6 +120,7 @@ def test_quantization_error_by_layer():
     rows = re.findall(r"<tr><td>(.*?)</td><td>(.*?)</td>\s*<td>(.*?)</td>", page)
     assert ("conv&lt;1&gt;", "41.2", "-") in rows and ("relu", "-", "31.5") in rows
     assert "99.2 %" in page and "94.5 %" in page and "11 (29), 6 (33)" in page
+    assert "<td></td><td>2 (8), 0 (40)</td></tr>" in page
     assert 'class="quantization"' not in render_page([content(details={})])
 
 
