@@ -96,6 +96,8 @@ class GraphBuilder:
             return self.call(EhapHardSwish, name, x)
         if kind == "leaky_relu":
             return self.call(layers.LeakyReLU, name, x, 0.2)
+        # TensorFlow's own sigmoid does not leave its logits for the loss.
+        function = "sigmoid" if kind == "sigmoid" else function
         return self.call(layers.Activation, name, x, function)
 
     def relu(self, x: Any, name: str, limit: float = np.inf) -> Any:

@@ -195,7 +195,9 @@ class EhapFixedQuantizer(quantizers.Quantizer):
     """Asymmetric quantization to a range that the integer kernel prescribes.
 
     TFLite's softmax and sigmoid write multiples of 1/256 from 0, its tanh multiples of 1/128
-    around 0, whatever was observed.
+    around 0, whatever was observed. Keras takes cross-entropies from the logits that its softmax
+    and sigmoid leave on their outputs; they stay there, because the loss of a probability that was
+    rounded to 0 has no gradient.
     """
 
     def __init__(self, low: float, high: float) -> None:
@@ -212,7 +214,10 @@ class EhapFixedQuantizer(quantizers.Quantizer):
     ) -> tf.Tensor:
         """Fake-quantizes to [low, high] with 8 bits."""
         del training, weights, kwargs
-        return tf.quantization.fake_quant_with_min_max_args(inputs, self.low, self.high)
+        outputs = tf.quantization.fake_quant_with_min_max_args(inputs, self.low, self.high)
+        if hasattr(inputs, "_keras_logits"):
+            outputs._keras_logits = inputs._keras_logits
+        return outputs
 
     def limits(self, weights: dict[str, Any]) -> tuple[Any, Any]:
         """The range."""

@@ -15,6 +15,7 @@ from ehap_tf.pipeline.training_step import (
     is_kernel,
     optimizer_variables,
 )
+from ehap_tf.quantization import quantize
 
 layers = tf_keras.layers
 BATCH = 8
@@ -93,6 +94,22 @@ def test_a_softmax_output_trains_like_its_logits():
             step(*batch(number))
     for a, b in zip(logits.get_weights(), softmax.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_quantized_softmax_output_trains_like_its_logits():
+    logits, softmax = small_net(), small_net(softmax=True)
+    trained = []
+    for model in (logits, softmax):
+        # Probabilities of 0 on the grid of the integer softmax.
+        model.get_layer("dense").bias.assign([20.0, -20.0, 0.0, 0.0])
+        trained.append(quantize(model, representative_data=(np.asarray(batch()[0]),)))
+    for qat in trained:
+        optimizer = build_optimizer(qat, WarmupCosine(0.1, 10**9), 0.9, nesterov=True)
+        step = build_step(qat, optimizer, 0.0, BATCH, tf.distribute.get_strategy())
+        for number in range(3):
+            step(*batch(number))
+    kernels = [qat.get_layer("quant_dense").get_weights()[0] for qat in trained]
+    np.testing.assert_allclose(*kernels, rtol=1e-4, atol=1e-6)
 
 
 def test_only_kernels_decay():

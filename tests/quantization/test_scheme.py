@@ -227,6 +227,37 @@ def test_a_batch_norm_can_be_frozen_after_quantize(suffix, tmp_path):
     assert len(qat.trainable_variables) == variables
 
 
+@pytest.mark.parametrize(
+    ("activation", "loss"),
+    [
+        ("softmax", tf_keras.losses.SparseCategoricalCrossentropy),
+        ("sigmoid", tf_keras.losses.BinaryCrossentropy),
+        (tf.nn.sigmoid, tf_keras.losses.BinaryCrossentropy),
+    ],
+)
+def test_probabilities_train_like_their_logits(activation, loss, tmp_path):
+    """An example that is badly wrong: its probability is 0 on the file's grid of 1/256."""
+    dense = layers.Dense(4, activation=activation)
+    model = tf_keras.Sequential([layers.Input((8, 8, 3)), layers.Flatten(), dense])
+    randomize(model)
+    dense.bias.assign([12.0, -12.0, -12.0, -12.0])
+    qat = quantize(model, representative_data=(images(),))
+    save_qat(qat, tmp_path / "qat.h5")
+    for twin in (qat, load_qat(tmp_path / "qat.h5")):
+        inside = tf_keras.Model(twin.inputs, twin.layers[-2].output)
+        labels = np.ones((64, 1) if loss.__name__.startswith("Sparse") else (64, 4))
+        assert (twin.predict(images(), verbose=0)[:, 1] == 0.0).all()
+        expected = loss(from_logits=True)(labels, inside(images())).numpy()
+        assert expected > 5.0
+        bias = twin.layers[-2].layer.bias
+        start = bias.numpy()
+        twin.compile(tf_keras.optimizers.SGD(1.0), loss())
+        assert twin.evaluate(images(), labels, 64, verbose=0) == pytest.approx(expected, rel=1e-5)
+        history = twin.fit(images(), labels, batch_size=64, verbose=0).history
+        assert history["loss"][0] == pytest.approx(expected, rel=1e-2)
+        assert (bias.numpy() - start)[1] > 0.2
+
+
 def test_training_lowers_the_loss():
     rng = np.random.default_rng(0)
     inputs = layers.Input((8, 8, 3))
