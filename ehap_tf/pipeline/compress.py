@@ -36,6 +36,7 @@ from ehap_tf.quantization import (
     evaluate_tflite,
     export_tflite,
     quantize,
+    require_quantizable,
     round_biases,
 )
 from ehap_tf.sensitivity import FilterScores, rank_filters
@@ -102,6 +103,7 @@ def compress(
     learning_rate: float | None = None,
     batch_size: int = 128,
     weight_bits: int = 8,
+    allow_float: bool = False,
     seed: int = 0,
     verbose: int = 0,
 ) -> Compressed:
@@ -138,13 +140,15 @@ def compress(
             learning rate, else 0.01.
         batch_size: of arrays; a dataset keeps its own batches.
         weight_bits: as in `quantize`.
+        allow_float: as in `quantize`; the file then has float operators.
         seed: of the sample and of the ranking's random vectors.
         verbose: Keras' own progress output: 0, 1 or 2.
 
     Raises:
         TypeError: the model is subclassed, or data is of another type.
         ValueError: an argument is out of range, data is empty, infinite or does not fit the model
-            or the loss, or no loss is known.
+            or the loss, or no loss is known; a layer has no integer kernel (noticed before
+            anything is ranked or trained).
         OSError: `path` cannot be written (noticed before anything else).
     """
     require_writable(path)
@@ -164,6 +168,7 @@ def compress(
     loss = _known_loss(model, loss)
     _require_fit(model, train_data, loss, "train_data")
     _require_fit(model, validation_data, loss, "validation_data")
+    require_quantizable(model, weight_bits, allow_float=allow_float)
     if prune_ratio is None and target_params is None and target_macs is None:
         target_macs = 0.5
     seconds: dict[str, float] = {}
@@ -203,12 +208,14 @@ def compress(
     report["finetuned_accuracy"] = accuracy_on(slim, validation_data)
     with _timed(seconds, "quantize"):
         calibration = first_examples(drawn, 1280)
-        qat = quantize(slim, weight_bits=weight_bits, representative_data=calibration)
+        qat = quantize(
+            slim, weight_bits=weight_bits, representative_data=calibration, allow_float=allow_float
+        )
         _fit(qat, train_data, validation_data, qat_epochs, rate / 10, freeze_bn=True, **options)
         round_biases(qat)
     report["qat_accuracy"] = accuracy_on(qat, validation_data)
     with _timed(seconds, "export"):
-        file = export_tflite(qat, path, data=calibration)
+        file = export_tflite(qat, path, allow_float=allow_float, data=calibration)
         report |= {
             "tflite_accuracy": evaluate_tflite(file.path, validation_data),
             "tflite_bytes": file.bytes,

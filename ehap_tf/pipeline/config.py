@@ -213,6 +213,11 @@ class PipelineConfig:
     weight_bits: int = _setting(
         8, "bits of a convolution weight in the integer file, 8 or 4", unit="bits"
     )
+    allow_float: bool = _setting(
+        False,
+        "keep layers without an integer kernel (ELU, softplus, your own) in float, in an otherwise "
+        "integer file, instead of refusing the model",
+    )
     train_precision: str = _setting(
         "auto",
         "arithmetic of training and fine-tuning; auto: bf16 on a CPU with AMX, or AMD's "

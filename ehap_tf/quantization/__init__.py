@@ -6,7 +6,7 @@ from ehap_tf.quantization.evaluate import TFLiteModel, evaluate_tflite, measure_
 from ehap_tf.quantization.export import export_float_tflite, export_tflite
 from ehap_tf.quantization.metadata import Normalization, read_metadata
 from ehap_tf.quantization.persistence import load_qat, save_qat
-from ehap_tf.quantization.qat import calibrate, quantize
+from ehap_tf.quantization.qat import calibrate, quantize, require_quantizable
 from ehap_tf.quantization.quality import LayerQuality, QuantizationReport, quantization_report
 from ehap_tf.quantization.scheme import EhapQuantizeScheme, quantization_scope
 from ehap_tf.quantization.tflite_file import TensorSpec, TFLiteFile, inspect_tflite
@@ -32,6 +32,7 @@ __all__ = [
     "quantization_scope",
     "quantize",
     "read_metadata",
+    "require_quantizable",
     "round_biases",
     "save_qat",
 ]

@@ -77,11 +77,9 @@ def quantize(
             'representative_data is needed for method="ptq", a few hundred inputs suffice. '
             "Received: None"
         )
-    _require_fixed_size(model)
     scheme = EhapQuantizeScheme(weight_bits, activation_bits, act_percentile, allow_float)
     with quantization_scope():
-        flat, configs = scheme.get_layout_transformer().apply(model, {})
-        qat = _wrap(flat, configs)
+        qat = _wrap(*_rewritten(model, scheme))
     if representative_data is not None:
         if reestimate:
             reestimate_batch_norm(qat, _batches(qat, representative_data))
@@ -89,6 +87,33 @@ def quantize(
         if bias_correction:
             correct_biases(qat, _batches(qat, representative_data))
     return qat
+
+
+@kept_random_state()
+def require_quantizable(
+    model: tf_keras.Model, weight_bits: int = 8, *, allow_float: bool = False
+) -> None:
+    """Checks that `quantize` takes `model`, without the work and without data.
+
+    Args:
+        model: as for `quantize`, trained or not.
+        weight_bits: as in `quantize`.
+        allow_float: as in `quantize`.
+
+    Raises:
+        TypeError: as in `quantize`.
+        ValueError: as in `quantize`.
+    """
+    with quantization_scope():
+        _rewritten(model, EhapQuantizeScheme(weight_bits, allow_float=allow_float))
+
+
+def _rewritten(
+    model: tf_keras.Model, scheme: EhapQuantizeScheme
+) -> tuple[tf_keras.Model, Mapping[str, Mapping[str, Any]]]:
+    """The operators of the file as a float model, and the config of each that is quantized."""
+    _require_fixed_size(model)
+    return scheme.get_layout_transformer().apply(model, {})
 
 
 def _require_fixed_size(model: tf_keras.Model) -> None:

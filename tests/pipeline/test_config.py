@@ -71,6 +71,15 @@ def test_mirroring_touches_the_stages_of_runs_that_ask_for_it_alone():
         assert after == before | ({"mirror_images": False} if "dataset" in before else {})
 
 
+def test_float_layers_touch_the_file_of_runs_that_allow_them_alone():
+    plain, asked = PipelineConfig(), PipelineConfig(allow_float=True)
+    for stage in STAGES:
+        before, after = dict(stage.settings(plain)), dict(stage.settings(asked))
+        assert "allow_float" not in before
+        touched = stage.name in ("quantize", "export")
+        assert after == before | ({"allow_float": True} if touched else {})
+
+
 def test_a_saved_model_is_not_trained_anew(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()

@@ -150,6 +150,24 @@ def test_more_images_to_rank_than_there_are_is_said_before_training(run):
     assert not pathlib.Path("run/baseline.keras").exists()
 
 
+def test_a_layer_without_integer_kernel_is_said_before_training(run):
+    inputs = tf_keras.Input((32, 32, 3))
+    x = tf_keras.layers.Conv2D(4, 3, strides=4, activation="elu")(inputs)
+    x = tf_keras.layers.GlobalAveragePooling2D()(x)
+    save_model(tf_keras.Model(inputs, tf_keras.layers.Dense(10)(x)), "mine.keras")
+    stages = ("train", "quantize")
+    with pytest.raises(ValueError, match=r"has no integer kernel.*allow_float"):
+        run(model="mine.keras", stages=stages)
+    assert not pathlib.Path("run/baseline.keras").exists()
+    run(model="mine.keras")
+    pathlib.Path("run/slim.keras").write_bytes(pathlib.Path("mine.keras").read_bytes())
+    with pytest.raises(ValueError, match=r"has no integer kernel.*allow_float"):
+        run(model="mine.keras", stages=("finetune", "quantize"))
+    assert not pathlib.Path("run/finetuned.keras").exists()
+    with pytest.raises(ValueError, match="stage quantize needs"):
+        run(model="mine.keras", stages=stages, allow_float=True)
+
+
 def test_a_batch_larger_than_the_training_set(run):
     with pytest.raises(ValueError, match="batch_size must be between 1 and"):
         run(batch_size=100_000, train_epochs=1)

@@ -9,7 +9,8 @@ from typing import Any
 from ehap_tf.data import evaluation_batches, normalize
 from ehap_tf.models import load_model
 from ehap_tf.pipeline.config import PipelineConfig
-from ehap_tf.pipeline.job import Figures, Job, Stage, select
+from ehap_tf.pipeline.job import Figures, Job, Stage
+from ehap_tf.pipeline.stages.quantize import file_settings
 from ehap_tf.quantization import (
     Normalization,
     evaluate_tflite,
@@ -28,7 +29,7 @@ CHECK_BATCH_SIZE = 128
 
 def settings(config: PipelineConfig) -> dict[str, Any]:
     """The data that the file is measured on; everything else is in qat.h5."""
-    return select(config, "dataset", "weight_bits")
+    return file_settings(config)
 
 
 def run(job: Job, fingerprint: str) -> Figures:
@@ -41,6 +42,7 @@ def run(job: Job, fingerprint: str) -> Figures:
     exported = export_tflite(
         qat,
         job.run.tflite,
+        allow_float=job.config.allow_float,
         normalization=Normalization(dataset.mean, dataset.std),
         labels=dataset.class_names,
         data=evaluation_batches(test, dataset, CHECK_BATCH_SIZE),

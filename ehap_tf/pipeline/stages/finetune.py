@@ -9,6 +9,7 @@ from ehap_tf.pipeline import recipes
 from ehap_tf.pipeline.config import PipelineConfig
 from ehap_tf.pipeline.evaluation import accuracy
 from ehap_tf.pipeline.job import Figures, Job, Stage, select
+from ehap_tf.pipeline.stages import quantize
 
 
 def settings(config: PipelineConfig) -> dict[str, Any]:
@@ -19,6 +20,8 @@ def settings(config: PipelineConfig) -> dict[str, Any]:
 def run(job: Job, fingerprint: str) -> Figures:
     """Writes `finetuned.keras`."""
     slim = load_model(job.run.slim)
+    # The baseline may be of a run without this stage.
+    quantize.check_layers(job.config, slim)
     checkpoints = job.run.checkpoints("finetune", fingerprint)
     model, result = recipes.train_as(job, slim, "finetune", checkpoints)
     save_model(model, job.run.finetuned)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import tf_keras
+
 from ehap_tf.data import sample_arrays
 from ehap_tf.models import load_model
 from ehap_tf.pipeline import recipes
@@ -11,7 +13,7 @@ from ehap_tf.pipeline.config import PipelineConfig
 from ehap_tf.pipeline.evaluation import accuracy
 from ehap_tf.pipeline.job import Figures, Job, Stage, select
 from ehap_tf.pipeline.training import TrainingRecipe
-from ehap_tf.quantization import quantize, round_biases, save_qat
+from ehap_tf.quantization import quantize, require_quantizable, round_biases, save_qat
 
 CALIBRATION_EXAMPLES = 1280
 """Training images that set the first activation ranges: ten batches of 128 (BUILD_NOTES)."""
@@ -19,7 +21,25 @@ CALIBRATION_EXAMPLES = 1280
 
 def settings(config: PipelineConfig) -> dict[str, Any]:
     """Data, bits and recipe."""
-    return select(config, "dataset", "weight_bits") | recipes.training_settings(config, "quantize")
+    return file_settings(config) | recipes.training_settings(config, "quantize")
+
+
+def file_settings(config: PipelineConfig) -> dict[str, Any]:
+    """Data, bits, and whether the file may hold float operators."""
+    values = select(config, "dataset", "weight_bits")
+    if config.allow_float:
+        values |= select(config, "allow_float")
+    return values
+
+
+def check_layers(config: PipelineConfig, model: tf_keras.Model) -> None:
+    """Raises, before hours of work, what this stage would raise after them.
+
+    Raises:
+        ValueError: the job quantizes the model, and a layer of it has no integer kernel.
+    """
+    if "quantize" in config.stages:
+        require_quantizable(model, config.weight_bits, allow_float=config.allow_float)
 
 
 def run(job: Job, fingerprint: str) -> Figures:
@@ -32,6 +52,7 @@ def run(job: Job, fingerprint: str) -> Figures:
         method="qat",
         weight_bits=config.weight_bits,
         representative_data=representative,
+        allow_float=config.allow_float,
     )
     values = settings(config)
     recipe = TrainingRecipe(
