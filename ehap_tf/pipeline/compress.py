@@ -113,7 +113,8 @@ def compress(
     of the multiply-accumulates go.
 
     Args:
-        model: a trained Functional or Sequential model with one output, a number for each class.
+        model: a trained Functional or Sequential model with one input and one output, a number
+            for each class.
         train_data: `(x, y)` arrays or a finite batched `tf.data.Dataset`, with integer labels or
             one-hot ones, as the loss takes them.
         validation_data: the same kind; epochs are chosen by it, and accuracies measured on it.
@@ -155,10 +156,10 @@ def compress(
     require_functional(model)
     require_finite_weights(model)
     instead = "call rank_filters, plan_pruning, prune, finetune, quantize and export_tflite instead"
-    if len(model.outputs) != 1:
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
         raise ValueError(
-            f"compress takes a classifier with one output. Received: {len(model.outputs)} outputs; "
-            f"{instead}"
+            "compress takes a classifier with one input and one output. Received: "
+            f"{len(model.inputs)} and {len(model.outputs)}; {instead}"
         )
     if model.outputs[0].shape[-1] == 1:
         raise ValueError(

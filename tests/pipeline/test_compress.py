@@ -244,6 +244,18 @@ def test_a_classifier_of_a_single_number_is_refused_at_once(data, tmp_path):
         ehap.compress(model, *data, path=tmp_path / "file.tflite", loss="mse")
 
 
+def test_several_inputs_or_outputs_are_refused_at_once(data, tmp_path):
+    (x, y), test = data
+    one, other = (tf_keras.layers.Input((8, 8, CLASSES)) for _ in range(2))
+    total = tf_keras.layers.GlobalAveragePooling2D()(tf_keras.layers.Add()([one, other]))
+    model = tf_keras.Model([one, other], tf_keras.layers.Dense(CLASSES)(total))
+    path = tmp_path / "file.tflite"
+    with pytest.raises(ValueError, match=r"one input and one output\. Received: 2 and 1; "):
+        ehap.compress(model, ([x, x], y), ([x, x], y), path=path, loss="mse")
+    with pytest.raises(ValueError, match=r"one input and one output\. Received: 1 and 2; "):
+        ehap.compress(tf_keras.Model(one, [one, one]), data[0], test, path=path, loss="mse")
+
+
 def test_a_subclassed_model_is_refused(data):
     class Mine(tf_keras.Model):
         def call(self, inputs):
