@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -212,7 +212,7 @@ def compress(
         qat = quantize(
             slim, weight_bits=weight_bits, representative_data=calibration, allow_float=allow_float
         )
-        _fit(qat, train_data, validation_data, qat_epochs, rate / 10, freeze_bn=True, **options)
+        _fit(qat, train_data, validation_data, qat_epochs, rate / 10, quantized=True, **options)
         round_biases(qat)
     report["qat_accuracy"] = accuracy_on(qat, validation_data)
     with _timed(seconds, "export"):
@@ -311,11 +311,13 @@ def _fit(
     momentum: float = 0.9,
     batch_size: int,
     verbose: int,
-    freeze_bn: bool = False,
+    quantized: bool = False,
 ) -> None:
     """Trains in place and leaves the best validation weights, those before the training included.
 
-    With `freeze_bn`, the second half of the training sees the affine maps of the integer file.
+    The best are those of the lowest loss. Of a `quantized` model, whose accuracy is that of its
+    file, they are those of the highest accuracy, and the second half of its training sees the
+    affine maps of the file.
     """
     if epochs < 0:
         raise ValueError(f"epochs must be at least 0. Received: {epochs}")
@@ -333,11 +335,11 @@ def _fit(
     best = validation = None
     if validation_data is not None:
         validation = as_dataset(validation_data, batch_size)
-        best = _BestWeights()
+        best = _BestWeights(by_accuracy=quantized)
         best.set_model(model)
-        best.offer(model.evaluate(validation, verbose=0, return_dict=True)["loss"])
+        best.offer(model.evaluate(validation, verbose=0, return_dict=True))
         callbacks.append(best)
-    if freeze_bn:
+    if quantized:
         callbacks.append(FreezeBatchNorm(epochs * steps // 2))
     history = model.fit(
         batches, validation_data=validation, epochs=epochs, callbacks=callbacks, verbose=verbose
@@ -354,21 +356,31 @@ def _fit(
 
 
 class _BestWeights(tf_keras.callbacks.Callback):
-    """Remembers the weights of the lowest validation loss."""
+    """Remembers the weights of the best validation figures.
 
-    def __init__(self) -> None:
+    Args:
+        by_accuracy: the highest accuracy is best, among equal ones the lowest loss; otherwise the
+            lowest loss.
+    """
+
+    def __init__(self, by_accuracy: bool) -> None:
         super().__init__()
         self.weights: list[np.ndarray] | None = None
-        self._lowest = float("inf")
+        self._by_accuracy = by_accuracy
+        self._lowest: tuple[float, ...] = (float("inf"),)
 
-    def offer(self, loss: float) -> None:
+    def offer(self, figures: Mapping[str, float], prefix: str = "") -> None:
         """Compares the weights of the moment with the best so far."""
-        if loss < self._lowest:
-            self._lowest, self.weights = loss, self.model.get_weights()
+        key: tuple[float, ...] = (figures[f"{prefix}loss"],)
+        if self._by_accuracy:
+            key = (-figures[f"{prefix}accuracy"], *key)
+        if key < self._lowest:
+            self._lowest, self.weights = key, self.model.get_weights()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        """Takes the epoch's validation loss."""
-        self.offer((logs or {}).get("val_loss", float("inf")))
+        """Takes the epoch's validation figures."""
+        if logs and "val_loss" in logs:
+            self.offer(logs, "val_")
 
 
 def accuracy_on(model: tf_keras.Model, data: Any) -> float:

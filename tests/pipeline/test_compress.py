@@ -204,6 +204,29 @@ def test_finetune_that_only_worsens_leaves_the_weights(model, data):
         np.testing.assert_array_equal(before, after)
 
 
+def test_quantized_training_keeps_the_weights_of_the_best_accuracy(model, data):
+    """Two fifths of the labels are wrong: the loss rises while the others are learnt."""
+    (x, y), _ = data
+    muddled = (x, np.where(np.arange(len(x)) % 5 < 2, (y + 1) % CLASSES, y))
+    options = {"loss": model.loss, "batch_size": 32, "verbose": 0}
+    accuracies = []
+    for quantized in (True, False):
+        fresh = untrained(model)
+        compress._fit(fresh, data[0], muddled, 5, 0.05, quantized=quantized, **options)
+        accuracies.append(compress.accuracy_on(fresh, muddled))
+    assert accuracies[0] > 0.55 > accuracies[1]
+
+
+def test_among_equal_accuracies_the_loss_decides(model):
+    network = untrained(model)
+    best = compress._BestWeights(by_accuracy=True)
+    best.set_model(network)
+    for number, figures in enumerate([(0.5, 0.8), (0.6, 0.9), (0.4, 0.9), (0.45, 0.9), (0.1, 0.7)]):
+        network.set_weights([np.full_like(w, number) for w in network.get_weights()])
+        best.offer(dict(zip(("loss", "accuracy"), figures, strict=True)))
+    assert best.weights[0].max() == 2
+
+
 def recompiled(model):
     model.compile(loss=tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     return model
