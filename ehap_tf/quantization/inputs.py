@@ -10,6 +10,8 @@ import tensorflow as tf
 import tf_keras
 
 LARGEST_BATCH = 128
+SMALLEST_BATCH = 32
+"""The extremes and statistics of fewer examples are not those of the data."""
 
 
 def input_names(model: tf_keras.Model) -> list[str]:
@@ -56,7 +58,8 @@ def input_batches(
         model: that the inputs are for.
         data: `(x, y)` or `(x,)` arrays, or a batched `tf.data.Dataset` of inputs or of (inputs,
             labels); several inputs as for `input_arrays`.
-        count: how many at most; arrays are cut into that many batches of at most 128 examples.
+        count: how many at most; arrays are cut into that many batches of at most 128 examples, or
+            into as many as leave 32 to each.
         what: the argument's name, for the messages.
 
     Raises:
@@ -86,7 +89,8 @@ def _batches(model: tf_keras.Model, data: Any, count: int, what: str) -> Iterato
         return
     x = data[0] if isinstance(data, tuple | list) else data
     arrays = input_arrays(model, x, what)
-    examples = len(arrays[0])
-    size = max(1, min(LARGEST_BATCH, examples // count or examples))
-    for start in range(0, min(examples, size * count), size):
-        yield [array[start : start + size].astype(np.float32) for array in arrays]
+    examples = min(len(arrays[0]), count * LARGEST_BATCH)
+    batches = min(count, examples // SMALLEST_BATCH) or 1
+    for part in np.array_split(np.arange(examples), batches):
+        if len(part):
+            yield [array[part[0] : part[-1] + 1].astype(np.float32) for array in arrays]

@@ -52,13 +52,15 @@ def quantize(
         activation_bits: 8.
         representative_data: `(x, y)` or `(x,)` arrays, or a batched `tf.data.Dataset` of inputs
             or of (inputs, labels), preprocessed as for `model`; several inputs are a list of
-            arrays or a dict. The first 10 batches set the ranges of the activations, with BatchNorm
+            arrays or a dict. The first 10 batches (of arrays up to 1,280 examples, in fewer batches
+            where 10 would not have 32 each) set the ranges of the activations, with BatchNorm
             frozen. None leaves the ranges to the first batches of training, which they follow
             quickly; such a model cannot be exported before.
         act_percentile: share in percent of an activation's values that its range holds; 100 takes
             the extremes, a little less clips outliers.
         allow_float: keep layers without an integer kernel in float, instead of refusing them.
-        reestimate: average BatchNorm's statistics over the representative data under quantization.
+        reestimate: average BatchNorm's statistics over the representative data under quantization,
+            with dropout, noise and augmentation off.
         bias_correction: take out the mean error that rounding the kernels adds to each channel.
 
     Raises:

@@ -15,6 +15,7 @@ from ehap_tf.quantization import (
     quantization_report,
     quantize,
 )
+from ehap_tf.quantization.inputs import input_batches
 from ehap_tf.quantization.integer_graph import output_range
 from tests.quantization.nets import conv_norm, images, layers, randomize
 
@@ -59,10 +60,30 @@ def test_every_form_of_several_inputs_calibrates_alike(form):
     qat = quantize(model(), method="ptq", representative_data=FORMS[form], **options)
     for name, x in X.items():
         low, high = output_range(qat.get_layer(f"{name}_quantize"))
-        batches = 10 if "dataset" not in form else 1
-        parts = np.array_split(x[:60], batches) if batches > 1 else [x]
+        parts = np.array_split(x, 2) if "dataset" not in form else [x]
         assert low == pytest.approx(np.mean([part.min() for part in parts]), rel=1e-5)
         assert high == pytest.approx(np.mean([part.max() for part in parts]), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("examples", "sizes"),
+    [
+        (1, [1]),
+        (9, [9]),
+        (19, [19]),
+        (63, [63]),
+        (65, [33, 32]),
+        (327, 7 * [33] + 3 * [32]),
+        (1280, 10 * [128]),
+        (1300, 10 * [128]),
+    ],
+)
+def test_arrays_are_cut_into_batches_that_are_not_small(examples, sizes):
+    network = tf_keras.Sequential([layers.Input((2,)), layers.Dense(1)])
+    x = np.arange(2.0 * examples).reshape(examples, 2)
+    batches = [batch for (batch,) in input_batches(network, (x,), 10)]
+    assert [len(batch) for batch in batches] == sizes
+    np.testing.assert_array_equal(np.concatenate(batches), x[: sum(sizes)])
 
 
 def test_the_file_takes_its_inputs_by_name(qat, tmp_path):
