@@ -22,6 +22,12 @@ def batch_norms(model: tf_keras.Model) -> list[tf_keras.layers.BatchNormalizatio
     ]
 
 
+def training_only(model: tf_keras.Model) -> list[tf_keras.layers.Layer]:
+    """The layers that do something in training only: dropout, noise, augmentation."""
+    layers = model._flatten_layers(include_self=False)
+    return [layer for layer in layers if layer_kind(layer) in IDENTITIES]
+
+
 def freeze_batch_norm(qat: tf_keras.Model) -> None:
     """Freezes the BatchNorm statistics of a QAT model, in place.
 
@@ -78,13 +84,11 @@ def ranges_only(qat: tf_keras.Model) -> Iterator[None]:
 
     BatchNorm is frozen; dropout, noise and augmentation are off; all are restored after the block.
     """
-    layers = list(qat._flatten_layers(include_self=False))
-    norms = [layer for layer in layers if isinstance(layer, tf_keras.layers.BatchNormalization)]
+    norms = batch_norms(qat)
     trainable = [layer.trainable for layer in norms]
-    noises = [layer for layer in layers if layer_kind(layer) in IDENTITIES]
     freeze_batch_norm(qat)
     try:
-        with handing_on(noises):
+        with handing_on(training_only(qat)):
             yield
     finally:
         for layer, flag in zip(norms, trainable, strict=True):

@@ -9,7 +9,8 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.quantization.batch_norm import batch_norms, inference_affine
+from ehap_tf.models import handing_on
+from ehap_tf.quantization.batch_norm import batch_norms, inference_affine, training_only
 from ehap_tf.quantization.folding import fold
 from ehap_tf.quantization.integer_graph import IntegerGraph
 from ehap_tf.quantization.kinds import layer_kind
@@ -21,11 +22,16 @@ def reestimate_batch_norm(qat: tf_keras.Model, batches: Iterable[Sequence[np.nda
     """Averages BatchNorm's statistics over batches of the quantized network, in place.
 
     Rounding shifts and spreads what reaches a BatchNorm; its statistics of the float network no
-    longer fit. Activation ranges follow the batches, as in training.
+    longer fit. Dropout, noise and augmentation are off. Activation ranges follow the batches
+    meanwhile, as in training, and are then what they were.
 
     Args:
         qat: a model from `quantize`.
-        batches: one array for each input, each large enough for statistics of its own.
+        batches: one array for each input, each large enough for statistics of its own; a larger
+            one counts for more.
+
+    Raises:
+        ValueError: no batch holds more than one example.
     """
     norms = [norm for norm in batch_norms(qat) if norm.trainable]
     if not norms:
@@ -33,18 +39,26 @@ def reestimate_batch_norm(qat: tf_keras.Model, batches: Iterable[Sequence[np.nda
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 0.0  # The moving statistics are then those of the newest batch.
+    weights, sizes, history = qat.get_weights(), [], []
     try:
-        forward = training_forward(qat)
-        history = []
-        for x in batches:
-            forward([tf.constant(array) for array in x])
-            history.append([s.numpy() for norm in norms for s in _statistics(norm)])
+        with handing_on(training_only(qat)):
+            forward = training_forward(qat)
+            for x in batches:
+                forward([tf.constant(array) for array in x])
+                sizes.append(len(x[0]))
+                history.append([s.numpy() for norm in norms for s in _statistics(norm)])
     finally:
+        qat.set_weights(weights)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
+    if max(sizes) == 1:
+        raise ValueError(
+            "representative_data must hold batches of more than one example for reestimate. "
+            "Received: batches of 1"
+        )
     variables = [statistic for norm in norms for statistic in _statistics(norm)]
     for variable, values in zip(variables, zip(*history, strict=True), strict=True):
-        variable.assign(np.mean(values, axis=0))
+        variable.assign(np.average(values, axis=0, weights=sizes))
 
 
 def correct_biases(

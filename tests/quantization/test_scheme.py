@@ -53,6 +53,10 @@ def test_quantize_apply_gives_the_same_model(name):
         ({"representative_data": (np.zeros((4, 9, 8, 3)),)}, r"\(8, 8, 3\)|9, 8, 3"),
         ({"representative_data": (np.full((4, 8, 8, 3), np.nan),)}, "NaN"),
         ({"representative_data": (np.zeros((0, 8, 8, 3)),), "reestimate": True}, "data is empty"),
+        (
+            {"representative_data": (images(1),), "reestimate": True},
+            r"representative_data must .* more than one example.*Received: batches of 1",
+        ),
     ],
 )
 def test_wrong_arguments_are_named(options, text):
@@ -118,6 +122,29 @@ def test_calibration_sees_no_augmentation():
     for noise in noises:
         layer = qat.get_layer(f"quant_{noise.name}")
         assert np.abs(layer(images(), training=True) - images()).max() > 0.1
+
+
+def test_statistics_are_estimated_anew_without_noise():
+    """They are those of the network in inference, and the ranges those of the calibration alone."""
+
+    def reestimated(*noises):
+        convolution = layers.Conv2D(4, 3, use_bias=False, name="conv")
+        norm, relu = layers.BatchNormalization(name="norm"), layers.ReLU(name="relu")
+        parts = [layers.InputLayer((8, 8, 3)), *noises, convolution, norm, relu, layers.Flatten()]
+        model = randomize(tf_keras.Sequential(parts))
+        return quantize(model, representative_data=(images(),), reestimate=True)
+
+    plain = reestimated()
+    noisy = reestimated(layers.Dropout(0.5), layers.GaussianNoise(1.0))
+    for name in ("quant_norm", "quant_relu"):
+        weights = (qat.get_layer(name).get_weights() for qat in (noisy, plain))
+        for value, expected in zip(*weights, strict=True):
+            np.testing.assert_array_equal(value, expected)
+    norm = noisy.get_layer("quant_norm").layer
+    normalized = tf_keras.Model(noisy.inputs, noisy.get_layer("quant_conv").output)(images())
+    np.testing.assert_allclose(norm.moving_mean, np.mean(normalized, (0, 1, 2)), atol=1e-2)
+    np.testing.assert_allclose(norm.moving_variance, np.var(normalized, (0, 1, 2)), rtol=2e-2)
+    assert float(noisy.get_layer("quant_relu")._output_quantizer_vars["batches"]) == 2.0
 
 
 def test_frozen_statistics_stay_while_gamma_trains():
