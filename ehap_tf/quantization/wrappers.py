@@ -44,9 +44,21 @@ class EhapQuantizeWrapper(QuantizeWrapperV2):
     frozen BatchNorm: files do not load back. Here each weight is listed once, in the same order
     after loading, and those of a layer that is not trainable do not train. Gamma and beta of a
     BatchNorm that `freeze_batch_norm` froze do, the wrapper being trainable still.
+
+    Args:
+        layer: to be quantized.
+        quantize_config: says how.
+        statistics_frozen: of a BatchNorm that `freeze_batch_norm` froze before it was saved.
+        **kwargs: of a Keras layer.
     """
 
-    _trainable_norm = False
+    def __init__(
+        self, layer: Any, quantize_config: Any, statistics_frozen: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__(layer, quantize_config, **kwargs)
+        self._trainable_norm = statistics_frozen
+        if statistics_frozen:
+            self._trainable = True
 
     def build(self, input_shape: Any) -> None:
         """Makes the variables of the quantizers."""
@@ -54,7 +66,7 @@ class EhapQuantizeWrapper(QuantizeWrapperV2):
         # The layer has lost these, its attributes being the quantized tensors; it keeps the rest.
         self._trainable_weights[:] = [weight for weight, *_ in self._weight_vars]
         is_norm = isinstance(self.layer, tf_keras.layers.BatchNormalization)
-        self._trainable_norm = is_norm and self.layer.trainable
+        self._trainable_norm |= is_norm and self.layer.trainable
 
     @property
     def trainable(self) -> bool:
@@ -65,6 +77,13 @@ class EhapQuantizeWrapper(QuantizeWrapperV2):
     def trainable(self, value: bool) -> None:
         self.layer.trainable = value
         self._trainable = value
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments of the constructor."""
+        config = super().get_config()
+        if self._trainable_norm and self._trainable and not self.layer.trainable:
+            config["statistics_frozen"] = True
+        return config
 
     @property
     def trainable_weights(self) -> list[tf.Variable]:

@@ -19,6 +19,7 @@ from ehap_tf.quantization import (
     quantize,
     save_qat,
 )
+from ehap_tf.quantization.batch_norm import batch_norms
 from ehap_tf.quantization.evaluate import TFLiteModel
 from tests.quantization.nets import build, images
 
@@ -159,10 +160,22 @@ def test_qat_model_survives_the_disk(name, suffix, tmp_path):
 @pytest.mark.parametrize("suffix", ["h5", "keras"])
 def test_frozen_qat_model_survives_the_disk(suffix, tmp_path):
     qat = quantize(build("union_block"), representative_data=(images(),))
+    variables = [weight.shape for weight in qat.trainable_variables]
     freeze_batch_norm(qat)
     save_qat(qat, tmp_path / f"qat.{suffix}")
     loaded = load_qat(tmp_path / f"qat.{suffix}")
     assert (loaded.predict(images(), verbose=0) == qat.predict(images(), verbose=0)).all()
+    # Gamma and beta train on, the statistics stand.
+    assert [weight.shape for weight in loaded.trainable_variables] == variables
+    norms = batch_norms(loaded)
+    assert norms and not any(norm.trainable for norm in norms)
+    save_qat(loaded, tmp_path / f"again.{suffix}")
+    again = load_qat(tmp_path / f"again.{suffix}")
+    assert [weight.shape for weight in again.trainable_variables] == variables
+    for norm in norms:
+        norm.trainable = True
+    save_qat(loaded, tmp_path / f"thawed.{suffix}")
+    assert all(norm.trainable for norm in batch_norms(load_qat(tmp_path / f"thawed.{suffix}")))
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
