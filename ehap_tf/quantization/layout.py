@@ -19,6 +19,7 @@ from ehap_tf.models import layer_from
 from ehap_tf.quantization.batch_norm import inference_affine
 from ehap_tf.quantization.builder import GraphBuilder
 from ehap_tf.quantization.canonical import canonical_model
+from ehap_tf.quantization.configs import EhapQuantizeConfig
 from ehap_tf.quantization.graph import consumers, producers, rebuild
 from ehap_tf.quantization.kinds import is_batch_norm, layer_kind
 from ehap_tf.quantization.own_layers import EhapQuantizeLayer
@@ -61,14 +62,17 @@ class EhapQuantizeLayoutTransform(default_layout.Default8BitQuantizeLayoutTransf
     ) -> tuple[tf_keras.Model, dict[str, dict[str, Any]]]:
         """Returns the rewritten model and the `QuantizeConfig` of each of its layers.
 
-        A `QuantizeConfig` that a layer was annotated with is kept.
+        An `EhapQuantizeConfig` that a layer was annotated with is kept.
 
         Raises:
-            ValueError: a layer has no integer kernel.
+            TypeError: a layer was annotated with another kind of `QuantizeConfig`.
+            ValueError: a layer has no integer kernel, or one that was annotated has become other
+                layers.
         """
         flat = _attach_batch_norms(canonical_model(model), self._quantize_tensor)
         flat = self._surround_float_layers(flat)
         annotated = {n for n, entry in layer_quantize_map.items() if entry.get("quantize_config")}
+        _require_own_configs({n: layer_quantize_map[n]["quantize_config"] for n in annotated}, flat)
         flat = _keep_limits(flat, annotated)
         flat = self._round_averages(flat, annotated)
         configs: dict[str, dict[str, Any]] = {}
@@ -157,6 +161,27 @@ class EhapQuantizeLayoutTransform(default_layout.Default8BitQuantizeLayoutTransf
         layer, _, index = tensor._keras_history
         name = f"{layer.name}_quantize_{index}" if index else f"{layer.name}_quantize"
         return EhapQuantizeLayer(quantizer, name=name)(tensor)
+
+
+def _require_own_configs(annotated: Mapping[str, Any], flat: tf_keras.Model) -> None:
+    """Checks the configs that layers were annotated with.
+
+    Raises:
+        TypeError: one says nothing about the integer file.
+        ValueError: its layer has become other layers.
+    """
+    names = {layer.name for layer in flat.layers}
+    for name, config in annotated.items():
+        if not isinstance(config, EhapQuantizeConfig):
+            raise TypeError(
+                f"layer {name!r} must be annotated with an EhapQuantizeConfig, which the file is "
+                f"written by, or without a config. Received: {type(config).__name__}"
+            )
+        if name not in names:
+            raise ValueError(
+                f"layer {name!r} must be annotated without a config: it becomes other layers in "
+                "the file"
+            )
 
 
 def is_plain_relu(layer: Any) -> bool:

@@ -10,6 +10,9 @@ import pytest
 import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 import tf_keras
+from tensorflow_model_optimization.python.core.quantization.keras.default_8bit import (
+    default_8bit_quantize_registry as default_registry,
+)
 
 from ehap_tf.quantization import (
     EhapQuantizeScheme,
@@ -24,6 +27,7 @@ from ehap_tf.quantization import (
     round_biases,
     save_qat,
 )
+from ehap_tf.quantization.configs import EhapQuantizeConfig
 from tests.quantization.nets import build, images, layers, randomize
 
 
@@ -38,6 +42,41 @@ def test_quantize_apply_gives_the_same_model(name):
     np.testing.assert_allclose(
         theirs.predict(images(), verbose=0), ours.predict(images(), verbose=0), atol=1e-5
     )
+
+
+def quantized_with(**configs):
+    """A net that TFMOT quantizes, whose layers are annotated with configs by their names."""
+    keras, annotate = tfmot.quantization.keras, tfmot.quantization.keras.quantize_annotate_layer
+    begin, end = layers.SeparableConv2D(4, 3, name="begin"), layers.Dense(4, name="end")
+    with quantization_scope():
+        parts = [
+            annotate(layer, configs[layer.name]) if layer.name in configs else layer
+            for layer in (begin, layers.Flatten(), end)
+        ]
+        model = tf_keras.Sequential([layers.Input((8, 8, 3)), *parts])
+        return keras.quantize_apply(keras.quantize_annotate_model(model), EhapQuantizeScheme())
+
+
+def test_a_config_that_a_layer_was_annotated_with_is_kept():
+    config = EhapQuantizeConfig(["kernel"], "tensor", weight_bits=4)
+    qat = quantized_with(end=config)
+    assert qat.get_layer("quant_end").quantize_config == config
+
+
+@pytest.mark.parametrize(
+    ("configs", "error", "text"),
+    [
+        (
+            {"end": default_registry.Default8BitQuantizeConfig(["kernel"], [], True)},
+            TypeError,
+            "'end' must be annotated .* Received: Default8BitQuantizeConfig",
+        ),
+        ({"begin": EhapQuantizeConfig()}, ValueError, "'begin' must .* becomes other layers"),
+    ],
+)
+def test_a_config_that_cannot_be_kept_is_refused(configs, error, text):
+    with pytest.raises(error, match=text):
+        quantized_with(**configs)
 
 
 @pytest.mark.parametrize(
