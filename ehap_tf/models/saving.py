@@ -21,6 +21,7 @@ from ehap_tf.models.keras3 import is_keras3_model, register_layers, to_tf_keras
 
 _FORMATS = ".keras, .h5 (or .hdf5), or a SavedModel folder"
 _FILE_SUFFIXES = (".keras", ".h5", ".hdf5")
+_QAT_ADVICE = ". A quantization-aware model is loaded with ehap_tf.quantization.load_qat"
 
 
 def save_model(model: tf_keras.Model, path: str | os.PathLike[str]) -> None:
@@ -87,7 +88,7 @@ def load_model(path: str | os.PathLike[str]) -> tf_keras.Model:
     for layer in model._flatten_layers():
         # A SavedModel gives layers of unknown classes back as shells around their traced graphs.
         if type(layer).__module__.endswith("saved_model.load"):
-            raise _unknown_class(path, f"{type(layer).__name__}, layer {layer.name!r}")
+            raise unknown_class(path, f"{type(layer).__name__}, layer {layer.name!r}", _QAT_ADVICE)
     return model
 
 
@@ -137,6 +138,15 @@ def _explained(path: pathlib.Path, error: Exception) -> Exception:
     reason = _first_line(error)
     if path.is_dir() and isinstance(error, (tf.errors.OpError, OSError, IndexError)):
         return _damaged(path, error)
+    if is_about_unknown_class(error):
+        return unknown_class(path, error, _QAT_ADVICE)
+    if isinstance(error, (ValueError, TypeError, NotImplementedError)):
+        return ValueError(f"{path} cannot be loaded by tf_keras {tf_keras.__version__}: {reason}")
+    return _damaged(path, error)
+
+
+def is_about_unknown_class(error: Exception) -> bool:
+    """Whether Keras could not read a model because it did not find the class of a layer."""
     lowered = str(error).lower()
     # The last one: tf_keras takes the name of a class that it does not know for the layer itself.
     unknown = (
@@ -147,18 +157,18 @@ def _explained(path: pathlib.Path, error: Exception) -> Exception:
         "could not deserialize",
         "'str' object is not callable",
     )
-    if any(words in lowered for words in unknown):
-        return _unknown_class(path, reason)
-    if isinstance(error, (ValueError, TypeError, NotImplementedError)):
-        return ValueError(f"{path} cannot be loaded by tf_keras {tf_keras.__version__}: {reason}")
-    return _damaged(path, error)
+    return any(words in lowered for words in unknown)
 
 
-def _unknown_class(path: pathlib.Path, reason: str) -> ValueError:
+def unknown_class(
+    path: str | os.PathLike[str], reason: Exception | str, advice: str = ""
+) -> ValueError:
+    """An error that says what to do about a layer whose class Keras did not find in `path`."""
+    if isinstance(reason, Exception):
+        reason = _first_line(reason)
     return ValueError(
-        f"{path} has a layer of a class that is not known here ({reason}). Decorate the class "
-        "with @tf_keras.utils.register_keras_serializable() and import it first. A "
-        "quantization-aware model is loaded with ehap_tf.quantization.load_qat"
+        f"{os.fspath(path)} has a layer of a class that is not known here ({reason}). Decorate the "
+        f"class with @tf_keras.utils.register_keras_serializable() and import it first{advice}"
     )
 
 

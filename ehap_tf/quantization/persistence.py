@@ -9,6 +9,7 @@ import warnings
 import tf_keras
 
 from ehap_tf.files import CorruptFileError, atomic_path
+from ehap_tf.models.saving import is_about_unknown_class, unknown_class
 from ehap_tf.quantization.scheme import quantization_scope
 
 SUFFIXES = (".h5", ".keras")
@@ -41,6 +42,7 @@ def load_qat(path: str | os.PathLike[str]) -> tf_keras.Model:
     Raises:
         FileNotFoundError: there is no such file.
         CorruptFileError: the file is damaged, or not a QAT model of this package.
+        ValueError: another suffix, or a layer class of yours that was not registered.
     """
     _check_suffix(path)
     if not pathlib.Path(path).exists():
@@ -49,6 +51,8 @@ def load_qat(path: str | os.PathLike[str]) -> tf_keras.Model:
         with quantization_scope():
             return tf_keras.models.load_model(path, compile=False)
     except Exception as error:  # h5py and Keras raise whatever the broken byte happens to hit.
+        if is_about_unknown_class(error):
+            raise unknown_class(path, error) from error
         raise CorruptFileError(
             f"{os.fspath(path)!r} is not a QAT model, or is damaged: {error}"
         ) from error

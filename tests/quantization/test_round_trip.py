@@ -213,6 +213,19 @@ def test_truncated_files_are_named(qat, exported, tmp_path):
         evaluate_tflite(cut, (images(), np.zeros(64, int)))
 
 
+@pytest.mark.parametrize("suffix", ["h5", "keras"])
+def test_a_layer_class_that_was_not_registered_is_named(suffix, tmp_path):
+    class Own(layers.Layer):
+        def call(self, inputs):
+            return inputs * inputs
+
+    model = tf_keras.Sequential([layers.Input((8, 8, 3)), layers.Flatten(), Own(), layers.Dense(4)])
+    save_qat(quantize(model, allow_float=True), tmp_path / f"qat.{suffix}")
+    with pytest.raises(ValueError, match="is not known here .*register_keras") as caught:
+        load_qat(tmp_path / f"qat.{suffix}")
+    assert not isinstance(caught.value, CorruptFileError)
+
+
 def test_wrong_inputs_are_named(exported, tmp_path):
     with pytest.raises(ValueError, match=r"\(8, 8, 3\)"):
         evaluate_tflite(exported.path, (np.zeros((2, 9, 8, 3), np.float32), np.zeros(2, int)))
