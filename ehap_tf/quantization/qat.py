@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,7 +17,12 @@ from ehap_tf.quantization.correction import correct_biases, reestimate_batch_nor
 from ehap_tf.quantization.graph import rebuild
 from ehap_tf.quantization.inputs import input_batches
 from ehap_tf.quantization.scheme import EhapQuantizeScheme, quantization_scope
-from ehap_tf.quantization.wrappers import EhapQuantizeWrapper, require_qat, training_forward
+from ehap_tf.quantization.wrappers import (
+    EhapQuantizeWrapper,
+    require_qat,
+    training_forward,
+    unwrapped,
+)
 
 METHODS = ("qat", "ptq")
 CALIBRATION_BATCHES = 10
@@ -61,7 +67,8 @@ def quantize(
         allow_float: keep layers without an integer kernel in float, instead of refusing them.
         reestimate: average BatchNorm's statistics over the representative data under quantization,
             with dropout, noise and augmentation off.
-        bias_correction: take out the mean error that rounding the kernels adds to each channel.
+        bias_correction: take out the mean error that rounding the kernels adds to each channel; a
+            warning names the layers that have neither a bias nor a BatchNorm to take it from.
 
     Raises:
         TypeError: `model` is neither Functional nor Sequential.
@@ -87,7 +94,7 @@ def quantize(
             reestimate_batch_norm(qat, _batches(qat, representative_data))
         calibrate(qat, representative_data)
         if bias_correction:
-            correct_biases(qat, _batches(qat, representative_data))
+            _correct_biases(qat, representative_data)
     return qat
 
 
@@ -116,6 +123,18 @@ def _rewritten(
     """The operators of the file as a float model, and the config of each that is quantized."""
     _require_fixed_size(model)
     return scheme.get_layout_transformer().apply(model, {})
+
+
+def _correct_biases(qat: tf_keras.Model, representative_data: Any) -> None:
+    skipped = correct_biases(qat, _batches(qat, representative_data))
+    if skipped:
+        names = ", ".join(unwrapped(qat.get_layer(name)).name for name in skipped)
+        warnings.warn(
+            "bias_correction left these layers out, which have neither a bias nor a BatchNorm: "
+            f"{names}",
+            RuntimeWarning,
+            stacklevel=5,
+        )
 
 
 def _require_fixed_size(model: tf_keras.Model) -> None:

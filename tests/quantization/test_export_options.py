@@ -515,6 +515,14 @@ def test_bias_correction_removes_the_mean_error(model):
     assert mean_error(qat) < 0.7 * before
 
 
+def test_layers_that_no_bias_corrects_are_named():
+    bare = layers.Conv2D(4, 3, use_bias=False, name="bare")
+    model = tf_keras.Sequential([layers.Input((8, 8, 3)), bare, layers.Flatten(), layers.Dense(3)])
+    with pytest.warns(RuntimeWarning, match=r"neither a bias nor a BatchNorm: bare$") as caught:
+        quantize(model, "ptq", representative_data=(images(),), bias_correction=True)
+    assert caught[0].filename == __file__
+
+
 def test_fresh_process_loads_the_qat_model(qat, tmp_path):
     """From every form that Keras has; weights go into a model that is built anew."""
     names = ("qat.h5", "qat.keras", "saved_model", "qat_weights.h5", "float.keras")
