@@ -54,7 +54,7 @@ def operator(call: Call) -> Effect:
         if symbol in _PRODUCTS:
             return product(call)
     elif symbol in _ELEMENTWISE and not _has_array(call):
-        return pass_on(call)
+        return pass_on(call, preserves_zero=_zero_at_zero(call))
     return frozen(
         call,
         f"no channel rule for the operator tf.{symbol} (layer {call.path!r}); "
@@ -67,6 +67,15 @@ def _has_array(call: Call) -> bool:
     constants = (*call.node.call_args, *call.node.call_kwargs.values())
     kinds = (np.ndarray, tf.Tensor, tf.Variable, list, tuple)
     return any(np.size(c) > 1 for c in constants if isinstance(c, kinds))
+
+
+def _zero_at_zero(call: Call) -> bool:
+    """Whether the operator makes zeros of zeros with the arguments of this call: `x * 2` does."""
+    (tensor,) = call.node.keras_inputs
+    with tf.init_scope():
+        zeros = tf.zeros([1] * tensor.shape.rank, tensor.dtype)
+        args, kwargs = call.node.map_arguments({str(id(tensor)): [zeros]})
+        return not np.any(call.layer.function(*args, **kwargs))
 
 
 def _reduction(call: Call) -> Effect:

@@ -11,6 +11,7 @@ from collections.abc import Collection
 from typing import Any
 
 import tf_keras
+from tf_keras.src.layers.core.tf_op_layer import SlicingOpLambda, TFOpLambda
 
 from ehap_tf.channels import ScatterChannels
 from ehap_tf.sensitivity.filters import find_prunable, walk_layers
@@ -79,8 +80,16 @@ _LINEAR = (
     layers.Rescaling,
     layers.Normalization,
     ScatterChannels,
+    SlicingOpLambda,
 )
 _LINEAR_ACTIVATIONS = {"linear", "relu", "relu6", "leaky_relu", "hard_sigmoid", "identity"}
+_LINEAR_OPERATORS = frozenset(
+    """abs identity clip_by_value concat split pad reshape math.abs math.negative math.add_n
+    math.reduce_mean math.reduce_sum math.reduce_max nn.relu nn.relu6 nn.leaky_relu
+    __operators__.add __operators__.sub math.add math.subtract math.maximum math.minimum""".split()
+)
+_PRODUCTS = frozenset(["__operators__.mul", "math.multiply"])
+_QUOTIENTS = frozenset(["__operators__.truediv", "math.truediv", "math.divide"])
 
 
 def smooth_parts(model: tf_keras.Model, skipped: Collection[int] = ()) -> list[str]:
@@ -101,7 +110,7 @@ def smooth_parts(model: tf_keras.Model, skipped: Collection[int] = ()) -> list[s
         if id(layer) in skipped:
             continue
         activation = _activation_name(getattr(layer, "activation", None))
-        if type(layer) not in _LINEAR:
+        if type(layer) not in _LINEAR and not _is_linear_operator(layer):
             found.append(f"{name} ({type(layer).__name__})")
         elif activation is not None and activation not in _LINEAR_ACTIVATIONS:
             found.append(f"{name} ({type(layer).__name__}, {activation})")
@@ -112,6 +121,30 @@ def smooth_parts(model: tf_keras.Model, skipped: Collection[int] = ()) -> list[s
         if uses[id(prunable.layer)] > 1:
             found.append(f"{prunable.name} (used {uses[id(prunable.layer)]} times)")
     return found
+
+
+def _is_linear_operator(layer: tf_keras.layers.Layer) -> bool:
+    """Whether an operator is piecewise linear in its tensors, with the arguments of its calls."""
+    if not isinstance(layer, TFOpLambda) or layer.symbol is None:
+        return False
+    symbol = layer.symbol.removeprefix("compat.v1.")
+    nodes = layer.inbound_nodes
+    if symbol == "cast":
+        return all(
+            t.dtype.is_floating for node in nodes for t in (*node.keras_inputs, node.outputs)
+        )
+    if symbol in _PRODUCTS or symbol in _QUOTIENTS:
+        # By constants; `2 / x` has its tensor below.
+        return all(
+            len(node.keras_inputs) == 1
+            and (symbol in _PRODUCTS or node.keras_inputs[0] is _first_argument(node))
+            for node in nodes
+        )
+    return symbol in _LINEAR_OPERATORS
+
+
+def _first_argument(node: Any) -> Any:
+    return node.call_args[0] if node.call_args else node.call_kwargs.get("x")
 
 
 def _activation_name(activation: Any) -> str | None:

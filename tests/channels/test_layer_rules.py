@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 from tf_keras.src.applications.convnext import LayerScale, StochasticDepth
+from tf_keras.src.layers.core.tf_op_layer import TFOpLambda
 
 from ehap_tf.channels import Effect, register_channel_rule, trace_channels
 from ehap_tf.channels.rules import _RULES
@@ -178,6 +179,68 @@ def test_operators_with_one_number_a_channel_are_frozen():
     assert len(plan.kept["c"]) < 4
     assert "Keras layer in its place" in plan.frozen["a"]
     check(model, plan)
+
+
+KEEP_ZERO = {
+    "relu": tf.nn.relu,
+    "relu of Keras": tf_keras.activations.relu,
+    "relu6": lambda x: tf_keras.activations.relu(x, max_value=6),
+    "leaky relu": tf.nn.leaky_relu,
+    "swish": tf.nn.swish,
+    "gelu": tf_keras.activations.gelu,
+    "tanh": tf.tanh,
+    "negative": lambda x: -x,
+    "cast": lambda x: tf.cast(x, "float32"),
+    "times a number": lambda x: 2 * x,
+    "times a tensor": lambda x: x * tf.constant([3.0]),
+    "divided by a number": lambda x: x / 2,
+    "square": lambda x: x**2,
+    "clipped": lambda x: tf.minimum(x, 6.0),
+}
+MAKE_SOMETHING_OF_ZERO = {
+    "sigmoid": tf.sigmoid,
+    "plus a number": lambda x: x + 1,
+    "from a number": lambda x: 1 - x,
+    "dividing a number": lambda x: 2 / (x + 100),
+    "power of a number": lambda x: tf.pow(2.0, x),
+    "clipped away from zero": lambda x: tf.clip_by_value(x, 1.0, 6.0),
+}
+
+
+@pytest.mark.parametrize("name", [*KEEP_ZERO, *MAKE_SOMETHING_OF_ZERO])
+def test_operators_with_their_arguments_keep_zero_or_do_not(name):
+    model = sandwich((KEEP_ZERO | MAKE_SOMETHING_OF_ZERO)[name])
+    loaded = tf_keras.Model.from_config(model.get_config())
+    for graph in (trace_channels(model), trace_channels(loaded)):
+        effects = [c.effect for c in graph.calls.values() if isinstance(c.layer, TFOpLambda)]
+        assert effects[-1].note is None
+        assert effects[-1].preserves_zero == (name in KEEP_ZERO)
+
+
+@pytest.mark.parametrize("residual", ["union", "tied"])
+def test_relu_as_an_operator_is_pruned_like_the_layer(residual):
+    plans, models = [], []
+    for relu in (layers.ReLU(), tf.nn.relu):
+        inputs = layers.Input((6, 6, 3))
+        x = relu(layers.Conv2D(4, 3, padding="same", name="a")(inputs))
+        shortcut = relu(tf.pad(x, [[0, 0], [0, 0], [0, 0], [0, 4]]))
+        x = layers.BatchNormalization()(layers.Conv2D(8, 3, padding="same", name="b")(x))
+        x = layers.Conv2D(4, 1, name="after")(relu(layers.Add()([x, shortcut])))
+        models.append(
+            shake(tf_keras.Model(inputs, layers.Dense(2, name="logits")(layers.Flatten()(x))))
+        )
+        scores = random_scores(models[-1], 1)
+        plans.append(plan_pruning(models[-1], scores, prune_ratio=0.5, residual=residual))
+        check(models[-1], plans[-1])
+    layer, operator = plans
+    assert {name: kept.tolist() for name, kept in operator.kept.items()} == {
+        name: kept.tolist() for name, kept in layer.kept.items()
+    }
+    assert (operator.params_after, operator.macs_after) == (layer.params_after, layer.macs_after)
+    models[1].set_weights(models[0].get_weights())
+    x = batch(models[0])
+    assert relative_error(prune(models[1], operator)(x), prune(models[0], layer)(x)) < 1e-6
+    assert relative_error(mask(models[1], operator)(x), mask(models[0], layer)(x)) < 1e-6
 
 
 def test_unknown_layer_freezes_and_says_what_to_do():

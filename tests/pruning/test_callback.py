@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 
 import numpy as np
 import pytest
@@ -19,18 +20,22 @@ layers = tf_keras.layers
 LOSS = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
-def net(seed: int = 0) -> tf_keras.Model:
-    """A residual net with BatchNorm, a convolution without, a depthwise and a Dense layer."""
+def net(seed: int = 0, operators: bool = False) -> tf_keras.Model:
+    """A residual net with BatchNorm, a convolution without, a depthwise and a Dense layer.
+
+    With `operators` activations and sum are operators in place of layers.
+    """
     tf_keras.utils.set_random_seed(seed)
+    relu = tf.nn.relu if operators else lambda x: layers.ReLU()(x)
     x = inputs = layers.Input((6, 6, 3))
     x = layers.Conv2D(8, 3, padding="same", use_bias=False, name="stem")(x)
-    x = shortcut = layers.ReLU()(layers.BatchNormalization(name="stem_bn")(x))
+    x = shortcut = relu(layers.BatchNormalization(name="stem_bn")(x))
     x = layers.Conv2D(12, 3, padding="same", name="expand")(x)
-    x = layers.ReLU()(layers.BatchNormalization(name="expand_bn")(x))
+    x = relu(layers.BatchNormalization(name="expand_bn")(x))
     x = layers.DepthwiseConv2D(3, padding="same", use_bias=False, name="depthwise")(x)
-    x = layers.ReLU()(layers.BatchNormalization(name="depthwise_bn")(x))
+    x = relu(layers.BatchNormalization(name="depthwise_bn")(x))
     x = layers.BatchNormalization(name="project_bn")(layers.Conv2D(8, 1, name="project")(x))
-    x = layers.ReLU()(layers.Add()([x, shortcut]))
+    x = relu(x + shortcut if operators else layers.Add()([x, shortcut]))
     x = layers.Conv2D(8, 3, activation="relu", name="bare")(x)
     x = layers.Dense(10, activation="tanh", name="hidden")(layers.GlobalAveragePooling2D()(x))
     return tf_keras.Model(inputs, layers.Dense(4, name="logits")(x))
@@ -396,6 +401,23 @@ def test_float16_with_loss_scaling_and_several_steps_an_execution() -> None:
     assert pruning.history[0]["minibatch"] == 4
     slim = pruning.finalize()
     assert relative_error(slim(x, training=False), model(x, training=False)) < 1e-5
+
+
+def test_operators_are_scored_and_removed_like_the_layers_in_their_place() -> None:
+    models, prunings = [compiled(net()), compiled(net(operators=True))], []
+    models[1].set_weights(models[0].get_weights())
+    for model in models:
+        prunings.append(ehap.PruningCallback(target_filters=9, filters_per_step=3, frequency=2))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)
+            model.fit(data(), callbacks=[prunings[-1]], verbose=0, shuffle=False)
+    layer, operator = prunings
+    assert operator.history == layer.history and operator.reached
+    for name, flags in layer.alive.items():
+        np.testing.assert_array_equal(operator.alive[name], flags)
+    x = next(iter(data()))[0]
+    expected = models[1](x, training=False)
+    assert relative_error(operator.finalize()(x, training=False), expected) < 1e-5
 
 
 def test_what_cannot_be_scored_or_removed_stays_and_says_so() -> None:

@@ -30,9 +30,21 @@ def batch_norm(x: Any, seed: int, dtype: str = "float64", **arguments: Any) -> A
 
 
 def residual_net(
-    activation: str = "relu", final: str | None = None, dtype: str = "float64", units: int = CLASSES
+    activation: str = "relu",
+    final: str | None = None,
+    dtype: str = "float64",
+    units: int = CLASSES,
+    operators: bool = False,
 ) -> tf_keras.Model:
-    """Conv-BatchNorm-activation, a residual block, max-pooling, Dense: 10 filters, 213 weights."""
+    """Conv-BatchNorm-activation, a residual block, max-pooling, Dense: 10 filters, 213 weights.
+
+    With `operators` the activations and the sum are operators in place of layers.
+    """
+
+    def activated(x: Any) -> Any:
+        if operators:
+            return getattr(tf.nn, activation)(x)
+        return layers.Activation(activation, dtype=dtype)(x)
 
     def conv(filters: int, seed: int, **arguments: Any) -> Any:
         return layers.Conv2D(
@@ -46,10 +58,9 @@ def residual_net(
 
     inputs = layers.Input((6, 6, 2), dtype=dtype)
     x = conv(3, 1, use_bias=False, name="first")(inputs)
-    x = layers.Activation(activation, dtype=dtype)(batch_norm(x, 2, dtype))
-    y = conv(3, 6, name="second")(x)
-    x = layers.Add(dtype=dtype)([x, batch_norm(y, 7, dtype)])
-    x = layers.Activation(activation, dtype=dtype)(x)
+    x = activated(batch_norm(x, 2, dtype))
+    y = batch_norm(conv(3, 6, name="second")(x), 7, dtype)
+    x = activated(x + y if operators else layers.Add(dtype=dtype)([x, y]))
     x = layers.MaxPooling2D(3, dtype=dtype)(x)
     x = layers.Flatten(dtype=dtype)(x)
     x = layers.Dense(

@@ -280,6 +280,36 @@ def test_the_calls_of_the_network_count_and_no_others() -> None:
     assert smooth_parts(twice) == ["inner/dense (used 2 times)"]
 
 
+def test_relu_as_an_operator_is_as_linear_as_the_layer() -> None:
+    layer, operator = (rank(residual_net(operators=o), estimator="exact") for o in (False, True))
+    assert operator.provenance.notes == layer.provenance.notes
+    assert operator.provenance.notes == ("equal to the Gauss-Newton trace",)
+    np.testing.assert_allclose(joined(operator), joined(layer), rtol=1e-9)
+    smooth = rank(residual_net("tanh", operators=True), estimator="gauss_newton", probes=1)
+    assert "math.tanh" in smooth.provenance.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("operator", "is_linear"),
+    [
+        (lambda x: 2 * x / 3 - 1, True),
+        (lambda x: x * [1.0, 2.0, 3.0], True),
+        (lambda x: tf.nn.leaky_relu(-abs(x)), True),
+        (lambda x: tf.reduce_max(tf.concat([x, x[:, :1]], 1), 1), True),
+        (lambda x: tf.cast(tf.cast(x, "float64"), "float32"), True),
+        (lambda x: x * x, False),
+        (lambda x: 2 / x, False),
+        (lambda x: x**2, False),
+        (lambda x: tf.cast(tf.cast(x, "int32"), "float32"), False),
+        (tf.nn.elu, False),
+    ],
+)
+def test_what_is_linear_of_operators(operator: Any, is_linear: bool) -> None:
+    inputs = layers.Input((5, 3))
+    model = tf_keras.Model(inputs, layers.Dense(2)(operator(layers.Dense(3)(inputs))))
+    assert (not smooth_parts(model)) == is_linear
+
+
 def test_exact_where_a_nested_model_is_called_twice() -> None:
     inner = tf_keras.Sequential([layers.Input((5,)), layers.Dense(5, "relu", dtype="float64")])
     inputs = layers.Input((5,), dtype="float64")
