@@ -10,7 +10,7 @@ from ehap_tf.models.checks import (
 from ehap_tf.models.cloning import clone_with_policy, copy_model
 from ehap_tf.models.copying import ZeroInitializers, kept_random_state, layer_from
 from ehap_tf.models.keras3 import either_keras, is_keras3_model, to_keras3, to_tf_keras
-from ehap_tf.models.outputs import ends_in_softmax
+from ehap_tf.models.outputs import ends_in_softmax, output_names
 from ehap_tf.models.precision import PRECISIONS, policy_of, resolve_precision
 from ehap_tf.models.saving import load_model, save_model
 from ehap_tf.models.zoo import MODEL_NAMES, build_model
@@ -29,6 +29,7 @@ __all__ = [
     "kept_random_state",
     "layer_from",
     "load_model",
+    "output_names",
     "policy_of",
     "require_finite_weights",
     "require_float",

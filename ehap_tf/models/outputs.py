@@ -1,8 +1,22 @@
-"""What a classifier's outputs are: logits or probabilities."""
+"""What a model's outputs are called, and whether they are logits or probabilities."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import tensorflow as tf
 import tf_keras
+
+
+def output_names(model: tf_keras.Model) -> list[str]:
+    """The names by which Keras takes losses and labels of the outputs, in the order of `outputs`.
+
+    They are the keys where the model gives a dict, else the names of the layers.
+    """
+    outputs = model._nested_outputs
+    if isinstance(outputs, Mapping) and not any(map(tf.nest.is_nested, outputs.values())):
+        return sorted(outputs)
+    return list(model.output_names)
 
 
 def ends_in_softmax(model: tf_keras.Model) -> bool:

@@ -164,6 +164,11 @@ class HessianBatch:
                 labels, weights = labels
             if weights is None:
                 weights = np.ones(len(tf.nest.flatten(inputs)[0]))
+            if tf.nest.is_nested(weights):
+                raise ValueError(
+                    "sample_weight must be one number an example, for all outputs together. "
+                    f"Received: {type(weights).__name__} of {len(weights)}, one for each output"
+                )
             weights = np.asarray(weights)
             if weights.ndim == 2 and weights.shape[1] == 1:
                 weights = weights[:, 0]

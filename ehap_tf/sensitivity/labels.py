@@ -7,6 +7,7 @@ from typing import Any
 
 import tf_keras
 
+from ehap_tf.models import output_names
 from ehap_tf.sensitivity.losses import SOFTMAX, resolve_loss
 
 
@@ -23,9 +24,9 @@ def require_labels(model: tf_keras.Model, labels: Any, loss: Any, name: str = "d
     Raises:
         ValueError: one-hot labels for a sparse loss, or class numbers for one that is not.
     """
-    own_loss = _by_output(loss, model.output_names)
-    own_labels = _by_output(labels, model.output_names)
-    for output, tensor in zip(model.output_names, model.outputs, strict=True):
+    names = output_names(model)
+    own_loss, own_labels = _by_output(loss, names), _by_output(labels, names)
+    for output, tensor in zip(names, model.outputs, strict=True):
         if own_loss.get(output) is not None and own_labels.get(output) is not None:
             _require_kind(tensor.shape, own_labels[output].shape, own_loss[output], model, name)
 

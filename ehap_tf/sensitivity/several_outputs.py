@@ -15,6 +15,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
+from ehap_tf.models import output_names
 from ehap_tf.sensitivity import losses
 from ehap_tf.sensitivity.logits import take_logits
 from ehap_tf.sensitivity.losses import Loss, compiled_weights, resolve_loss
@@ -79,7 +80,8 @@ def join_outputs(
     Args:
         model: a private copy; a final softmax or sigmoid of an output is made linear where the
             output's loss can be computed from logits.
-        loss: one for each output, by name or in order; None for the compiled ones of `caller`.
+        loss: one for each output, by name or in order; None for the compiled ones of `caller`, of
+            which a single one serves all outputs, as in Keras.
         caller: the model as the caller gave it.
 
     Returns:
@@ -88,13 +90,14 @@ def join_outputs(
     Raises:
         ValueError: an output without a loss, a loss without an output, or a summed loss.
     """
-    chosen, weights = _by_output(model.output_names, loss, caller)
+    names = output_names(caller)
+    chosen, weights = _by_output(names, loss, caller)
     # Joined in float32 where the network computes in 16 bits: the losses want it so.
     wide = "float64" if any(tensor.dtype == "float64" for tensor in model.outputs) else "float32"
     parts: list[Part] = []
     tensors: list[Any] = []
     skipped: frozenset[int] = frozenset()
-    for name, tensor in zip(model.output_names, model.outputs, strict=True):
+    for name, tensor in zip(names, model.outputs, strict=True):
         resolved = resolve_loss(chosen[name], model)
         if not resolved.averaged:
             raise ValueError(
@@ -137,17 +140,20 @@ def _by_output(
     names: Sequence[str], loss: Any, caller: Any
 ) -> tuple[dict[str, Any], Mapping[str, float]]:
     """Loss and factor of each output, by name."""
-    weights: Any = None
+    weights: Any = ()
     if loss is None:
-        loss = getattr(caller, "loss", None)
-        weights = compiled_weights(caller)
+        loss, weights = getattr(caller, "loss", None), compiled_weights(caller)
+        if loss is not None and not tf.nest.is_nested(loss):
+            loss = dict.fromkeys(names, loss)
+        if not tf.nest.is_nested(weights):
+            weights = dict.fromkeys(names, weights)
     if isinstance(loss, (list, tuple)) and len(loss) == len(names):
         loss = dict(zip(names, loss, strict=True))
     if isinstance(weights, (list, tuple)):
-        weights = dict(zip(names, weights, strict=True))
+        weights = dict(zip(names, weights, strict=bool(weights)))
     if not isinstance(loss, Mapping) or set(loss) != set(names):
         raise ValueError(
             f"loss must be one for each output ({', '.join(names)}), as a dict by name or a list "
             f"in this order. Received: {loss!r}"
         )
-    return dict(loss), weights or {}
+    return dict(loss), weights

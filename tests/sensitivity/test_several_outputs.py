@@ -15,8 +15,11 @@ layers = tf_keras.layers
 losses = tf_keras.losses
 
 
-def net(softmax: bool = False) -> tf_keras.Model:
-    """A convolution shared by a classifier and a regression; float64."""
+def net(softmax: bool = False, named: bool = True) -> tf_keras.Model:
+    """A convolution shared by a classifier and a regression; float64.
+
+    The last layers have the names of the outputs only if `named`.
+    """
 
     def draw(seed: int) -> Any:
         return tf_keras.initializers.RandomNormal(stddev=0.3, seed=seed)
@@ -28,10 +31,11 @@ def net(softmax: bool = False) -> tf_keras.Model:
     )(inputs)
     x = layers.GlobalAveragePooling2D(**options)(x)
     digit = layers.Dense(
-        4, activation="softmax" if softmax else None, kernel_initializer=draw(2), name="digit",
+        4, activation="softmax" if softmax else None, kernel_initializer=draw(2),
+        name="digit" if named else None,
         **options,
     )(x)  # fmt: skip
-    ink = layers.Dense(2, kernel_initializer=draw(3), name="ink", **options)(x)
+    ink = layers.Dense(2, kernel_initializer=draw(3), name="ink" if named else None, **options)(x)
     return tf_keras.Model(inputs, {"digit": digit, "ink": ink})
 
 
@@ -89,6 +93,34 @@ def test_losses_in_order_compiled_weighted_and_after_a_softmax(data):
     weighted = ehap.rank_filters(model, data, **options)
     np.testing.assert_allclose(weighted["digit"], expected["digit"], rtol=1e-9)
     np.testing.assert_allclose(weighted["ink"], expected["ink"] / 4, rtol=1e-9)
+
+
+def test_outputs_in_a_dict_go_by_its_keys(data):
+    expected = ehap.rank_filters(net(), data, LOSSES, estimator="exact")
+    model = net(named=False)
+    assert set(model.output_names).isdisjoint(LOSSES)
+    found = ehap.rank_filters(model, data, LOSSES, estimator="exact")
+    model.compile("sgd", LOSSES)
+    compiled = ehap.rank_filters(model, data, estimator="exact")
+    for scores in (found, compiled):
+        np.testing.assert_allclose(joined(scores), joined(expected), rtol=1e-9)
+    assert np.isfinite(model.evaluate(*data, verbose=0)).all()  # Keras takes the same
+    with pytest.raises(ValueError, match=r"one for each output \(digit, ink\)"):
+        ehap.rank_filters(model, data, dict.fromkeys(model.output_names, "mse"))
+    one_hot = {**data[1], "digit": np.eye(4)[data[1]["digit"]]}
+    with pytest.raises(ValueError, match="class numbers as labels"):
+        ehap.rank_filters(model, (data[0], one_hot))
+
+
+def test_one_compiled_loss_serves_every_output(data):
+    x, y = data
+    data = (x, {**y, "digit": np.eye(4)[y["digit"]]})
+    expected = ehap.rank_filters(net(), data, {"digit": "mse", "ink": "mse"}, estimator="exact")
+    model = net()
+    for weights, factor in ((None, 1.0), (0.5, 0.5)):
+        model.compile("sgd", "mse", loss_weights=weights)
+        found = ehap.rank_filters(model, data, estimator="exact")
+        np.testing.assert_allclose(joined(found), factor * joined(expected), rtol=1e-9)
 
 
 def test_gates_and_gradients_of_several_outputs(data):
@@ -203,5 +235,8 @@ def test_what_does_not_fit_is_said(data):
         ehap.rank_filters(net(), (x, {"digit": y["digit"]}), LOSSES)
     with pytest.raises(ValueError, match=r"labels must be .*Received: one array"):
         ehap.rank_filters(net(), (x, y["digit"]), LOSSES)
+    weighted = (x, y, dict.fromkeys(y, np.ones(12)))
+    with pytest.raises(ValueError, match=r"sample_weight must be one .*Received: dict of 2"):
+        ehap.rank_filters(net(), weighted, LOSSES)
     with pytest.raises(ValueError, match=r"one output\. Received: 2 outputs"):
         ehap.compress(net(), data, data, loss=LOSSES)
