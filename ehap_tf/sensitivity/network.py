@@ -204,7 +204,7 @@ def _check_against_keras(network: Network, batch: MicroBatch, outputs: np.ndarra
     truth = tf.nest.flatten(network.model(inputs, training=False))[0].numpy()
     difference, size = np.abs(outputs - truth).max(), np.abs(truth).max()
     # Far more than rounding does, far less than a layer that is computed wrongly.
-    if difference > LARGEST_DIFFERENCE * size:
+    if not np.isfinite(difference) or difference > LARGEST_DIFFERENCE * size:
         raise RuntimeError(
             "ehap_tf does not compute this model as Keras does, so its scores would be wrong: the "
             f"outputs differ by up to {difference:.3g}, their largest being {size:.3g}. Please "

@@ -296,3 +296,22 @@ def test_a_pass_that_is_not_the_models_is_refused(
     monkeypatch.setattr("ehap_tf.sensitivity.forward._folds", lambda model: {})
     with pytest.raises(RuntimeError, match="does not compute this model as Keras does"):
         ehap.rank_filters(model, data, loss, probes=1)
+
+
+def test_a_pass_that_is_finite_where_the_models_is_not_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    inputs = layers.Input((6, 6, 2))
+    x = layers.Lambda(lambda x: tf.where(x > 0, x, np.nan), name="holes")(
+        layers.Conv2D(3, 3)(inputs)
+    )
+    model = tf_keras.Model(inputs, layers.Dense(4)(layers.Flatten()(x)))
+    monkeypatch.setattr(
+        "ehap_tf.sensitivity.forward._call",
+        lambda layer, args, kwargs, training: (
+            args[0] if layer.name == "holes" else layer(*args, **kwargs)
+        ),
+    )
+    x, y = examples()
+    with pytest.raises(RuntimeError, match="does not compute this model as Keras does"):
+        ehap.rank_filters(model, (x.astype(np.float32), y), cross_entropy(), probes=1)
