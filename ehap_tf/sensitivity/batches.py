@@ -49,12 +49,17 @@ class MicroBatch:
             self.first + piece.start,
         )
 
-    def checksum(self) -> int:
-        """Tells whether two passes over a data set gave the same examples."""
-        value = 0
-        for array in tf.nest.flatten((self.inputs, self.labels, self.weights)):
-            value = zlib.crc32(np.ascontiguousarray(array).tobytes(), value)
-        return value
+    def checksum(self, start: tuple[int, ...] | None = None) -> tuple[int, ...]:
+        """Tells whether two passes over a data set gave the same examples.
+
+        Args:
+            start: the checksum of the examples before these, to go on from.
+        """
+        arrays = tf.nest.flatten((self.inputs, self.labels, self.weights))
+        return tuple(
+            zlib.crc32(np.ascontiguousarray(array).tobytes(), value)
+            for array, value in zip(arrays, start or (0,) * len(arrays), strict=True)
+        )
 
 
 class HessianBatch:
@@ -84,7 +89,7 @@ class HessianBatch:
             raise ValueError("data must be given for this criterion. Received: None")
         data, self._weighted = _with_weights_among_labels(data)
         self._dataset = as_dataset(data, batch_size)
-        self._checksums: list[int] = []
+        self._checksums: list[tuple[int, ...]] = []
         self._memory: list[MicroBatch] | None = []
         self.examples = 0
         self.largest = 0
@@ -123,6 +128,13 @@ class HessianBatch:
             if number >= self.micro_batches or batch.checksum() != self._checksums[number]:
                 self._refuse(number)
             yield batch
+
+    def checksum(self) -> tuple[int, ...]:
+        """Tells whether two data sets have the same examples, however they are batched."""
+        value: tuple[int, ...] | None = None
+        for batch in self:
+            value = batch.checksum(value)
+        return value or ()
 
     def require_fit(self, model: tf_keras.Model, loss: Any) -> None:
         """Checks that the model takes the inputs, and the loss the labels.

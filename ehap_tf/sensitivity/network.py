@@ -172,7 +172,7 @@ def _check_values(loss: losses.Loss, labels: Any, outputs: tf.Tensor) -> None:
 
 
 def _check_deterministic(network: Network, batch: MicroBatch, outputs: np.ndarray) -> None:
-    if _agree(network.forward(batch.inputs), outputs):
+    if agree(network.forward(batch.inputs), outputs):
         return
     passes: list[dict[str, Any]] = [{}, {}]
     paths = layer_paths(network.model)
@@ -183,7 +183,7 @@ def _check_deterministic(network: Network, batch: MicroBatch, outputs: np.ndarra
             return output
 
         network.forward(batch.inputs, remember)
-    differing = [name for name in passes[0] if not _agree(passes[0][name], passes[1][name])]
+    differing = [name for name in passes[0] if not agree(passes[0][name], passes[1][name])]
     raise ValueError(
         "model must give the same outputs in every inference pass. Received: a model with layers "
         f"that are random at inference; the first that differs is {(differing or ['unknown'])[0]!r}"
@@ -212,7 +212,7 @@ def _check_against_keras(network: Network, batch: MicroBatch, outputs: np.ndarra
         )
 
 
-def _agree(one: Any, other: Any) -> bool:
+def agree(one: Any, other: Any) -> bool:
     """Whether two passes gave the same but for rounding, however small the numbers are."""
     one, other = (np.asarray(values, np.float64) for values in (one, other))
     return np.allclose(one, other, rtol=1e-3, atol=1e-5 * np.abs(other).max(initial=0))

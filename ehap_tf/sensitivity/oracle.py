@@ -14,16 +14,21 @@ import tf_keras
 
 from ehap_tf.files import CorruptFileError, atomic_path
 from ehap_tf.models.keras3 import either_keras
-from ehap_tf.models.precision import resolve_precision
 from ehap_tf.progress import ProgressCallback, no_progress
 from ehap_tf.sensitivity.batches import HessianBatch
-from ehap_tf.sensitivity.filters import find_prunable
-from ehap_tf.sensitivity.losses import compiled_weights
+from ehap_tf.sensitivity.criteria import Request
+from ehap_tf.sensitivity.network import Network, agree
 from ehap_tf.sensitivity.rank import rank_with_options
 from ehap_tf.sensitivity.scores import FilterScores
 from ehap_tf.sensitivity.statistics import Floats
 
 SAVE_SECONDS = 10.0
+
+_ORIGIN = ("fingerprint", "outputs", "values")
+"""What the file of a checkpoint has besides the losses."""
+
+_EXAMPLES, _OUTPUTS = 32, 1_000_000
+"""At how many examples, and numbers in their outputs, a loss is told from others."""
 
 
 @either_keras()
@@ -49,7 +54,8 @@ def oracle_importance(
         precision: "fp32", "fp16", "bf16" or "auto".
         batch_size: examples computed at once.
         checkpoint: a `.npz` file for what is measured so far; a later call with the same model,
-            data, loss and precision goes on from it. It is removed when all is done.
+            data, loss and precision goes on from it, whatever its `batch_size`. It is removed when
+            all is done.
         strategy: spreads the filters over its replicas.
         progress: called as `progress(losses measured, losses to measure, {})`.
         residual: as for `rank_filters`; "tied" removes in turn what goes together.
@@ -64,12 +70,7 @@ def oracle_importance(
     """
     options: dict[str, Any] = {}
     if checkpoint is not None:
-        path = pathlib.Path(checkpoint)
-        computed = f"{residual} {resolve_precision(precision)} {_described(loss, model)}"
-        print_of = _fingerprint(model, data, batch_size, computed)
-        if path.exists():
-            options["known"] = _load(path, print_of)
-        options["keep"] = _Keeper(path, print_of)
+        options["checkpoint"] = _Checkpoint(pathlib.Path(checkpoint))
     scores = rank_with_options(
         model,
         data,
@@ -91,51 +92,76 @@ def oracle_importance(
     return scores
 
 
-class _Keeper:
-    """Saves the vector of losses now and then."""
+class _Checkpoint:
+    """The losses measured so far, in a file with what they depend on.
 
-    def __init__(self, path: pathlib.Path, fingerprint: int) -> None:
-        self._path, self._fingerprint = path, fingerprint
+    A loss function tells no more of itself than its name. The file has outputs of the network for
+    a few examples and the loss at them: it is the same loss if it gives the same there.
+    """
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self._path = path
         self._saved = time.monotonic()
+        self._depends_on: dict[str, Any] = {}
 
-    def __call__(self, losses: Floats) -> None:
+    def begin(self, request: Request, network: Network) -> Floats | None:
+        """The losses in the file; None where there is no file."""
+        fingerprint = np.int64(_fingerprint(request, network))
+        if not self._path.exists():
+            outputs = _first_outputs(network, request.batch)
+            values = _loss_at(outputs, network, request.batch)
+            self._depends_on = dict(zip(_ORIGIN, (fingerprint, outputs, values), strict=True))
+            return None
+        losses, *origin = _read(self._path)
+        found, outputs, values = origin
+        if found != fingerprint or not agree(values, _loss_at(outputs, network, request.batch)):
+            raise ValueError(
+                "checkpoint must belong to the same model, data, loss and precision. Received: "
+                f"{self._path}, of others; remove it to start again"
+            )
+        self._depends_on = dict(zip(_ORIGIN, origin, strict=True))
+        return losses
+
+    def keep(self, losses: Floats) -> None:
+        """Saves the losses now and then."""
         if time.monotonic() - self._saved < SAVE_SECONDS:
             return
         with atomic_path(self._path) as temporary, open(temporary, "wb") as file:
-            np.savez(file, losses=losses, fingerprint=np.int64(self._fingerprint))
+            np.savez(file, losses=losses, **self._depends_on)
         self._saved = time.monotonic()
 
 
-def _load(path: pathlib.Path, fingerprint: int) -> Floats:
+def _read(path: pathlib.Path) -> list[np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as archive:
-            losses, found = archive["losses"], int(archive["fingerprint"])
+            return [archive[name] for name in ("losses", *_ORIGIN)]
     except Exception as error:  # damage surfaces as almost anything
-        raise CorruptFileError(f"{path} is not a readable oracle checkpoint: {error}") from error
-    if found != fingerprint:
-        raise ValueError(
-            "checkpoint must belong to the same model, data, loss and precision. Received: "
-            f"{path}, of others; remove it to start again"
-        )
-    return losses
+        raise CorruptFileError(
+            f"{path} is not a readable oracle checkpoint: {error}; remove it to start again"
+        ) from error
 
 
-def _described(loss: Any, model: tf_keras.Model) -> str:
-    """The losses with all their settings, and their factors where they are the compiled ones."""
-    factors = compiled_weights(model) if loss is None else ()
-    loss = getattr(model, "loss", None) if loss is None else loss
-    settings = [
-        tf_keras.losses.serialize(tf_keras.losses.get(each)) for each in tf.nest.flatten(loss)
-    ]
-    return f"{settings} {factors}"
-
-
-def _fingerprint(model: tf_keras.Model, data: Any, batch_size: int | None, computed: str) -> int:
-    value = zlib.crc32(computed.encode())
-    for layer in find_prunable(model):
+def _fingerprint(request: Request, network: Network) -> int:
+    """Of all that the losses depend on but the loss function."""
+    value = zlib.crc32(f"{network.residual} {request.precision}".encode())
+    for layer in request.layers:
         value = zlib.crc32(layer.name.encode(), value)
-    for weight in model.weights:
+    for weight in request.model.weights:
         value = zlib.crc32(np.ascontiguousarray(weight).tobytes(), value)
-    for batch in HessianBatch(data, batch_size):
-        value = zlib.crc32(str(batch.checksum()).encode(), value)
-    return value
+    return zlib.crc32(str(request.batch.checksum()).encode(), value)
+
+
+def _first_outputs(network: Network, batch: HessianBatch) -> np.ndarray:
+    count = min(_EXAMPLES, max(1, _OUTPUTS // network.output_size))
+    pieces = next(batch.blocks(count))
+    return np.concatenate([network.forward(piece.inputs).numpy() for piece in pieces])
+
+
+def _loss_at(outputs: np.ndarray, network: Network, batch: HessianBatch) -> np.ndarray:
+    """The loss that each of the first examples has with the given outputs."""
+    values = []
+    for piece in next(batch.blocks(len(outputs))):
+        _, labels, weights, first = network.tensors(piece)
+        own = tf.constant(outputs[int(first) : int(first) + len(piece)], network.dtype)
+        values.append(network.loss_values(labels, own, tf.ones_like(weights)))
+    return np.concatenate(values)

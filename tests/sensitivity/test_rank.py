@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import logging
 import pathlib
 import subprocess
@@ -335,6 +336,53 @@ def test_the_oracle_refuses_a_checkpoint_of_something_else(
         arguments["precision"] = "bf16"
     with pytest.raises(ValueError, match="same model, data, loss and precision"):
         oracle_importance(model, data(), **arguments)
+
+
+def focal(labels: tf.Tensor, logits: tf.Tensor, gamma: float) -> tf.Tensor:
+    right = tf.gather(tf.nn.softmax(logits), tf.cast(labels, tf.int32), batch_dims=1)
+    return -((1 - right) ** gamma) * tf.math.log(right)
+
+
+class Focal(tf_keras.losses.Loss):
+    """Its settings are not in its configuration."""
+
+    def __init__(self, gamma: float) -> None:
+        super().__init__(name="focal")
+        self.gamma = gamma
+
+    def call(self, labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+        return focal(labels, logits, self.gamma)
+
+
+@pytest.mark.parametrize(
+    "make", [Focal, lambda g: functools.partial(focal, gamma=g), lambda g: lambda *a: focal(*a, g)]
+)
+def test_the_oracle_goes_on_in_other_batches_but_not_with_another_loss(
+    make: Any, model: tf_keras.Model, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ehap_tf.sensitivity.oracle.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("ehap_tf.sensitivity.criteria.oracle.TOGETHER", 3)
+    path = tmp_path / "oracle.npz"
+
+    def stop(done: int, total: int, figures: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        oracle_importance(model, data(), make(2.0), batch_size=7, checkpoint=path, progress=stop)
+    with pytest.raises(ValueError, match="same model, data, loss and precision"):
+        oracle_importance(model, data(), make(2.1), batch_size=7, checkpoint=path)
+    counts: list[int] = []
+    resumed = oracle_importance(
+        model,
+        data(),
+        make(2.0),
+        batch_size=4,
+        checkpoint=path,
+        progress=lambda done, total, figures: counts.append(done),
+    )
+    assert counts[0] == 6
+    whole = oracle_importance(model, data(), make(2.0))
+    np.testing.assert_allclose(joined(resumed.signed), joined(whole.signed), rtol=1e-4)
 
 
 REPLICAS = """

@@ -19,20 +19,23 @@ TOGETHER = 16
 def oracle(request: Request) -> Result:
     """|L without the filter - L|, one filter at a time; `signed` has the change with its sign.
 
-    Options (see `oracle_importance`): `known`, a vector of losses with NaN where not yet measured,
-    and `keep`, which is called with it as it fills.
+    Options (see `oracle_importance`): `checkpoint`, whose `begin` gives a vector of losses with NaN
+    where not yet measured, or None, and whose `keep` is called with it as it fills.
     """
     network = prepare(request, by_group=True)
     filters = gate_count(network)
     runner = make_runner(request, network, removal_loss_step(network), Scales(adaptive=False))
     # The last entry is the loss of the whole network: no filter has that number.
-    losses: Floats = np.array(request.options.get("known", np.full(filters + 1, np.nan)))
-    keep = request.options.get("keep", lambda losses: None)
+    losses: Floats = np.full(filters + 1, np.nan)
+    checkpoint = request.options.get("checkpoint")
+    if checkpoint is not None and (known := checkpoint.begin(request, network)) is not None:
+        losses = known
     waiting = np.flatnonzero(np.isnan(losses)).astype(np.int32)
     for start in range(0, len(waiting), TOGETHER):
         numbers = waiting[start : start + TOGETHER]
         losses[numbers] = runner.sum(numbers, request.batch)[:, 0]
-        keep(losses)
+        if checkpoint is not None:
+            checkpoint.keep(losses)
         request.progress(filters + 1 - len(waiting) + start + len(numbers), filters + 1, {})
     change = losses[:-1] - losses[-1]
     result = Result(
