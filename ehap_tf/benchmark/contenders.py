@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tf_keras
 
-from ehap_tf.benchmark.records import Records
+from ehap_tf.benchmark.records import Records, Row
 from ehap_tf.channels import trace_channels
 from ehap_tf.sensitivity import FilterScores, criterion_names, rank_filters
+from ehap_tf.sensitivity.criteria import find_criterion
 
 # Slow by nature (the oracle), or another name of one that is listed.
 LEFT_OUT = ("oracle", "magnitude_l2")
 
 # A benchmark that is cut short has measured what the comparison is about.
 FIRST = ("obd_joint_centered", "hessian_trace", "magnitude", "obd", "taylor_fo", "obd_joint")
+
+
+class RefusedError(ValueError):
+    """A criterion cannot rank a network; its message says why."""
 
 
 def add_contender_arguments(parser: argparse.ArgumentParser, probes: int = 32) -> None:
@@ -45,6 +50,22 @@ def add_contender_arguments(parser: argparse.ArgumentParser, probes: int = 32) -
     )
 
 
+def require_criteria(names: Sequence[str]) -> None:
+    """Checks names before hours are spent on the first of them.
+
+    Raises:
+        ValueError: no criterion has such a name.
+    """
+    for name in names:
+        find_criterion(name)
+
+
+def with_reasons(columns: Mapping[str, str], rows: Sequence[Row]) -> dict[str, str]:
+    """The columns of a table, with one for why a criterion was refused where some row has it."""
+    reasons = {"refused": "refused"} if any("refused" in row for row in rows) else {}
+    return {**columns, **reasons}
+
+
 def line_look(number: int) -> dict[str, str]:
     """Color and marker of the line of criterion `number`; the colors come again with others."""
     markers = ".^sDv"
@@ -68,6 +89,9 @@ def rank(
     Curvature comes from the Gauss-Newton sketch, for the relative Hessian trace too: in networks
     of piecewise linear layers it is the Hessian's, and 32 probes settle what 300 of Hutchinson's
     do not.
+
+    Raises:
+        RefusedError: the criterion cannot rank the network.
     """
     shared = name is None
     if name is None:
@@ -75,21 +99,24 @@ def rank(
         name = f"{criterion}_{options.dataset}_{len(sample[1])}_{options.probes}_probes_seed{seed}"
         if options.residual != "union":
             name += f"_{options.residual}"
-    return records.scores(
-        name,
-        lambda: rank_filters(
-            model,
-            sample,
-            loss,
-            criterion,
-            estimator="gauss_newton",
-            probes=options.probes,
-            batch_size=options.batch_size,
-            seed=seed,
-            residual=options.residual,
-        ),
-        shared,
-    )
+
+    def measure() -> FilterScores:
+        try:
+            return rank_filters(
+                model,
+                sample,
+                loss,
+                criterion,
+                estimator="gauss_newton",
+                probes=options.probes,
+                batch_size=options.batch_size,
+                seed=seed,
+                residual=options.residual,
+            )
+        except ValueError as error:
+            raise RefusedError(str(error)) from error
+
+    return records.scores(name, measure, shared)
 
 
 def removable(model: tf_keras.Model, layers: Sequence[str]) -> list[str]:

@@ -19,8 +19,16 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from ehap_tf.benchmark import output
-from ehap_tf.benchmark.contenders import Clock, add_contender_arguments, rank, removable
-from ehap_tf.benchmark.records import Records, add_records_argument, beside, digest
+from ehap_tf.benchmark.contenders import (
+    Clock,
+    RefusedError,
+    add_contender_arguments,
+    rank,
+    removable,
+    require_criteria,
+    with_reasons,
+)
+from ehap_tf.benchmark.records import Records, Row, add_records_argument, beside, digest
 from ehap_tf.benchmark.subject import (
     add_subject_arguments,
     load_subject,
@@ -53,7 +61,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Ranks by the oracle and by every criterion, and compares; what is measured is kept."""
+    """Ranks by the oracle and by every criterion, and compares; what is measured is kept.
+
+    A criterion that cannot rank the network is left out, and the table says why.
+    """
+    require_criteria(options.criteria)
     model, sample, loss = load_subject(**subject_settings(options))
     source = digest(trained_source(options.model, options.dataset), options.seed)
     records = Records(beside(options.output, options.records), {"model": source}, options.rankings)
@@ -74,17 +86,24 @@ def run(options: argparse.Namespace) -> None:
     )
     clock.tick("oracle")
     found: dict[str, FilterScores] = {}
+    refused: list[Row] = []
     for criterion in options.criteria:
-        found[criterion] = rank(records, model, sample, loss, criterion, options, options.seed)
-        clock.tick(criterion)
+        try:
+            found[criterion] = rank(records, model, sample, loss, criterion, options, options.seed)
+            clock.tick(criterion)
+        except RefusedError as error:
+            refused.append({"criterion": criterion, "layer": "all", "refused": str(error)})
+            clock.tick(f"{criterion}: refused: {error}")
     layers = removable(model, list(oracle))
-    rows = [{"criterion": "oracle", "layer": "all", "seconds": oracle.seconds}]
+    rows: list[Row] = [{"criterion": "oracle", "layer": "all", "seconds": oracle.seconds}]
     for criterion, scores in found.items():
         rows += compare(criterion, scores, oracle, layers)
+    rows += refused
     overall = [row for row in rows if row["layer"] == "all"]
-    output.show("Correlation with the oracle", overall, COLUMNS)
-    show_layers(rows, layers, options.criteria)
-    table = output.markdown(overall, COLUMNS)
+    columns = with_reasons(COLUMNS, overall)
+    output.show("Correlation with the oracle", overall, columns)
+    show_layers(rows, layers, list(found))
+    table = output.markdown(overall, columns)
     output.save(options, "correlation", rows, plot(found, oracle, layers), table, source)
 
 

@@ -16,7 +16,15 @@ import tf_keras
 from matplotlib.figure import Figure
 
 from ehap_tf.benchmark import output
-from ehap_tf.benchmark.contenders import Clock, add_contender_arguments, line_look, rank
+from ehap_tf.benchmark.contenders import (
+    Clock,
+    RefusedError,
+    add_contender_arguments,
+    line_look,
+    rank,
+    require_criteria,
+    with_reasons,
+)
 from ehap_tf.benchmark.gated_model import GatedModel
 from ehap_tf.benchmark.records import Records, Row, add_records_argument, beside, digest
 from ehap_tf.benchmark.subject import add_subject_arguments, load_images, trained_source
@@ -79,7 +87,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measures what is not yet measured, prints the table, writes what --output asks for."""
+    """Measures what is not yet measured, prints the table, writes what --output asks for.
+
+    A criterion that cannot rank the network is left out, and the table says why.
+    """
+    require_criteria(options.criteria)
     subject = Subject(options)
     rows = [subject.whole()]
     cells = [(mode, name) for mode in options.modes for name in options.criteria]
@@ -88,9 +100,15 @@ def run(options: argparse.Namespace) -> None:
         if mode != "one_shot" and not find_criterion(criterion).needs_data:
             clock.tick(f"{criterion}: looks at no data, so that ranking anew changes nothing")
             continue
-        rows += subject.path(mode, criterion)
-        clock.tick(f"{criterion}, {mode}")
-    output.show(f"Accuracy on {subject.images} validation images", rows, COLUMNS)
+        try:
+            for row in subject.path(mode, criterion):
+                rows.append(row)
+            clock.tick(f"{criterion}, {mode}")
+        except RefusedError as error:
+            rows.append({"criterion": criterion, "mode": mode, "refused": str(error)})
+            clock.tick(f"{criterion}, {mode}: refused: {error}")
+    title = f"Accuracy on {subject.images} validation images"
+    output.show(title, rows, with_reasons(COLUMNS, rows))
     output.save(options, "removal", rows, plot(rows), table(rows), subject.digest)
 
 
@@ -243,13 +261,16 @@ def below_all_others(scores: FilterScores, flags: dict[str, np.ndarray]) -> Filt
 def table(rows: Sequence[Row]) -> str:
     """A line a criterion and mode: per cent right after / re-estimated (share of MACs left)."""
     rest = [row for row in rows if row["criterion"] != "whole"]
-    amounts = sorted({row["removed"] for row in rest})
+    amounts = sorted({row["removed"] for row in rest if "removed" in row})
     lines: dict[tuple[str, str], Row] = {}
     for row in rest:
         line = lines.setdefault(
             (row["criterion"], row["mode"]),
             {"criterion": f"`{row['criterion']}`", "mode": row["mode"].replace("_", " ")},
         )
+        if "refused" in row:
+            line["refused"] = row["refused"]
+            continue
         line[f"{row['removed']:g}"] = (
             f"{100 * row['accuracy']:.1f} / {100 * row['recalibrated_accuracy']:.1f} "
             f"({row['macs_left']:.2f})"
@@ -257,13 +278,14 @@ def table(rows: Sequence[Row]) -> str:
         line["seconds"] = row["rank_seconds"]
     columns = {"criterion": "criterion", "mode": "mode"}
     columns |= {f"{amount:g}": f"{amount:.0%} removed" for amount in amounts}
-    return output.markdown(list(lines.values()), columns | {"seconds": "ranking, seconds"})
+    columns |= {"seconds": "ranking, seconds"}
+    return output.markdown(list(lines.values()), with_reasons(columns, rest))
 
 
 def plot(rows: Sequence[Row]) -> Figure:
     """Accuracy against MACs left, before and after BatchNorm is re-estimated."""
     figure = Figure(figsize=(11, 4.6), layout="constrained")
-    whole, rest = rows[0], rows[1:]
+    whole, *rest = [row for row in rows if "refused" not in row]
     names = list(dict.fromkeys(row["criterion"] for row in rest))
     panels = figure.subplots(1, 2, sharey=True)
     titles = {"accuracy": "right after", "recalibrated_accuracy": "BatchNorm re-estimated"}

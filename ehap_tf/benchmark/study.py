@@ -28,7 +28,13 @@ import numpy as np
 import tf_keras
 
 from ehap_tf.benchmark import study_table
-from ehap_tf.benchmark.contenders import Clock, add_contender_arguments, rank
+from ehap_tf.benchmark.contenders import (
+    Clock,
+    RefusedError,
+    add_contender_arguments,
+    rank,
+    require_criteria,
+)
 from ehap_tf.benchmark.records import Records, Row, digest
 from ehap_tf.benchmark.study_table import ITERATIVE, ONE_SHOT, Cell
 from ehap_tf.benchmark.subject import add_subject_arguments, load_images, trained_source
@@ -121,15 +127,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measures the cells that are missing, then writes table and plot."""
+    """Measures the cells that are missing, then writes table and plot.
+
+    Where a criterion cannot rank a network the cell is left out, and the table says why.
+    """
+    require_criteria(options.criteria)
     directory = pathlib.Path(options.directory)
     settings = {"model": digest(trained_source(options.model, options.dataset), options.seed)}
     settings |= {name: getattr(options, name) for name in SETTINGS}
     # "auto" is another precision on another machine.
     settings |= {"train_precision": resolve_precision(options.train_precision)}
     records = Records(directory, settings, options.rankings)
+    refused: dict[str, str] = {}
     if not options.table_only:
         study = Study(options, records)
+        refused = study.refused
         for count in range(1, len(options.seeds) + 1):
             seeds = options.seeds[:count]
             study.measure(cells_of(options, ONE_SHOT, options.criteria, seeds))
@@ -144,7 +156,7 @@ def run(options: argparse.Namespace) -> None:
         # Criteria that were among the best of an earlier seed are shown, too.
         if cell.criterion in best or cell.name in records.rows()
     ]
-    study_table.write(directory, records, cells)
+    study_table.write(directory, records, cells, refused)
 
 
 def cells_of(
@@ -166,10 +178,15 @@ def best_criteria(options: argparse.Namespace, records: Records) -> list[str]:
 
 
 class Study:
-    """The network, its data, and the cells that are done."""
+    """The network, its data, and the cells that are done.
+
+    Attributes:
+        refused: names of cells whose criterion cannot rank a network -> why.
+    """
 
     def __init__(self, options: argparse.Namespace, records: Records) -> None:
         self._options, self._records = options, records
+        self.refused: dict[str, str] = {}
         self._model, dataset, self._loss = load_images(
             options.model, options.dataset, options.data_dir, options.seed
         )
@@ -186,7 +203,12 @@ class Study:
         clock = Clock(len(cells))
         for cell in cells:
             done = cell.name in self._records.rows()
-            row = self._records.row(cell.name, functools.partial(self._measured, cell))
+            try:
+                row = self._records.row(cell.name, functools.partial(self._measured, cell))
+            except RefusedError as error:
+                self.refused[cell.name] = str(error)
+                clock.tick(f"{cell.name}: refused: {error}")
+                continue
             gc.collect()  # each cell leaves compiled graphs behind
             figures = " -> ".join(f"{row[key]:.4f}" for key in study_table.ACCURACIES)
             clock.tick(f"{cell.name}: {figures}{' (was there)' if done else ''}")

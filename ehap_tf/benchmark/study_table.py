@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -71,7 +71,9 @@ def best_criteria(rows: Sequence[Row], count: int) -> list[str]:
     return sorted(names, key=lambda name: -means[name])[:count]
 
 
-def markdown(rows: Sequence[Row], cells: Sequence[Cell]) -> str:
+def markdown(
+    rows: Sequence[Row], cells: Sequence[Cell], refused: Mapping[str, str] | None = None
+) -> str:
     """One line a criterion and mode; validation accuracies in per cent, means of the seeds.
 
     What a cell of the table says stands under it; what is not measured is said in it.
@@ -79,6 +81,7 @@ def markdown(rows: Sequence[Row], cells: Sequence[Cell]) -> str:
     Args:
         rows: what `collect` gives.
         cells: all that the study is to have.
+        refused: names of cells whose criterion cannot rank a network -> why.
     """
     whole = [row for row in rows if row["criterion"] == WHOLE]
     rows = [row for row in rows if row["criterion"] != WHOLE]
@@ -105,6 +108,13 @@ def markdown(rows: Sequence[Row], cells: Sequence[Cell]) -> str:
         "",
         f"{len(rows)} of {len(cells)} networks are measured.",
     ]
+    reasons = {
+        f"`{cell.criterion}` was refused: {refused[cell.name]}"
+        for cell in cells
+        if refused and cell.name in refused
+    }
+    for reason in sorted(reasons):
+        lines += ["", reason]
     for row in whole:
         lines += [
             "",
@@ -164,17 +174,23 @@ def plot(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def write(directory: pathlib.Path, records: Records, cells: Sequence[Cell]) -> None:
+def write(
+    directory: pathlib.Path,
+    records: Records,
+    cells: Sequence[Cell],
+    refused: Mapping[str, str] | None = None,
+) -> None:
     """Writes `study.md` and `study.png`, and prints the table.
 
     Args:
         directory: where to.
         records: what is measured.
         cells: all that the study is to have.
+        refused: as for `markdown`.
     """
     rows = collect(records, cells)
     settings = ", ".join(f"{name} {value}" for name, value in records.settings.items())
-    text = markdown(rows, cells) + f"\nSettings: {settings}.\n"
+    text = markdown(rows, cells, refused) + f"\nSettings: {settings}.\n"
     print(text)
     write_text(directory / "study.md", text)
     with atomic_path(directory / "study.png") as temporary:

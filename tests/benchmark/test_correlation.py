@@ -45,6 +45,40 @@ def test_the_classifier_cannot_be_removed() -> None:
     assert removable(model, ["first", "second", "classifier"]) == ["first", "second"]
 
 
+def test_a_criterion_that_refuses_is_left_out_and_a_name_is_checked_first(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs = tf_keras.layers.Input((6, 6, 2))
+    x = tf_keras.layers.Flatten()(tf_keras.layers.Conv2D(3, 3, name="conv")(inputs))
+    tf_keras.Model(inputs, tf_keras.layers.Dense(4)(x)).save(tmp_path / "net.keras")
+    arguments = [
+        "correlation",
+        f"--model={tmp_path / 'net.keras'}",
+        "--dataset=noise",
+        "--examples=12",
+        f"--output={tmp_path / 'correlation.json'}",
+        "--criteria",
+        "bn_scale",
+        "magnitude",
+    ]
+    assert main(arguments) == 0
+    reason = "criterion 'bn_scale' needs layers that are followed by a BatchNormalization"
+    assert f"bn_scale: refused: {reason}" in capsys.readouterr().out
+    rows = json.loads((tmp_path / "correlation.json").read_text())["rows"]
+    overall = {row["criterion"]: row for row in rows if row["layer"] == "all"}
+    assert list(overall) == ["oracle", "magnitude", "bn_scale"]
+    assert overall["bn_scale"]["refused"].startswith(reason)
+    assert overall["magnitude"]["filters"] == 3 and "refused" not in overall["magnitude"]
+    assert reason in (tmp_path / "correlation.md").read_text()
+
+    def measured(*arguments: object, **options: object) -> None:
+        raise AssertionError("measured before the names are checked")
+
+    monkeypatch.setattr("ehap_tf.benchmark.correlation.oracle_importance", measured)
+    assert main([*arguments[:4], "--criteria", "magnitude", "hesian_trace"]) == 1
+    assert "Received: 'hesian_trace'" in capsys.readouterr().err
+
+
 def test_the_command_goes_on_where_it_was(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -75,6 +75,25 @@ def test_what_went_together_stays_last() -> None:
     assert again.to_json() == plan.to_json()
 
 
+def test_a_criterion_that_refuses_is_left_out_with_its_reason(tmp_path: pathlib.Path) -> None:
+    inputs = layers.Input((32, 32, 3))
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(6, 3, strides=4, activation="relu")(inputs))
+    tf_keras.Model(inputs, layers.Dense(10)(x)).save(tmp_path / "net.keras")
+    arguments = (
+        f"removal --model={tmp_path / 'net.keras'} --dataset=digits --examples=16 "
+        f"--validation_images=40 --output={tmp_path / 'removal.json'} --recalibrate_batches=1 "
+        "--amounts 0.4 --criteria bn_scale random"
+    ).split()
+    assert main(arguments) == 0
+    whole, refused, measured = json.loads((tmp_path / "removal.json").read_text())["rows"]
+    assert whole["criterion"] == "whole" and measured["removed"] == 0.4
+    assert refused["criterion"] == "bn_scale"
+    assert refused["refused"].startswith("criterion 'bn_scale' needs layers")
+    lines = (tmp_path / "removal.md").read_text().splitlines()
+    assert lines[0].endswith("| ranking, seconds | refused |")
+    assert lines[2] == f"| `bn_scale` | one shot |  |  | {refused['refused']} |"
+
+
 def test_the_command_measures_paths_and_goes_on_where_it_was(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

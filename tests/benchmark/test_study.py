@@ -143,6 +143,23 @@ def test_the_study_goes_on_where_it_was_killed(
     assert rows()[trained[0]] == first
 
 
+def test_a_criterion_that_refuses_is_left_out_with_its_reason(tmp_path: pathlib.Path) -> None:
+    inputs = layers.Input((32, 32, 3))
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(6, 3, strides=4, activation="relu")(inputs))
+    tf_keras.Model(inputs, layers.Dense(10)(x)).save(tmp_path / "net.keras")
+    arguments = (
+        f"study --model={tmp_path / 'net.keras'} --dataset=digits --directory={tmp_path} "
+        "--examples=16 --validation_images=40 --test_images=40 --recalibrate_batches=0 "
+        "--finetune_epochs=0 --round_to=1 --removed 0.4 --seeds 0 --best=0 "
+        "--train_precision=fp32 --criteria bn_scale random"
+    ).split()
+    assert main(arguments) == 0
+    table = (tmp_path / "study.md").read_text()
+    assert "| bn_scale | one shot | not measured |" in table
+    assert "\n`bn_scale` was refused: criterion 'bn_scale' needs layers" in table
+    assert "1 of 2 networks are measured." in table
+
+
 def test_what_tells_most_is_measured_first() -> None:
     parser = argparse.ArgumentParser()
     study.add_arguments(parser)
