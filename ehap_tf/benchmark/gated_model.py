@@ -88,8 +88,11 @@ class GatedModel:
                 variable.assign(value)
 
     def recalibrate(self, batches: Sequence[Any]) -> None:
-        """Re-estimates BatchNorm's statistics for what stays, as `ehap_tf.recalibrate` does."""
-        if not self._norms:
+        """Re-estimates BatchNorm's statistics for what stays, as `ehap_tf.recalibrate` does.
+
+        Without batches they stay as they are.
+        """
+        if not self._norms or not batches:
             return
         totals = [[np.zeros(v.shape, np.float64) for v in _statistics(n)] for n in self._norms]
         for inputs in batches:

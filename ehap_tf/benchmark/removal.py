@@ -35,6 +35,7 @@ from ehap_tf.sensitivity.criteria import find_criterion
 
 MODES = ("one_shot", "steps", "recalibrated_steps")
 AMOUNTS = {"filters": "prune_ratio", "macs": "target_macs"}
+ACCURACIES = {"accuracy": "right after", "recalibrated_accuracy": "BatchNorm re-estimated"}
 COLUMNS = {
     "criterion": "criterion",
     "mode": "mode",
@@ -80,7 +81,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--validation_images", type=int, default=0, help="how many; default 0, for all of them"
     )
     parser.add_argument(
-        "--recalibrate_batches", type=int, default=32, help="of 128 training images; default 32"
+        "--recalibrate_batches",
+        type=int,
+        default=32,
+        help="of 128 training images; 0 re-estimates nothing; default 32",
     )
     output.add_output_arguments(parser)
     add_records_argument(parser)
@@ -91,7 +95,7 @@ def run(options: argparse.Namespace) -> None:
 
     A criterion that cannot rank the network is left out, and the table says why.
     """
-    require_criteria(options.criteria)
+    _check(options)
     subject = Subject(options)
     rows = [subject.whole()]
     cells = [(mode, name) for mode in options.modes for name in options.criteria]
@@ -110,6 +114,22 @@ def run(options: argparse.Namespace) -> None:
     title = f"Accuracy on {subject.images} validation images"
     output.show(title, rows, with_reasons(COLUMNS, rows))
     output.save(options, "removal", rows, plot(rows), table(rows), subject.digest)
+
+
+def _check(options: argparse.Namespace) -> None:
+    require_criteria(options.criteria)
+    if options.recalibrate_batches < 0:
+        raise ValueError(
+            "--recalibrate_batches must be at least 0. Received: "
+            f"--recalibrate_batches={options.recalibrate_batches}"
+        )
+    if "recalibrated_steps" in options.modes and not options.recalibrate_batches:
+        raise ValueError(
+            "--recalibrate_batches must be above 0 for the mode recalibrated_steps. Received: "
+            "--recalibrate_batches=0; the mode steps re-estimates nothing"
+        )
+    if options.modes != ["one_shot"] and not options.step > 0:
+        raise ValueError(f"--step must be above 0. Received: --step={options.step:g}")
 
 
 class Subject:
@@ -225,8 +245,11 @@ class Subject:
         def measure() -> Row:
             flags = plan.flags()
             self.gated.keep(flags)
-            accuracy = self.gated.accuracy(self._images, self._labels)
-            self._recalibrate()
+            accuracies = {"accuracy": self.gated.accuracy(self._images, self._labels)}
+            if self._options.recalibrate_batches:
+                self._recalibrate()
+                again = self.gated.accuracy(self._images, self._labels)
+                accuracies["recalibrated_accuracy"] = again
             total = sum(len(stays) for stays in flags.values())
             return {
                 "criterion": criterion,
@@ -235,8 +258,7 @@ class Subject:
                 "filters_left": sum(int(stays.sum()) for stays in flags.values()) / total,
                 "macs_left": plan.macs_after / plan.macs_before,
                 "params_left": plan.params_after / plan.params_before,
-                "accuracy": accuracy,
-                "recalibrated_accuracy": self.gated.accuracy(self._images, self._labels),
+                **accuracies,
                 "rank_seconds": seconds,
             }
 
@@ -271,10 +293,9 @@ def table(rows: Sequence[Row]) -> str:
         if "refused" in row:
             line["refused"] = row["refused"]
             continue
-        line[f"{row['removed']:g}"] = (
-            f"{100 * row['accuracy']:.1f} / {100 * row['recalibrated_accuracy']:.1f} "
-            f"({row['macs_left']:.2f})"
-        )
+        accuracies = [row[key] for key in ACCURACIES if key in row]
+        figures = " / ".join(f"{100 * accuracy:.1f}" for accuracy in accuracies)
+        line[f"{row['removed']:g}"] = f"{figures} ({row['macs_left']:.2f})"
         line["seconds"] = row["rank_seconds"]
     columns = {"criterion": "criterion", "mode": "mode"}
     columns |= {f"{amount:g}": f"{amount:.0%} removed" for amount in amounts}
@@ -287,8 +308,8 @@ def plot(rows: Sequence[Row]) -> Figure:
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     whole, *rest = [row for row in rows if "refused" not in row]
     names = list(dict.fromkeys(row["criterion"] for row in rest))
-    panels = figure.subplots(1, 2, sharey=True)
-    titles = {"accuracy": "right after", "recalibrated_accuracy": "BatchNorm re-estimated"}
+    titles = {key: title for key, title in ACCURACIES.items() if key in whole}
+    panels = figure.subplots(1, len(titles), sharey=True, squeeze=False)[0]
     for axes, (key, title) in zip(panels, titles.items(), strict=True):
         for mode, style in zip(MODES, ("-", "--", ":"), strict=True):
             for number, name in enumerate(names):
@@ -308,5 +329,5 @@ def plot(rows: Sequence[Row]) -> Figure:
         axes.invert_xaxis()
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("accuracy on validation images")
-    panels[1].legend(fontsize=7)
+    panels[-1].legend(fontsize=7)
     return figure

@@ -94,6 +94,37 @@ def test_a_criterion_that_refuses_is_left_out_with_its_reason(tmp_path: pathlib.
     assert lines[2] == f"| `bn_scale` | one shot |  |  | {refused['refused']} |"
 
 
+def test_no_batches_re_estimate_nothing(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs = layers.Input((32, 32, 3))
+    x = layers.BatchNormalization()(layers.Conv2D(6, 3, strides=4)(inputs))
+    x = layers.GlobalAveragePooling2D()(layers.ReLU()(x))
+    model = shake(tf_keras.Model(inputs, layers.Dense(10)(x)))
+    model.save(tmp_path / "net.keras")
+    gated = GatedModel(model)
+    gated.recalibrate([])
+    assert relative_error(gated.model(batch(model)), model(batch(model))) < 1e-6
+    arguments = (
+        f"removal --model={tmp_path / 'net.keras'} --dataset=digits --examples=16 "
+        f"--validation_images=40 --output={tmp_path / 'removal.json'} --recalibrate_batches=0 "
+        "--amounts 0.4 --criteria magnitude"
+    ).split()
+    assert main(arguments) == 0
+    rows = json.loads((tmp_path / "removal.json").read_text())["rows"]
+    assert len(rows) == 2 and not any("recalibrated_accuracy" in row for row in rows)
+    line = (tmp_path / "removal.md").read_text().splitlines()[2]
+    figures = f"{100 * rows[1]['accuracy']:.1f} ({rows[1]['macs_left']:.2f})"
+    assert line.startswith(f"| `magnitude` | one shot | {figures} | ")
+    for wrong, message in (
+        (["--modes", "recalibrated_steps"], "must be above 0 for the mode recalibrated_steps"),
+        (["--modes", "steps", "--step=0"], "--step must be above 0. Received: --step=0"),
+        (["--recalibrate_batches=-1"], "must be at least 0. Received: --recalibrate_batches=-1"),
+    ):
+        assert main([*arguments, *wrong]) == 1
+        assert message in capsys.readouterr().err
+
+
 def test_the_command_measures_paths_and_goes_on_where_it_was(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
