@@ -162,12 +162,32 @@ def _model_with(layer: Any) -> Any:
             lambda: layers.Dense(2, activation=lambda x: x * 2, name="dense"),
             r"'dense' \(Dense\), argument 'activation'",
         ),
+        (
+            lambda: layers.Dense(2, activation=layers.PReLU(name="slopes"), name="dense"),
+            r"'dense' \(Dense\), argument 'activation': .* put it behind.*'slopes' \(PReLU\)",
+        ),
         (lambda: lambda x: keras.ops.cumsum(x, axis=-1), r"operation 'cumsum.*' \(Cumsum\)"),
     ],
 )
 def test_what_cannot_be_carried_over_is_named(layer: Any, message: str):
     with pytest.raises(ValueError, match=message):
         to_tf_keras(_model_with(layer()))
+
+
+def test_a_layer_as_activation_is_carried_over(tmp_path: pathlib.Path):
+    steep = layers.LeakyReLU(negative_slope=0.7, name="steep")
+    model = _model_with(layers.Conv2D(3, 3, activation=steep, name="conv"))
+    x = arrays(model)
+    expected = outputs(model, x)
+    copy = to_tf_keras(model)
+    back = to_keras3(copy)
+    assert isinstance(copy.get_layer("conv").activation, tf_keras.layers.LeakyReLU)
+    assert isinstance(back.get_layer("conv").activation, layers.LeakyReLU)
+    for other in (copy, back):
+        assert distance(expected, outputs(other, x)) < 1e-5
+    back.save(tmp_path / "back.keras")
+    loaded = keras.saving.load_model(tmp_path / "back.keras")
+    assert distance(expected, outputs(loaded, x)) < 1e-5
 
 
 def test_subclassed_and_unbuilt_models_are_refused():

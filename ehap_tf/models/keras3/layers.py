@@ -109,6 +109,9 @@ def _argument(layer: Any, name: str, value: Any, target: ModuleType) -> Any:
     if role in ("initializer", "regularizer", "constraint"):
         return translated_object(value, role, target, where)
     if role == "activation":
+        own = getattr(layer, name, None)
+        if isinstance(own, _source(layer).layers.Layer):
+            return _activation_layer(own, target, where)
         return translated_activation(value, target, where)
     if name in _WRAPPED and isinstance(value, dict):
         return _wrapped(layer, value, target)
@@ -117,6 +120,17 @@ def _argument(layer: Any, name: str, value: Any, target: ModuleType) -> Any:
     if isinstance(value, dict) and "class_name" in value:
         raise CannotTranslateError(f"{where}: cannot be carried over. Received: {value}")
     return value
+
+
+def _activation_layer(activation: Any, target: ModuleType, where: str) -> Any:
+    """A layer in the place of an activation function."""
+    # Keras 3 builds one with weights when numbers first go through it, so it may have none yet.
+    if activation.weights or not activation.built:
+        raise CannotTranslateError(
+            f"{where}: a layer with weights cannot be carried over there; put it behind, as a "
+            f"layer of its own. Received: {_where(activation)}"
+        )
+    return translated_layer(activation, target)
 
 
 def _wrapped(layer: Any, serialized: Mapping[str, Any], target: ModuleType) -> Any:

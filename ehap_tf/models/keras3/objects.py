@@ -105,5 +105,9 @@ def translated_activation(value: Any, target: ModuleType, where: str) -> Any:
 def _function_name(value: Any) -> str:
     if isinstance(value, dict):
         config = value.get("config")
-        return config if isinstance(config, str) else str(value.get("registered_name"))
+        return (
+            config
+            if isinstance(config, str)
+            else str(value.get("registered_name") or value.get("class_name"))
+        )
     return value if isinstance(value, str) else str(getattr(value, "__name__", value))
