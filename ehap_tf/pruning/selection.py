@@ -36,8 +36,10 @@ def plan_pruning(
 
     All filters of all scored layers stand in one list. With `prune_ratio`, the threshold is
     `sorted(scores)[int(prune_ratio * N)]` and a filter stays if its score is above it (HAP and
-    EHAP); a ratio of 0 removes nothing. Filters that live or die together share the sum of their
-    scores. With a target, the threshold is searched.
+    EHAP); a ratio of 0 removes nothing. Of filters whose score is the threshold itself as many go
+    as bring the number of those below it to `int(prune_ratio * N) + 1`, alike from all layers.
+    Filters that live or die together share the sum of their scores. With a target, the threshold is
+    searched.
 
     Args:
         model: a Functional or Sequential model.

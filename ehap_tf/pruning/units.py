@@ -70,28 +70,34 @@ class Units:
         # A filter without a score takes no part in the sum of its unit ...
         unit_scores = np.bincount(self._unit, np.nan_to_num(scored), count).astype(np.float64)
         # ... and a unit in which nothing has a score stays as it is.
-        has_score = np.bincount(self._unit, ~np.isnan(scored), count) > 0
+        listed_filters = np.bincount(self._unit, ~np.isnan(scored), count)
         frozen = np.array([graph.ids.frozen_reason(root) is not None for root in roots.tolist()])
         self._by_name = by_name = np.bincount(self._unit, self._named(keep_layers), count) > 0
         if cost_aware:
             savings = np.bincount(self._unit, _savings(graph, cost_aware)[atoms], count)
             unit_scores = unit_scores / np.maximum(savings, 1)
         self.scores: Floats = unit_scores
-        self.free: Flags = has_score & ~frozen & ~by_name
-        self.listed: Floats = np.sort(self.scores[self._unit][~np.isnan(scored)])
+        self.free: Flags = (listed_filters > 0) & ~frozen & ~by_name
+        # Units of equal scores go by their places in their layers, so that no layer loses all of
+        # its own first.
+        places = np.concatenate([np.arange(width) / width for width in widths])
+        place = np.bincount(self._unit, places, count) / np.bincount(self._unit, minlength=count)
+        self._ranked = np.lexsort((place, self.scores))
+        self._listed = np.cumsum(listed_filters[self._ranked])
         can = np.array([name in graph.implantable for name in self._layers])
         self._implantable: Flags = np.bincount(self._unit, can[self._layer], count) > 0
-        self._order = np.argsort(np.where(self.free, self.scores, np.inf), kind="stable")
+        self._order = self._ranked[self.free[self._ranked]]
 
     def above_threshold(self, prune_ratio: float) -> Choice:
-        """Removes what is not above the threshold of the global list."""
+        """Removes what is not above the threshold of the global list, or makes it 1x1."""
+        stays = np.ones(len(self.scores), np.bool_)
+        band = ~stays
         if prune_ratio == 0:
-            everything = np.ones(len(self.scores), np.bool_)
-            return Choice(everything, ~everything)
-        threshold = self.listed[int(prune_ratio * len(self.listed))]
-        low = self.listed[int((1 - self._implant_ratio) * prune_ratio * len(self.listed))]
-        stays = self.scores > threshold
-        band = ~stays & (self.scores > low) if self._implant_ratio else ~stays & False
+            return Choice(stays, band)
+        number = self._up_to(prune_ratio)
+        first = self._up_to((1 - self._implant_ratio) * prune_ratio)
+        stays[self._ranked[:number]] = False
+        band[self._ranked[first:number]] = True
         return self._within_limits(stays, band)
 
     def without_lowest(self, number: int) -> Choice:
@@ -148,12 +154,17 @@ class Units:
             held[name] = stays_because(int(stays.sum()), len(stays), reason)
         return held
 
+    def _up_to(self, share: float) -> int:
+        """How many units stand in the global list up to the filter at a share of its length."""
+        place = int(share * self._listed[-1])
+        return int(np.searchsorted(self._listed, place, side="right")) + 1
+
     def _within_limits(self, stays: Flags, band: Flags) -> Choice:
         """Brings back the best removed units of every layer that would lose too many filters."""
         full = stays | ~self.free
         small = band & self._implantable & ~full
         stays = full | small
-        best_first = np.argsort(-self.scores, kind="stable")
+        best_first = self._ranked[::-1]
         changed = True
         while changed:
             changed = False

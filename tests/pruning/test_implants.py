@@ -153,8 +153,8 @@ def test_cost_aware_prefers_what_is_dear():
     model = strided_net("same", 1, 3)
     even = {name: np.ones_like(values) for name, values in random_scores(model).items()}
     even["c"] = even["c"] * 1.5  # worth more, and far more expensive
-    plain = plan_pruning(model, even, prune_ratio=0.1, prune_ratio_limit=0.5)
-    dear = plan_pruning(model, even, prune_ratio=0.1, prune_ratio_limit=0.5, cost_aware="macs")
+    plain = plan_pruning(model, even, prune_ratio=0.3, prune_ratio_limit=0.5)
+    dear = plan_pruning(model, even, prune_ratio=0.3, prune_ratio_limit=0.5, cost_aware="macs")
     assert len(plain.kept["c"]) == 8
     assert len(dear.kept["c"]) == 4
 

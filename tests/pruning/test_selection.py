@@ -30,6 +30,25 @@ def test_threshold_is_the_formula_of_the_paper():
     assert plan.kept["logits"].tolist() == [0, 1]
 
 
+def test_of_equal_scores_as_many_go_as_the_ratio_says_and_alike_from_all_layers():
+    model = chain(10, 20)
+    even = {name: np.ones(len(values)) for name, values in random_scores(model).items()}
+    # 10 of 32 go: 3 of c0, 6 of c1 and one row of the classifier, which comes back.
+    plan = plan_pruning(model, even, prune_ratio=0.3)
+    assert {layer: len(kept) for layer, kept in plan.kept.items()} == {
+        "c0": 7, "c1": 14, "logits": 2,
+    }  # fmt: skip
+
+
+def test_a_block_of_equal_scores_at_the_top_does_not_go_as_a_whole():
+    """As `bn_scale` gives the largest score to every layer without a BatchNorm."""
+    model = chain(10, 10)
+    scores = {"c0": np.arange(10.0), "c1": np.full(10, 9.0), "logits": np.full(2, 9.0)}
+    plan = plan_pruning(model, scores, prune_ratio=0.6)  # 14 of 22: 9 below, 5 of 13 equal ones
+    assert plan.kept["c0"].tolist() == [9]
+    assert len(plan.kept["c1"]) == 6
+
+
 def test_limit_keeps_the_best_filters_of_a_layer():
     model = chain(10, 10)
     scores = {"c0": np.arange(10.0), "c1": np.arange(10.0) + 100, "logits": np.array([1e3, 1e3])}
@@ -45,9 +64,9 @@ def test_tied_filters_share_the_sum_of_their_scores():
     # Apart, stem 0 would go and b 0 would stay; together they are worth 11 and stay.
     scores["stem"] = np.array([1.0, 2, 3, 10, 10, 10])
     scores["b"] = np.array([10.0, 2, 3, 10, 10, 10])
-    tied = plan_pruning(model, scores, prune_ratio=0.15, residual="tied")
+    tied = plan_pruning(model, scores, prune_ratio=0.2, residual="tied")
     assert tied.kept["stem"].tolist() == tied.kept["b"].tolist() == [0, 3, 4, 5]
-    union = plan_pruning(model, scores, prune_ratio=0.15, residual="union")
+    union = plan_pruning(model, scores, prune_ratio=0.2, residual="union")
     assert union.kept["stem"].tolist() == [3, 4, 5]
     assert union.kept["b"].tolist() == [0, 3, 4, 5]
 
