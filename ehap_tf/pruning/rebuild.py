@@ -142,7 +142,7 @@ class Rebuilder:
         chain = [
             layer for layer in copy.layers if not isinstance(layer, tf_keras.layers.InputLayer)
         ]
-        if any(len(layer.inbound_nodes) != 1 for layer in chain):
+        if not _is_chain(copy.inputs, chain):
             return copy
         # Layers of a chain in order; a Sequential calls them again on an input of its own.
         return tf_keras.Sequential([copy.layers[0], *chain], name=model.name)
@@ -184,6 +184,17 @@ class Rebuilder:
             self._new_layers[id(model)] = new
         args, kwargs = map_arguments(node, tensors)
         return list(tf.nest.flatten(new(*args, **kwargs)))
+
+
+def _is_chain(inputs: list[Any], chain: Sequence[tf_keras.layers.Layer]) -> bool:
+    """Whether each layer is called once, on nothing but what the layer before it returned."""
+    tensors = inputs
+    for layer in chain:
+        nodes = layer.inbound_nodes
+        if len(nodes) != 1 or list(map(id, nodes[0].keras_inputs)) != list(map(id, tensors)):
+            return False
+        tensors = tf.nest.flatten(nodes[0].outputs)
+    return True
 
 
 def map_arguments(node: Any, tensors: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

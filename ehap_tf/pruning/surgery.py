@@ -26,8 +26,9 @@ def prune(model: tf_keras.Model, plan: PruningPlan) -> tf_keras.Model:
     """A new, smaller model without the filters that the plan removes.
 
     Layer names, dtype policies, regularizers, constraints and trainable flags stay. For every
-    input the output equals that of `mask(model, plan)` up to float rounding. The model given is
-    left untouched; the new one is not compiled.
+    input the output equals that of `mask(model, plan)` up to float rounding. A Sequential model
+    stays one, unless 1x1 filters stand beside the others in it. The model given is left untouched;
+    the new one is not compiled.
 
     Args:
         model: a Functional or Sequential model, the one that the plan was made for.

@@ -104,6 +104,31 @@ def test_calls_that_belong_to_other_models_do_not_count():
     assert plans[1].to_json() == plans[0].to_json()
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_implants_of_a_sequential_model(nested):
+    body = [
+        layers.Input((8, 8, 3)),
+        layers.Conv2D(8, 3, name="c"),
+        layers.ReLU(name="r"),
+        layers.Conv2D(6, 3, strides=2, padding="same", name="d"),
+        layers.Flatten(name="f"),
+    ]
+    end = layers.Dense(2, name="logits")
+    if nested:
+        body = [layers.Input((8, 8, 3)), tf_keras.Sequential(body, name="body")]
+    model = shake(tf_keras.Sequential([*body, end]))
+    plan = plan_pruning(
+        model, random_scores(model, 1), 0.6, implant_ratio=0.5, implant_init="center"
+    )
+    assert all(len(plan.implanted[f"body/{name}" if nested else name]) for name in "cd")
+    slim, x = prune(model, plan), batch(model)
+    assert relative_error(slim(x), mask(model, plan)(x)) < 1e-5
+    assert count_parameters(slim) == plan.params_after
+    # Where nothing stands side by side the chain stays one.
+    assert isinstance(slim, tf_keras.Sequential) == nested
+    assert isinstance(mask(model, plan), tf_keras.Sequential)
+
+
 def test_a_layer_has_implants_once_its_other_call_is_gone():
     inputs = layers.Input((8, 8, 4))
     shared = layers.Conv2D(4, 3, padding="same", name="shared")
