@@ -8,7 +8,12 @@ from ehap_tf.models.checks import (
     require_inputs,
 )
 from ehap_tf.models.cloning import clone_with_policy, copy_model
-from ehap_tf.models.copying import ZeroInitializers, kept_random_state, layer_from
+from ehap_tf.models.copying import (
+    ZeroInitializers,
+    copy_trainable,
+    kept_random_state,
+    layer_from,
+)
 from ehap_tf.models.keras3 import either_keras, is_keras3_model, to_keras3, to_tf_keras
 from ehap_tf.models.outputs import ends_in_softmax, output_names
 from ehap_tf.models.precision import PRECISIONS, policy_of, resolve_precision
@@ -22,6 +27,7 @@ __all__ = [
     "build_model",
     "clone_with_policy",
     "copy_model",
+    "copy_trainable",
     "either_keras",
     "ends_in_softmax",
     "handing_on",

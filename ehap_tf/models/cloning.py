@@ -10,7 +10,12 @@ import tf_keras
 from tf_keras.src.layers.core import tf_op_layer
 
 from ehap_tf.models.checks import require_functional
-from ehap_tf.models.copying import ZeroInitializers, kept_random_state, layer_from
+from ehap_tf.models.copying import (
+    ZeroInitializers,
+    copy_trainable,
+    kept_random_state,
+    layer_from,
+)
 
 POLICIES = ("float32", "mixed_float16", "mixed_bfloat16")
 
@@ -88,9 +93,11 @@ class _Cloning:
         with ZeroInitializers() as self._zeros:
             self.clone = self._copy_model(model)
         for old, new in self._made.values():
-            if not isinstance(old, tf_keras.Model):
+            if isinstance(old, tf_keras.Model):
+                new._trainable = old._trainable
+            else:
+                copy_trainable(old, new)
                 new.set_weights(old.get_weights())
-            new._trainable = old._trainable
 
     def _copy_model(self, model: tf_keras.Model) -> tf_keras.Model:
         clone = tf_keras.models.clone_model(model, clone_function=self._copy_layer)

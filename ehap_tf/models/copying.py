@@ -47,6 +47,16 @@ def _not_of_keras(layer: tf_keras.layers.Layer, config: Mapping[str, Any]) -> di
     return found
 
 
+def copy_trainable(old: tf_keras.layers.Layer, new: tf_keras.layers.Layer) -> None:
+    """Gives a copy, once it is built, and the layers inside it the trainable flags of the original.
+
+    `layer.weights` lists what trains first, so weights are copied in the right order only after
+    this. The setter would push a flag down onto layers that have flags of their own.
+    """
+    for before, after in zip(old._flatten_layers(), new._flatten_layers(), strict=False):
+        after._trainable = before._trainable
+
+
 class ZeroInitializers:
     """Lets layers create zeros for weights that are about to be copied.
 

@@ -14,7 +14,7 @@ import tensorflow as tf
 import tf_keras
 
 from ehap_tf.channels import ChannelGraph, Ids, TracedCall, is_nested_model, nodes_in_order
-from ehap_tf.models import ZeroInitializers, kept_random_state, layer_from
+from ehap_tf.models import ZeroInitializers, copy_trainable, kept_random_state, layer_from
 
 
 class Rebuilder:
@@ -27,7 +27,7 @@ class Rebuilder:
     def __init__(self, graph: ChannelGraph) -> None:
         self.graph = graph
         self._new_layers: dict[int, tf_keras.layers.Layer] = {}
-        self._values: list[tuple[tf_keras.layers.Layer, list[Any]]] = []
+        self._made: list[tuple[tf_keras.layers.Layer, tf_keras.layers.Layer, list[Any]]] = []
         self._taken_names: list[set[str]] = []
 
     # What a subclass decides -------------------------------------------------------------------
@@ -69,9 +69,10 @@ class Rebuilder:
         with kept_random_state():
             with ZeroInitializers() as self._zeros:
                 copy = self._rebuild_model(model, None)
-            for layer, values in self._values:
+            for old, new, values in self._made:
+                copy_trainable(old, new)
                 if values:
-                    layer.set_weights(values)
+                    new.set_weights(values)
         return copy
 
     def make_layer(
@@ -80,7 +81,7 @@ class Rebuilder:
         """A layer of the same class that gets its weights once the copy is built."""
         new = layer_from(call.layer, config)
         self._zeros.apply(new)
-        self._values.append((new, values))
+        self._made.append((call.layer, new, values))
         return new
 
     def apply(self, call: TracedCall, node: Any, tensors: list[Any]) -> list[Any]:

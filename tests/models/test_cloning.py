@@ -221,6 +221,32 @@ def test_trainability_is_kept():
     assert not clone.get_layer("stem").trainable
 
 
+class Pair(layers.Layer):
+    """Two dense layers of one shape, and a BatchNorm."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.first, self.second = layers.Dense(4), layers.Dense(4)
+        self.norm = layers.BatchNormalization()
+
+    def call(self, x):
+        return self.norm(self.second(tf.nn.relu(self.first(x))))
+
+
+def test_a_layer_made_of_layers_keeps_which_of_them_train():
+    """Keras lists the weights that train first, whichever part of the layer they are of."""
+    inputs = layers.Input((4,))
+    model = randomised(tf_keras.Model(inputs, layers.Dense(3)(Pair(name="pair")(inputs))))
+    model.get_layer("pair").first.trainable = False
+    x = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+    for copy in (copy_model(model), clone_with_policy(model, "float32")):
+        np.testing.assert_array_equal(copy(x), model(x))
+        pair = copy.get_layer("pair")
+        assert [part.trainable for part in (pair.first, pair.second, pair.norm)] == [
+            False, True, True,
+        ]  # fmt: skip
+
+
 def test_a_copy_needs_no_registration_and_keeps_every_policy():
     def doubled(x):
         return 2 * x

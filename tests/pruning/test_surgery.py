@@ -128,6 +128,36 @@ def test_names_flags_policies_and_regularizers_stay():
     assert slim.get_layer("c").filters < 4 or slim.get_layer("half").filters < 4
 
 
+class Pair(layers.Layer):
+    """Two dense layers of one shape, and a BatchNorm."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.first, self.second = layers.Dense(4), layers.Dense(4)
+        self.norm = layers.BatchNormalization()
+
+    def call(self, x):
+        return self.norm(self.second(tf.nn.relu(self.first(x))))
+
+
+def test_a_layer_made_of_layers_keeps_its_weights_and_which_of_them_train():
+    inputs = layers.Input((6, 6, 3))
+    x = Pair(name="pair")(layers.Conv2D(4, 3, name="c")(inputs))
+    x = layers.Conv2D(6, 1, name="d")(x)
+    model = shake(tf_keras.Model(inputs, layers.Dense(2)(layers.Flatten()(x))))
+    pair = model.get_layer("pair")
+    pair.first.trainable = pair.norm.trainable = False
+    scores = {layer: values + 1 for layer, values in random_scores(model).items()}
+    scores["d"][2] = 0
+    slim = prune(model, plan_pruning(model, scores, prune_ratio=0.01))
+    assert slim.get_layer("d").filters == 5
+    copy, x = slim.get_layer("pair"), np.random.default_rng(0).normal(size=(2, 4)).astype("f")
+    assert (np.asarray(copy(x)) == np.asarray(pair(x))).all()
+    assert [part.trainable for part in (copy.first, copy.second, copy.norm)] == [
+        False, True, False,
+    ]  # fmt: skip
+
+
 def test_an_output_padded_with_zero_channels_keeps_its_name():
     inputs = layers.Input((6, 6, 3))
     x = layers.Conv2D(4, 3, name="c")(inputs)
