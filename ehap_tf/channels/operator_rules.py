@@ -116,7 +116,8 @@ def _pad(call: Call) -> Effect:
     """Zero padding; along the channels it becomes the filling in of zeros where they are needed."""
     paddings = np.asarray(_argument(call, 1, "paddings"))
     mode = str(_argument(call, 2, "mode", "CONSTANT")).upper()
-    value = _argument(call, 4, "constant_values", 0) or 0
+    place = 4 if call.layer.symbol.startswith("compat.v1.") else 3
+    value = _argument(call, place, "constant_values", 0) or 0
     before, after = (int(n) for n in paddings[-1])
     (ids,) = call.inputs
     if not before and not after:

@@ -243,6 +243,21 @@ def test_relu_as_an_operator_is_pruned_like_the_layer(residual):
     assert relative_error(mask(models[1], operator)(x), mask(models[0], layer)(x)) < 1e-6
 
 
+@pytest.mark.parametrize("pad", [tf.pad, tf.compat.v1.pad])
+@pytest.mark.parametrize("channels", [0, 2])
+def test_padding_with_ones_is_not_padding_with_zeros(pad, channels):
+    """The value comes third behind the tensor, in TensorFlow 1 fourth, behind a name."""
+    name = ("padded",) if pad is tf.compat.v1.pad else ()
+    inputs = layers.Input((6, 6, 3))
+    x = layers.Conv2D(4, 1, name="a")(inputs)
+    x = pad(x, [[0, 0], [1, 1], [1, 1], [0, channels]], "CONSTANT", *name, 1.0)
+    x = layers.Conv2D(4, 1, name="b")(x)
+    model = shake(tf_keras.Model(inputs, layers.Dense(2)(layers.Flatten()(x))))
+    plan = plan_pruning(model, random_scores(model), prune_ratio=0.6)
+    assert (len(plan.kept["a"]) == 4) == bool(channels)
+    check(model, plan)
+
+
 def test_unknown_layer_freezes_and_says_what_to_do():
     class Odd(layers.Layer):
         def call(self, x):

@@ -221,7 +221,7 @@ def test_a_layer_class_that_was_not_registered_is_named(suffix, tmp_path):
 
     model = tf_keras.Sequential([layers.Input((8, 8, 3)), layers.Flatten(), Own(), layers.Dense(4)])
     save_qat(quantize(model, allow_float=True), tmp_path / f"qat.{suffix}")
-    with pytest.raises(ValueError, match="is not known here .*register_keras") as caught:
+    with pytest.raises(ValueError, match=r"is not known here .*register_keras") as caught:
         load_qat(tmp_path / f"qat.{suffix}")
     assert not isinstance(caught.value, CorruptFileError)
 
