@@ -46,6 +46,7 @@ class ScatterChannels(tf_keras.layers.Layer):
         source = np.full(self.channels, len(self.positions), np.int32)
         source[list(self.positions)] = np.arange(len(self.positions), dtype=np.int32)
         self._source = source
+        self.supports_masking = True
 
     def build(self, input_shape: Any) -> None:
         """Checks the number of input channels."""

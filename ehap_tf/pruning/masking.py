@@ -27,6 +27,7 @@ class ChannelMask(tf_keras.layers.Layer):
     def __init__(self, mask: Sequence[int], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.mask = tuple(int(bool(m)) for m in mask)
+        self.supports_masking = True
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Selects rather than multiplies, so that infinity in a dead channel is zero too."""

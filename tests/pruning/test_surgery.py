@@ -252,6 +252,30 @@ def test_sequential_stays_sequential():
     assert relative_error(slim(batch(model)), mask(model, plan)(batch(model))) < 1e-5
 
 
+def test_masks_of_sequences_get_through():
+    """What a removed channel's place holds is zero; words that are not there count nowhere."""
+    inputs = layers.Input((5,), dtype="int32")
+    x = layers.Embedding(9, 4, mask_zero=True, name="words")(inputs)
+    a = layers.Dense(8, activation="sigmoid", name="a")(x)
+    b = layers.Dense(8, activation="relu", name="b")(x)
+    x = layers.GlobalAveragePooling1D(name="pool")(layers.Add(name="sum")([a, b]))
+    model = shake(tf_keras.Model(inputs, layers.Dense(3, name="logits")(x)))
+    words = np.array([[1, 2, 0, 0, 0], [3, 4, 5, 0, 0]])
+    plan = plan_pruning(model, random_scores(model, 1), prune_ratio=0.5)
+    slim, masked = prune(model, plan), mask(model, plan)
+    assert any("scatter" in layer.name for layer in slim.layers)
+    embedded = np.asarray(model.get_layer("words")(words))
+    parts = []
+    for name in "ab":
+        stays = np.isin(np.arange(8), plan.kept[name])
+        parts.append(np.asarray(model.get_layer(name)(embedded)) * stays)
+    there = (words != 0)[..., None]
+    pooled = (sum(parts) * there).sum(1) / there.sum(1)
+    truth = model.get_layer("logits")(pooled)
+    assert relative_error(masked(words), truth) < 1e-5
+    assert relative_error(slim(words), truth) < 1e-5
+
+
 def test_subclassed_model_is_refused():
     class Mine(tf_keras.Model):
         def call(self, x):

@@ -35,6 +35,7 @@ class ScatterChannels(keras.layers.Layer):
         source = np.full(self.channels, len(self.positions), np.int32)
         source[list(self.positions)] = np.arange(len(self.positions), dtype=np.int32)
         self._source = source
+        self.supports_masking = True
 
     def call(self, inputs: Any) -> Any:
         """Pads one zero channel and gathers."""
@@ -65,6 +66,7 @@ class ChannelMask(keras.layers.Layer):
     def __init__(self, mask: Sequence[int], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.mask = tuple(int(bool(m)) for m in mask)
+        self.supports_masking = True
 
     def call(self, inputs: Any) -> Any:
         """Selects rather than multiplies, so that infinity in a dead channel is zero too."""
