@@ -80,9 +80,16 @@ def _implantable(call: Call) -> int | None:
         or call.shared
         or layer.padding not in ("same", "valid")
         or (layer.padding == "same" and max(layer.strides) > 1 and not known_size)
+        or (layer.padding == "same" and _looks_beside(layer))
     ):
         return None
     return kernel_positions
+
+
+def _looks_beside(layer: tf_keras.layers.Layer) -> bool:
+    """Whether the centre of a kernel of even size is apart from the pixel that it computes."""
+    axes = zip(layer.kernel_size, layer.dilation_rate, strict=True)
+    return any(size % 2 == 0 and rate > 1 for size, rate in axes)
 
 
 def _tie_groups(call: Call, ids: Ids, groups: int) -> Ids:

@@ -55,6 +55,27 @@ def test_slim_equals_full_size_twin_with_centre_kernels(
     assert count_macs(slim) == plan.macs_after
 
 
+@pytest.mark.parametrize(
+    ("padding", "kernel", "dilation"),
+    [
+        ("valid", 2, 2),
+        ("same", 2, 2),
+        ("same", 4, 3),
+        ("same", (3, 2), 2),
+        ("same", (3, 2), (2, 1)),
+    ],
+)
+def test_dilated_kernels_of_even_size_have_implants_where_their_centre_can_be_met(
+    padding, kernel, dilation
+):
+    model = strided_net(padding, 1, kernel, dilation, 13)
+    plan = plan_pruning(
+        model, random_scores(model, 2), prune_ratio=0.6, implant_ratio=0.5, implant_init="center"
+    )
+    assert ("c" in plan.implanted) == (padding == "valid" or dilation == (2, 1))
+    assert relative_error(prune(model, plan)(batch(model)), mask(model, plan)(batch(model))) < 1e-5
+
+
 @pytest.mark.parametrize("residual", ["union", "tied"])
 def test_residual_nets_and_iterated_pruning(residual):
     model = small_residual_net()
