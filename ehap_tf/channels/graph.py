@@ -173,7 +173,8 @@ def trace_channels(model: tf_keras.Model, residual: str = "union") -> ChannelGra
 
     Raises:
         TypeError: the model is subclassed.
-        ValueError: `residual` is not known, or a channel axis has no fixed size.
+        ValueError: `residual` is not known, two layers have the same path, or a channel axis has
+            no fixed size.
     """
     if residual not in RESIDUAL_MODES:
         raise ValueError(f"residual must be one of {RESIDUAL_MODES}. Received: {residual!r}")

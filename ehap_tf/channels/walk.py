@@ -37,17 +37,28 @@ def layer_paths(model: tf_keras.Model) -> dict[int, str]:
     """`id()` of each layer and nested model -> its name, models around it first: "backbone/conv1".
 
     What is used in several places is named by the first.
+
+    Raises:
+        ValueError: two layers have the same path.
     """
     paths: dict[int, str] = {}
-    _collect_paths(model, "", paths)
+    _collect_paths(model, "", paths, {})
     return paths
 
 
-def _collect_paths(model: tf_keras.Model, prefix: str, paths: dict[int, str]) -> None:
+def _collect_paths(
+    model: tf_keras.Model, prefix: str, paths: dict[int, str], places: dict[str, str]
+) -> None:
     for depth in sorted(model._nodes_by_depth, reverse=True):
         for layer in (node.layer for node in model._nodes_by_depth[depth]):
             if id(layer) in paths:
                 continue
-            paths[id(layer)] = prefix + layer.name
+            path, place = prefix + layer.name, f"layer {layer.name!r} of model {model.name!r}"
+            if path in places:
+                raise ValueError(
+                    "layers must have different names, those of the models around them before "
+                    f"theirs. Received: {path!r} for {places[path]} and for {place}; rename one"
+                )
+            paths[id(layer)], places[path] = path, place
             if is_nested_model(layer):
-                _collect_paths(layer, f"{prefix}{layer.name}/", paths)
+                _collect_paths(layer, f"{path}/", paths, places)
