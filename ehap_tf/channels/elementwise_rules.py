@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import tf_keras
 from tf_keras.src.applications.convnext import LayerScale, StochasticDepth
+from tf_keras.src.layers.normalization.batch_normalization import BatchNormalizationBase
 
 from ehap_tf.channels.activations import activation_name, mixes_channels, zero_at_zero
 from ehap_tf.channels.ids import Flags, Ids
@@ -13,7 +14,7 @@ from ehap_tf.channels.rules import Call, Effect, frozen, pass_on, register_chann
 layers = tf_keras.layers
 
 
-@register_channel_rule(layers.BatchNormalization)
+@register_channel_rule(BatchNormalizationBase)
 def batch_normalization(call: Call) -> Effect:
     """One scale, shift, mean and variance a channel."""
     (ids,) = call.inputs
@@ -51,6 +52,7 @@ def relu(call: Call) -> Effect:
     return pass_on(call, preserves_zero=not (layer.negative_slope and layer.threshold))
 
 
+@register_channel_rule(layers.Identity)
 @register_channel_rule(layers.ThresholdedReLU)
 @register_channel_rule(layers.LeakyReLU)
 @register_channel_rule(layers.ELU)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 import tf_keras
+from tf_keras.src.layers.normalization.batch_normalization import BatchNormalizationBase
 
 from ehap_tf.models import copy_model
 from ehap_tf.pipeline.checkpoint import TrainingState
@@ -122,7 +123,7 @@ class Trainer:
         self._frozen = [
             layer
             for layer in self._model.submodules
-            if isinstance(layer, tf_keras.layers.BatchNormalization) and layer.trainable
+            if isinstance(layer, BatchNormalizationBase) and layer.trainable
         ]
         for layer in self._frozen:
             layer.trainable = False

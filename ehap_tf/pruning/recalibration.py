@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 from tf_keras.src.applications.convnext import StochasticDepth
+from tf_keras.src.layers.normalization.batch_normalization import BatchNormalizationBase
 
 from ehap_tf.channels import trace_channels
 from ehap_tf.data import as_dataset
@@ -59,9 +60,7 @@ def recalibrate(
     # `_flatten_layers` also finds the layers inside nested models and wrappers.
     inside = list(copy._flatten_layers(include_self=False))
     norms = [
-        layer
-        for layer in inside
-        if isinstance(layer, tf_keras.layers.BatchNormalization) and layer.trainable
+        layer for layer in inside if isinstance(layer, BatchNormalizationBase) and layer.trainable
     ]
     if not norms:
         return copy
@@ -84,7 +83,7 @@ class _Sums:
     would count as much as a full batch.
     """
 
-    def __init__(self, norm: tf_keras.layers.BatchNormalization) -> None:
+    def __init__(self, norm: BatchNormalizationBase) -> None:
         self._norm = norm
         self._momentum = norm.momentum
         self._statistics = [norm.moving_mean, norm.moving_variance]

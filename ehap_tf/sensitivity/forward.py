@@ -26,7 +26,7 @@ Before = Callable[[Any, Any], Any]
 
 _BATCH_NORMS = (
     tf_keras.layers.BatchNormalization,
-    type(tf_keras.layers.BatchNormalization(synchronized=True)),
+    tf_keras.layers.experimental.SyncBatchNormalization,
 )
 _FOLDABLE = (tf_keras.layers.Conv1D, tf_keras.layers.Conv2D, tf_keras.layers.Dense)
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 import tf_keras
+from tf_keras.src.layers.normalization.batch_normalization import BatchNormalizationBase
 
 from ehap_tf.channels import TracedCall, nodes_in_order, trace_channels
 
@@ -130,4 +131,4 @@ def _acts_at(chain: list[_Step]) -> int:
 
 
 def _is_batch_norm(layer: tf_keras.layers.Layer) -> bool:
-    return isinstance(layer, tf_keras.layers.BatchNormalization)
+    return isinstance(layer, BatchNormalizationBase)

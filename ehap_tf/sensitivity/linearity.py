@@ -33,6 +33,8 @@ _LINEAR = (
     layers.SeparableConv2D,
     layers.Dense,
     layers.BatchNormalization,
+    layers.experimental.SyncBatchNormalization,
+    layers.Identity,
     layers.ReLU,
     layers.LeakyReLU,
     layers.PReLU,

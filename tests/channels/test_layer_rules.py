@@ -32,6 +32,8 @@ MAPS = {
     "dense on maps": lambda: layers.Dense(5, activation="relu"),
     "batch norm": lambda: layers.BatchNormalization(),
     "batch renorm": lambda: layers.BatchNormalization(renorm=True),
+    "batch norm over devices": lambda: layers.experimental.SyncBatchNormalization(),
+    "identity": lambda: layers.Identity(),
     "sigmoid": lambda: layers.Activation("sigmoid"),
     "swish": lambda: layers.Activation(tf.nn.swish),
     "relu6": lambda: layers.ReLU(6.0),

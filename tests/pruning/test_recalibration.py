@@ -9,10 +9,10 @@ from ehap_tf.pruning import recalibrate
 layers = tf_keras.layers
 
 
-def net(momentum=0.9):
+def net(momentum=0.9, norm=layers.BatchNormalization):
     inputs = layers.Input((4, 4, 3))
     x = layers.Dropout(0.5)(inputs)
-    x = layers.BatchNormalization(momentum=momentum, name="bn")(x)
+    x = norm(momentum=momentum, name="bn")(x)
     return tf_keras.Model(inputs, layers.Dense(2)(layers.Flatten()(x)))
 
 
@@ -39,6 +39,14 @@ def test_a_batch_weighs_as_much_as_it_has_examples():
     bn = recalibrate(model, data).get_layer("bn")
     np.testing.assert_allclose(bn.moving_mean, x.mean(0), rtol=1e-5)
     np.testing.assert_allclose(bn.moving_variance, x[:32].var(0) * 32 / 33, rtol=1e-5)
+
+
+def test_a_norm_over_devices_has_its_statistics_estimated_too():
+    model = net(norm=layers.experimental.SyncBatchNormalization)
+    x = np.random.default_rng(0).normal(3, 2, (32, 4, 4, 3)).astype(np.float32)
+    bn = recalibrate(model, tf.data.Dataset.from_tensors((x, np.zeros(32)))).get_layer("bn")
+    np.testing.assert_allclose(bn.moving_mean, x.mean((0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(bn.moving_variance, x.var((0, 1, 2)), rtol=1e-4)
 
 
 def test_only_statistics_change_and_dropout_comes_back():

@@ -310,6 +310,12 @@ def test_what_is_linear_of_operators(operator: Any, is_linear: bool) -> None:
     assert (not smooth_parts(model)) == is_linear
 
 
+def test_batch_norm_over_devices_and_the_identity_are_linear() -> None:
+    norm = layers.experimental.SyncBatchNormalization(name="norm")
+    steps = [layers.Input((4,)), layers.Dense(3, name="dense"), norm, layers.Identity()]
+    assert smooth_parts(tf_keras.Sequential(steps)) == []
+
+
 def test_exact_where_a_nested_model_is_called_twice() -> None:
     inner = tf_keras.Sequential([layers.Input((5,)), layers.Dense(5, "relu", dtype="float64")])
     inputs = layers.Input((5,), dtype="float64")

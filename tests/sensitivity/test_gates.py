@@ -39,6 +39,7 @@ def conv(name: str = "conv", **arguments: Any) -> Any:
 
 
 BN = layers.BatchNormalization
+SyncBN = layers.experimental.SyncBatchNormalization
 
 
 @pytest.mark.parametrize(
@@ -50,6 +51,7 @@ BN = layers.BatchNormalization
         ([conv(), layers.ReLU(), layers.MaxPooling2D(), BN(name="bn")], ("bn", "bn")),
         ([conv(), BN(name="bn"), layers.Activation("sigmoid", name="act")], ("act", "bn")),
         ([conv(), BN(name="bn"), layers.Activation("swish")], ("bn", "bn")),
+        ([conv(), layers.Identity(), SyncBN(name="bn"), layers.ReLU()], ("bn", "bn")),
         (
             [conv(), BN(name="bn"), layers.DepthwiseConv2D(3, name="dw"), BN(name="bn2")],
             ("bn2", "bn"),
