@@ -15,6 +15,7 @@ from ehap_tf.channels.rules import (
     Effect,
     MacTerm,
     frozen,
+    one_input,
     positions,
     register_channel_rule,
 )
@@ -39,6 +40,7 @@ def _fused_activation_note(call: Call, out: Ids) -> str | None:
 @register_channel_rule(layers.Conv1D)
 @register_channel_rule(layers.Conv2D)
 @register_channel_rule(layers.Conv3D)
+@one_input
 def convolution(call: Call) -> Effect:
     """A plain or grouped convolution; kernel (..., input channels / groups, filters).
 
@@ -103,6 +105,7 @@ def _tie_groups(call: Call, ids: Ids, groups: int) -> Ids:
 @register_channel_rule(layers.Conv1DTranspose)
 @register_channel_rule(layers.Conv2DTranspose)
 @register_channel_rule(layers.Conv3DTranspose)
+@one_input
 def transposed_convolution(call: Call) -> Effect:
     """A transposed convolution; kernel (..., filters, input channels)."""
     layer = call.layer
@@ -124,6 +127,7 @@ def transposed_convolution(call: Call) -> Effect:
 
 @register_channel_rule(layers.DepthwiseConv1D)
 @register_channel_rule(layers.DepthwiseConv2D)
+@one_input
 def depthwise_convolution(call: Call) -> Effect:
     """A convolution of every channel alone; its outputs live with its inputs."""
     layer = call.layer
@@ -148,6 +152,7 @@ def depthwise_convolution(call: Call) -> Effect:
 
 @register_channel_rule(layers.SeparableConv1D)
 @register_channel_rule(layers.SeparableConv2D)
+@one_input
 def separable_convolution(call: Call) -> Effect:
     """A depthwise convolution and a 1x1 convolution in one layer."""
     layer = call.layer
@@ -184,6 +189,7 @@ class _SeparableMacs(MacTerm):
 
 
 @register_channel_rule(layers.Dense)
+@one_input
 def dense(call: Call) -> Effect:
     """A dense layer on vectors or on the last axis of a feature map; kernel (inputs, units)."""
     layer = call.layer

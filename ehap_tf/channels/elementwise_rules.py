@@ -9,12 +9,13 @@ from tf_keras.src.layers.normalization.batch_normalization import BatchNormaliza
 
 from ehap_tf.channels.activations import activation_name, mixes_channels, zero_at_zero
 from ehap_tf.channels.ids import Flags, Ids
-from ehap_tf.channels.rules import Call, Effect, frozen, pass_on, register_channel_rule
+from ehap_tf.channels.rules import Call, Effect, frozen, one_input, pass_on, register_channel_rule
 
 layers = tf_keras.layers
 
 
 @register_channel_rule(BatchNormalizationBase)
+@one_input
 def batch_normalization(call: Call) -> Effect:
     """One scale, shift, mean and variance a channel."""
     (ids,) = call.inputs
@@ -67,6 +68,7 @@ def zero_to_zero(call: Call) -> Effect:
 
 
 @register_channel_rule(layers.Dropout)
+@one_input
 def dropout(call: Call) -> Effect:
     """The identity at inference; a mask that states the number of channels is stated anew."""
     (ids,) = call.inputs
@@ -89,6 +91,7 @@ def noise(call: Call) -> Effect:
 
 
 @register_channel_rule(layers.PReLU)
+@one_input
 def prelu(call: Call) -> Effect:
     """One slope per position and channel, or shared over positions."""
     (ids,) = call.inputs
@@ -100,6 +103,7 @@ def prelu(call: Call) -> Effect:
 
 
 @register_channel_rule(layers.GroupNormalization)
+@one_input
 def group_normalization(call: Call) -> Effect:
     """With a group for each channel: one scale, shift, mean and variance a channel."""
     (ids,) = call.inputs
@@ -127,6 +131,7 @@ def statistics_over_channels(call: Call) -> Effect:
 
 
 @register_channel_rule(LayerScale)
+@one_input
 def layer_scale(call: Call) -> Effect:
     """ConvNeXt's factor a channel."""
     (ids,) = call.inputs

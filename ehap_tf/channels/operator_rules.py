@@ -14,7 +14,7 @@ from tf_keras.src.layers.core.tf_op_layer import SlicingOpLambda, TFOpLambda
 
 from ehap_tf.channels.ids import ZERO, Flags
 from ehap_tf.channels.merge_rules import concatenate_along, elementwise_sum, product
-from ehap_tf.channels.rules import Call, Effect, frozen, pass_on, register_channel_rule
+from ehap_tf.channels.rules import Call, Effect, frozen, one_input, pass_on, register_channel_rule
 
 _ELEMENTWISE = frozenset(
     """abs identity cast clip_by_value math.abs math.square math.sqrt math.rsqrt math.exp math.log
@@ -78,6 +78,7 @@ def _zero_at_zero(call: Call) -> bool:
         return not np.any(call.layer.function(*args, **kwargs))
 
 
+@one_input
 def _reduction(call: Call) -> Effect:
     axis = _argument(call, 1, "axis")
     rank = len(call.input_shapes[0])
@@ -91,6 +92,7 @@ def _concat(call: Call) -> Effect:
     return concatenate_along(call, _argument(call, 1, "axis"))
 
 
+@one_input
 def _split(call: Call) -> Effect:
     """Along the channels every part carries its ids, and the sizes follow what is alive."""
     axis = _argument(call, 2, "axis", 0)
@@ -112,6 +114,7 @@ def _split(call: Call) -> Effect:
     return Effect([ids], parts, arguments=arguments, preserves_zero=True)
 
 
+@one_input
 def _pad(call: Call) -> Effect:
     """Zero padding; along the channels it becomes the filling in of zeros where they are needed."""
     paddings = np.asarray(_argument(call, 1, "paddings"))
@@ -143,6 +146,7 @@ _SHAPED: dict[str, Callable[[Call], Effect]] = {
 
 
 @register_channel_rule(SlicingOpLambda)
+@one_input
 def slicing(call: Call) -> Effect:
     """Slices of positions keep the channels; a slice of channels keeps its ids."""
     (ids,) = call.inputs

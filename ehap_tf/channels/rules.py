@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -165,8 +166,24 @@ def frozen(call: Call, reason: str) -> Effect:
     return Effect(wanted, outputs, preserves_zero=True, note=reason)
 
 
+def one_input(rule: Rule) -> Rule:
+    """The rule of layers with one input: a call with further tensors, such as a mask, freezes."""
+
+    @functools.wraps(rule)
+    def checked(call: Call) -> Effect:
+        return rule(call) if len(call.inputs) == 1 else _with_several(call)
+
+    return checked
+
+
+def _with_several(call: Call) -> Effect:
+    return frozen(call, f"{call.path!r} is called with {len(call.inputs)} tensors")
+
+
 def pass_on(call: Call, **effect: Any) -> Effect:
     """The effect of a layer that treats every channel alone and alike, without weights."""
+    if len(call.inputs) != 1:
+        return _with_several(call)
     (ids,) = call.inputs
     if not effect.get("preserves_zero", False):
         ids = call.ids.settle(ids, f"{call.path!r} makes something of a zero channel")

@@ -8,7 +8,7 @@ import numpy as np
 import tf_keras
 
 from ehap_tf.channels.ids import ZERO, Flags
-from ehap_tf.channels.rules import Call, Effect, frozen, pass_on, register_channel_rule
+from ehap_tf.channels.rules import Call, Effect, frozen, one_input, pass_on, register_channel_rule
 from ehap_tf.channels.scatter import ScatterChannels
 
 layers = tf_keras.layers
@@ -43,6 +43,7 @@ def over_positions(call: Call) -> Effect:
 
 
 @register_channel_rule(layers.Flatten)
+@one_input
 def flatten(call: Call) -> Effect:
     """Channels last: feature `c + C * position` is channel c."""
     (ids,) = call.inputs
@@ -57,6 +58,7 @@ def flatten(call: Call) -> Effect:
 
 
 @register_channel_rule(layers.Reshape)
+@one_input
 def reshape(call: Call) -> Effect:
     """Keeps channels apart when the last axis stays, is flattened into, or is folded back out."""
     (ids,) = call.inputs
@@ -88,6 +90,7 @@ def input_layer(call: Call) -> Effect:
 
 
 @register_channel_rule(ScatterChannels)
+@one_input
 def scatter(call: Call) -> Effect:
     """Moves channels to their places. One that only fills in zeros is made anew where needed."""
     (ids,) = call.inputs

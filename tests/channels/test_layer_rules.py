@@ -245,6 +245,22 @@ def test_relu_as_an_operator_is_pruned_like_the_layer(residual):
     assert relative_error(mask(models[1], operator)(x), mask(models[0], layer)(x)) < 1e-6
 
 
+@pytest.mark.parametrize("layer", [layers.GlobalAveragePooling1D, layers.BatchNormalization])
+@pytest.mark.parametrize("computed", [False, True])
+def test_a_second_tensor_freezes(layer, computed):
+    inputs, mask_input = layers.Input((5, 3)), layers.Input((5,), dtype="bool", name="there")
+    x = layers.Conv1D(8, 3, padding="same", name="before")(inputs)
+    there = layers.Dense(5, name="judge")(layers.Flatten()(x)) > 0 if computed else mask_input
+    x = layers.Flatten()(layer(name="masked")(x, mask=there))
+    x = layers.Dense(6, activation="relu", name="after")(x)
+    model = shake(tf_keras.Model([inputs, mask_input], layers.Dense(2, name="logits")(x)))
+    plan = plan_pruning(model, random_scores(model), prune_ratio=0.5)
+    assert len(plan.kept["before"]) == 8 and len(plan.kept["after"]) < 6
+    assert plan.frozen["masked"] == "'masked' is called with 2 tensors"
+    x = [batch(model)[0], np.array([[1, 1, 0, 1, 0], [0, 1, 1, 1, 1]], bool)]
+    assert relative_error(prune(model, plan)(x), mask(model, plan)(x)) < 1e-5
+
+
 @pytest.mark.parametrize("pad", [tf.pad, tf.compat.v1.pad])
 @pytest.mark.parametrize("channels", [0, 2])
 def test_padding_with_ones_is_not_padding_with_zeros(pad, channels):
