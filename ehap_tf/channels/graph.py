@@ -20,7 +20,7 @@ from ehap_tf.channels import (
     shape_rules,
 )
 from ehap_tf.channels.ids import ChannelIds, Flags, Ids
-from ehap_tf.channels.rules import Call, Effect, channels, rule_of
+from ehap_tf.channels.rules import Call, Effect, channels, frozen, rule_of, unknown
 from ehap_tf.channels.walk import (
     is_nested_model,
     layer_paths,
@@ -173,8 +173,7 @@ def trace_channels(model: tf_keras.Model, residual: str = "union") -> ChannelGra
 
     Raises:
         TypeError: the model is subclassed.
-        ValueError: `residual` is not known, two layers have the same path, or a channel axis has
-            no fixed size.
+        ValueError: `residual` is not known, or two layers have the same path.
     """
     if residual not in RESIDUAL_MODES:
         raise ValueError(f"residual must be one of {RESIDUAL_MODES}. Received: {residual!r}")
@@ -269,7 +268,11 @@ class _Tracer:
             shared=shared,
             node=node,
         )
-        effect = rule_of(layer)(call)
+        rule = rule_of(layer)
+        if rule is not unknown and any(s[1:] and s[-1] is None for s in call.input_shapes):
+            effect = frozen(call, f"{path!r} is given an axis of unknown size in place of channels")
+        else:
+            effect = rule(call)
         traced = TracedCall(path, layer, arriving, effect, shared, self._times[id(node)])
         first = self._first_call.setdefault(id(layer), traced)
         if first is not traced and (effect.bound or layer.weights):

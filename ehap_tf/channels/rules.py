@@ -191,13 +191,8 @@ def pass_on(call: Call, **effect: Any) -> Effect:
 
 
 def channels(shape: tuple[int | None, ...]) -> int:
-    """The number of channels of a tensor; 0 for one that has no channel axis."""
-    if len(shape) < 2:
-        return 0
-    size = shape[-1]
-    if size is None:
-        raise ValueError(f"the channel axis must have a fixed size. Received: shape {shape}")
-    return int(size)
+    """The number of channels of a tensor; 0 for one with no channel axis or one of any size."""
+    return int(shape[-1] or 0) if len(shape) > 1 else 0
 
 
 def positions(shape: tuple[int | None, ...]) -> float:

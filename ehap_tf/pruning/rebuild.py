@@ -108,7 +108,7 @@ class Rebuilder:
         inputs = []
         for number, tensor in enumerate(model.inputs):
             shape = list(tensor.shape)
-            if arriving is not None and len(shape) > 1:
+            if arriving is not None and len(shape) > 1 and shape[-1] is not None:
                 shape[-1] = self.width(arriving[number])
             name = tensor.node.layer.name
             inputs.append(tf_keras.Input(batch_shape=shape, dtype=tensor.dtype, name=name))

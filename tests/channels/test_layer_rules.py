@@ -245,6 +245,49 @@ def test_relu_as_an_operator_is_pruned_like_the_layer(residual):
     assert relative_error(mask(models[1], operator)(x), mask(models[0], layer)(x)) < 1e-6
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_text_of_any_length(nested):
+    steps = [
+        layers.Embedding(20, 6, name="words"),
+        layers.Conv1D(8, 3, padding="same", activation="relu", name="before"),
+        layers.Conv1D(6, 3, name="after"),
+        layers.GlobalMaxPooling1D(name="pool"),
+    ]
+    if nested:
+        steps = [tf_keras.Sequential([layers.Input((None,)), *steps], name="encoder")]
+    x = inputs = layers.Input((None,), dtype="int32")
+    for step in steps:
+        x = step(x)
+    model = shake(tf_keras.Model(inputs, layers.Dense(2, name="logits")(x)))
+    plan = plan_pruning(model, random_scores(model, 1), prune_ratio=0.5)
+    prefix = "encoder/" if nested else ""
+    assert len(plan.kept[f"{prefix}before"]) < 8
+    assert "no channel rule for Embedding" in plan.frozen[f"{prefix}words"]
+    slim, masked = prune(model, plan), mask(model, plan)
+    assert count_parameters(slim) == plan.params_after
+    for length in (5, 9):
+        words = np.random.default_rng(0).integers(0, 20, (2, length))
+        assert relative_error(slim(words), masked(words)) < 1e-5
+
+
+def test_axes_of_unknown_size_in_the_place_of_channels():
+    inputs, numbers = layers.Input((None, 3)), layers.Input((None,))
+    c = layers.Conv1D(4, 3, name="c")(inputs)
+    d = layers.Dense(8, name="d")(numbers[:, :5])
+    both = layers.Add(name="sum")([layers.Flatten(name="flat")(c), d])
+    row = layers.Reshape((-1,), name="row")(layers.Conv1D(3, 3, name="e")(inputs))
+    x = layers.Dense(2, name="logits")(layers.Reshape((8,), name="back")(both))
+    model = shake(tf_keras.Model([inputs, numbers], [x, row]))
+    plan = plan_pruning(model, random_scores(model), prune_ratio=0.5)
+    assert [len(plan.kept[name]) for name in "cde"] == [4, 8, 3]
+    assert plan.frozen["flat"] == "'flat' flattens an axis of unknown size"
+    assert plan.frozen["row"] == "'row' has a channel axis of unknown size"
+    assert plan.frozen["sum"] == "'sum' is given an axis of unknown size in place of channels"
+    rng = np.random.default_rng(0)
+    x = [rng.normal(size=shape).astype(np.float32) for shape in ((2, 4, 3), (2, 7))]
+    assert relative_error(prune(model, plan)(x), mask(model, plan)(x)) < 1e-5
+
+
 @pytest.mark.parametrize("layer", [layers.GlobalAveragePooling1D, layers.BatchNormalization])
 @pytest.mark.parametrize("computed", [False, True])
 def test_a_second_tensor_freezes(layer, computed):
