@@ -24,7 +24,7 @@ from ehap_tf.quantization.canonical import canonical_model
 from ehap_tf.quantization.correction import round_biases
 from ehap_tf.quantization.evaluate import TFLiteModel, classes
 from ehap_tf.quantization.inputs import input_batches, input_names
-from ehap_tf.quantization.integer_graph import IntegerGraph, output_names, output_step
+from ehap_tf.quantization.integer_graph import IntegerGraph, float_output_names, output_step
 from ehap_tf.quantization.metadata import Normalization, write_metadata
 from ehap_tf.quantization.tflite_file import TFLiteFile, inspect_tflite
 from ehap_tf.quantization.wrappers import require_qat
@@ -106,7 +106,7 @@ def export_tflite(
         _require_types(file, graph, io_dtype)
         if data is not None:
             file = _compared(file, qat, data)
-        write_metadata(file, path, output_names(qat), normalization, labels)
+        write_metadata(file, path, float_output_names(qat), normalization, labels)
     return dataclasses.replace(file, path=pathlib.Path(path))
 
 

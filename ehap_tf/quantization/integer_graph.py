@@ -23,6 +23,7 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapp
 )
 
 from ehap_tf.channels import ScatterChannels
+from ehap_tf.models import output_names
 from ehap_tf.quantization.folding import FoldedKernel, fold
 from ehap_tf.quantization.graph import consumers, producers, walk
 from ehap_tf.quantization.kinds import is_batch_norm, layer_kind
@@ -240,9 +241,8 @@ def output_step(qat: tf_keras.Model, index: int = 0) -> float:
     return (high - low) / 255.0
 
 
-def output_names(qat: tf_keras.Model) -> list[str]:
-    """The names of the outputs in the model's order: the keys of its dict, or its layers'."""
-    nested = getattr(qat, "_nested_outputs", None)
-    if isinstance(nested, dict) and len(nested) == len(qat.outputs):
-        return sorted(nested)
-    return [unwrapped(tensor._keras_history.layer).name for tensor in qat.outputs]
+def float_output_names(qat: tf_keras.Model) -> list[str]:
+    """What the float model calls the outputs, in the model's order."""
+    layers = [tensor._keras_history.layer for tensor in qat.outputs]
+    names = {layer.name: unwrapped(layer).name for layer in layers}
+    return [names.get(name, name) for name in output_names(qat)]
