@@ -13,8 +13,12 @@ import tf_keras
 _CALLABLES = ("activation", "_regularizer", "_constraint", "_initializer")
 
 
-def layer_from(layer: tf_keras.layers.Layer, config: Mapping[str, Any]) -> tf_keras.layers.Layer:
-    """A new layer of the same class with another configuration.
+def layer_from(
+    layer: tf_keras.layers.Layer,
+    config: Mapping[str, Any],
+    layer_class: type[tf_keras.layers.Layer] | None = None,
+) -> tf_keras.layers.Layer:
+    """A new layer of the same class, or of `layer_class`, with another configuration.
 
     Functions and objects that are not Keras' own are handed on: reading an activation, regularizer,
     constraint or initializer back by its name would need a registration, and writing the function
@@ -30,7 +34,8 @@ def layer_from(layer: tf_keras.layers.Layer, config: Mapping[str, Any]) -> tf_ke
             trainable=config.get("trainable", True),
             dtype=config.get("dtype"),
         )
-    return type(layer).from_config({**config, **_not_of_keras(layer, config)})
+    layer_class = layer_class or type(layer)
+    return layer_class.from_config({**config, **_not_of_keras(layer, config)})
 
 
 def _not_of_keras(layer: tf_keras.layers.Layer, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,20 +6,40 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 import tf_keras
 
+from ehap_tf.channels import ScatterChannels
 from ehap_tf.models import ZeroInitializers, layer_from
 from ehap_tf.quantization.kinds import function_kind
 from ehap_tf.quantization.own_layers import EhapHardSwish, EhapMean, EhapRsqrt
+from ehap_tf.quantization.registry import ACTIVATION_OUTPUTS
 
 layers = tf_keras.layers
+
+POINTWISE = frozenset(
+    {
+        EhapHardSwish,
+        ScatterChannels,
+        layers.Add,
+        layers.LeakyReLU,
+        layers.Maximum,
+        layers.Minimum,
+        layers.Multiply,
+        layers.ReLU,
+        layers.Subtract,
+    }
+)
+"""Layers that act alike on every position, wherever the positions lie."""
 
 
 class GraphBuilder:
     """Makes layers with unique names and calls them on symbolic tensors.
 
     Remembers which tensors are scaled and clipped versions of which, so that a hard sigmoid or a
-    hard swish is recognised in whatever spelling it is written.
+    hard swish is recognised in whatever spelling it is written. Remembers the images that sequences
+    are computed as, so that what follows on one is computed on the image too: BatchNorm and ReLU
+    then stand right behind their convolution. Only what is read of both stays in the model.
 
     Args:
         taken: names that new layers must not get.
@@ -30,6 +50,7 @@ class GraphBuilder:
         self._affines: dict[int, tuple[Any, Any, np.ndarray, np.ndarray]] = {}
         self._relus: dict[int, tuple[Any, Any, float]] = {}
         self._products: dict[int, tuple[Any, Any, Any]] = {}
+        self._images: dict[int, tuple[Any, Any]] = {}
 
     def name(self, wanted: str) -> str:
         """A layer name that is not taken: `wanted`, or `wanted` with a number."""
@@ -41,28 +62,44 @@ class GraphBuilder:
 
     def call(self, layer_class: type, name: str, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Makes a float32 layer called `name`, if that is free, and calls it on `inputs`."""
-        return layer_class(*args, name=self.name(name), dtype="float32", **kwargs)(inputs)
+        layer = layer_class(*args, name=self.name(name), dtype="float32", **kwargs)
+        return self._call_pointwise(layer, inputs) if _is_pointwise(layer) else layer(inputs)
 
     def copy(
-        self, layer: tf_keras.layers.Layer, without: Collection[str] = (), **changes: Any
+        self,
+        layer: tf_keras.layers.Layer,
+        without: Collection[str] = (),
+        layer_class: type[tf_keras.layers.Layer] | None = None,
+        **changes: Any,
     ) -> Callable[..., Any]:
         """Returns a function that calls a float32 copy of `layer` with the same weights.
 
         Args:
             layer: to be copied.
             without: arguments of its constructor that the copy has the defaults of.
+            layer_class: of the copy, if not that of `layer`; its weights may have more axes of
+                size 1.
             **changes: arguments of its constructor that the copy has other values of.
         """
         config = {key: value for key, value in layer.get_config().items() if key not in without}
         name = self.name(layer.name)
-        twin = layer_from(layer, {**config, **changes, "name": name, "dtype": "float32"})
+        config = {**config, **changes, "name": name, "dtype": "float32"}
+        twin = layer_from(layer, config, layer_class)
 
         def call(*args: Any, **kwargs: Any) -> Any:
             with ZeroInitializers() as initializers:
                 initializers.apply(twin)
-                outputs = twin(*args, **kwargs)
+                if _is_pointwise(twin) and len(args) == 1 and not kwargs:
+                    outputs = self._call_pointwise(twin, args[0])
+                else:
+                    outputs = twin(*args, **kwargs)
             # The weights of a layer that is the activation come last; a copy may be without it.
-            twin.set_weights(layer.get_weights()[: len(twin.weights)])
+            weights = layer.get_weights()[: len(twin.weights)]
+            if layer_class is not None:
+                weights = [
+                    np.reshape(w, v.shape) for w, v in zip(weights, twin.weights, strict=True)
+                ]
+            twin.set_weights(weights)
             return outputs
 
         return call
@@ -174,13 +211,43 @@ class GraphBuilder:
         return self.relu(y, name, limit * factor)
 
     def as_image(self, layer: Callable[..., Any], x: Any, name: str) -> Any:
-        """Calls a 1x1 convolution on a tensor of any rank, reshaped to an image and back."""
-        if x.shape.rank == 4:
+        """Calls a layer for images on a tensor of any rank, reshaped to an image and back.
+
+        Args:
+            layer: a 1x1 convolution; for a sequence, which is an image of one row, any layer.
+            x: the tensor.
+            name: what the names of the reshapes begin with.
+        """
+        rank = x.shape.rank
+        if rank == 4:
             return layer(x)
-        image = (1, -1, x.shape[-1]) if x.shape.rank > 2 else (1, 1, x.shape[-1])
+        if rank == 3:
+            y = layer(self._image(x, name))
+            return self._sequence(y, name) if y.shape.rank == 4 else y
+        image = (1, -1, x.shape[-1]) if rank > 3 else (1, 1, x.shape[-1])
         y = layer(self.call(layers.Reshape, f"{name}_expand", x, image))
         shape = (*x.shape[1:-1], y.shape[-1])
         return self.call(layers.Reshape, f"{name}_flatten", y, shape)
+
+    def _image(self, x: Any, name: str) -> Any:
+        """The image of a sequence: the one that it was computed as, or a new one."""
+        if id(x) not in self._images:
+            image = self.call(layers.Reshape, f"{name}_expand", x, (1, *x.shape[1:]))
+            self._images[id(x)] = (x, image)
+        return self._images[id(x)][1]
+
+    def _sequence(self, image: Any, name: str) -> Any:
+        """The sequence that an image of one row is."""
+        x = self.call(layers.Reshape, f"{name}_flatten", image, image.shape[2:])
+        self._images[id(x)] = (x, image)
+        return x
+
+    def _call_pointwise(self, layer: tf_keras.layers.Layer, inputs: Any) -> Any:
+        """Calls a layer on the images of its inputs where all of them are computed as images."""
+        if not all(id(x) in self._images for x in tf.nest.flatten(inputs)):
+            return layer(inputs)
+        images = tf.nest.map_structure(lambda x: self._images[id(x)][1], inputs)
+        return self._sequence(layer(images), layer.name)
 
     # -- normalization by the input's own statistics ----------------------------------------------
 
@@ -193,3 +260,11 @@ class GraphBuilder:
         variance = self.affine(variance, 1.0, epsilon, f"{name}_epsilon")
         inverse = self.call(EhapRsqrt, f"{name}_rsqrt", variance, epsilon)
         return self.call(layers.Multiply, f"{name}_standard", [centred, inverse])
+
+
+def _is_pointwise(layer: tf_keras.layers.Layer) -> bool:
+    if type(layer) is layers.Activation:
+        return function_kind(layer.activation) in ACTIVATION_OUTPUTS
+    if type(layer) in (layers.Concatenate, layers.Softmax):
+        return bool(layer.axis == -1)
+    return type(layer) in POINTWISE

@@ -25,7 +25,7 @@ from ehap_tf.quantization.graph import rebuild, walk
 from ehap_tf.quantization.kinds import is_batch_norm, layer_kind
 from ehap_tf.quantization.operators import rewrite_operator
 from ehap_tf.quantization.registry import IDENTITIES
-from ehap_tf.quantization.rules import rewrite_layer
+from ehap_tf.quantization.rules import batch_norm, rewrite_layer
 
 
 def canonical_model(model: tf_keras.Model) -> tf_keras.Model:
@@ -36,10 +36,11 @@ def canonical_model(model: tf_keras.Model) -> tf_keras.Model:
 
     Raises:
         TypeError: `model` is not Functional or Sequential, or a model inside it is not.
-        ValueError: a layer has its channels first, is called in training mode, or is quantized
-            already.
+        ValueError: a layer has its channels first, is called in training mode, averages what a
+            mask leaves, or is quantized already.
     """
     require_functional(model)
+    _require_no_mask(model)
     return rebuild(model, Canonicalizer(GraphBuilder()))
 
 
@@ -87,7 +88,7 @@ class Canonicalizer:
         if is_batch_norm(layer):
             # So its statistics stay in training too. In Keras its gamma and beta would still train.
             trainable = layer.trainable and not inference
-            return self._builder.copy(layer, trainable=trainable)(args[0])
+            return batch_norm(self._builder, layer, args[0], trainable)
         args, kwargs = layer._call_spec.set_arg_value(
             "training",
             False if inference and layer._expects_training_arg else None,
@@ -99,8 +100,20 @@ class Canonicalizer:
         return rewrite_layer(self._builder, layer, *args, **kwargs)
 
     def _inline(self, model: tf_keras.Model, inputs: Any, training: bool | None) -> Any:
+        _require_no_mask(model)
         visit = Canonicalizer(self._builder, training)
         # By name where they are a dict.
         outputs = walk(model, model._flatten_to_reference_inputs(inputs), visit)
         structure = getattr(model, "_nested_outputs", None)
         return outputs[0] if structure is None else tf.nest.pack_sequence_as(structure, outputs)
+
+
+def _require_no_mask(model: tf_keras.Model) -> None:
+    for node in (node for nodes in model._nodes_by_depth.values() for node in nodes):
+        masks = [getattr(tensor, "_keras_mask", None) for tensor in node.keras_inputs]
+        is_masked = any(mask is not None for mask in (*masks, node.call_kwargs.get("mask")))
+        if is_masked and layer_kind(node.layer) == "GlobalAveragePooling1D":
+            raise ValueError(
+                f"layer {node.layer.name!r} (GlobalAveragePooling1D) must not be called with a "
+                "mask; an integer file has none. Build the model without Masking and mask_zero=True"
+            )

@@ -92,15 +92,20 @@ def _activation(function: Any) -> Rule:
 
 
 def _pool(layer: Any) -> Rule:
-    """A rule for a reduction over height and width."""
+    """A rule for a reduction over height and width, or over the length of sequences."""
 
     def rule(
         builder: GraphBuilder, name: str, x: Any, axis: Any = None, keepdims: bool = False
     ) -> Any:
-        axes = sorted(np.ravel(axis).tolist()) if axis is not None else None
-        if x.shape.rank != 4 or axes not in ([1, 2], [-3, -2]):
+        rank = x.shape.rank
+        axes = sorted(a % rank for a in np.ravel(axis).tolist()) if axis is not None else None
+        if rank not in (3, 4) or axes != list(range(1, rank - 1)):
             return None
-        return builder.call(layer, name, x, keepdims=bool(keepdims))
+
+        def pool(image: Any) -> Any:
+            return builder.call(layer, name, image, keepdims=bool(keepdims))
+
+        return builder.as_image(pool, x, name)
 
     return rule
 
@@ -179,10 +184,15 @@ def _pad(
     if _is_symbolic(paddings) or mode.upper() != "CONSTANT" or constant_values != 0:
         return None
     batch, *image, (before, after) = np.asarray(paddings).tolist()
-    if any(batch) or x.shape.rank != 4:
+    if any(batch) or x.shape.rank not in (3, 4):
         return None
     if any(map(any, image)):
-        x = builder.call(layers.ZeroPadding2D, name, x, tuple(map(tuple, image)))
+        height, width = image if len(image) == 2 else ((0, 0), *image)
+
+        def zeros_around(y: Any) -> Any:
+            return builder.call(layers.ZeroPadding2D, name, y, (tuple(height), tuple(width)))
+
+        x = builder.as_image(zeros_around, x, name)
     if before or after:
         channels = x.shape[-1]
         places = range(before, before + channels)

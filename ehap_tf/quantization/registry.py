@@ -41,6 +41,7 @@ IDENTITIES = frozenset(
         "RandomTranslation",
         "RandomWidth",
         "RandomZoom",
+        "SpatialDropout1D",
         "SpatialDropout2D",
     }
 )
@@ -136,9 +137,8 @@ class EhapQuantizeRegistry(default_registry.Default8BitQuantizeRegistry):
         output = self._output(layer)
         if output is None:
             raise ValueError(
-                f"layer {layer.name!r} ({_spelled(layer)}) has no integer kernel in TFLite. "
-                "Replace it, or pass allow_float=True to keep it in float32 in an otherwise "
-                "integer file."
+                f"layer {layer.name!r} ({_spelled(layer)}) is not supported in integers. Replace "
+                "it, or pass allow_float=True to keep it in float32 in an otherwise integer file."
             )
         return EhapQuantizeConfig(
             weights=[] if weights is None else [weights],

@@ -10,6 +10,7 @@ import tf_keras
 
 from ehap_tf.quantization.builder import GraphBuilder
 from ehap_tf.quantization.kinds import function_kind, layer_kind
+from ehap_tf.quantization.one_row import in_one_row, padded_causally
 
 layers = tf_keras.layers
 
@@ -41,8 +42,35 @@ def _with_activation(builder: GraphBuilder, layer: Any, x: Any) -> Any:
     return _activate_after(builder, layer, builder.copy(layer, without=("activation",))(x))
 
 
+def _one_row(layer_class: type) -> Callable[..., Any]:
+    """A rule for a 1-D layer: `layer_class`, its 2-D twin, on images of one row."""
+
+    def rule(builder: GraphBuilder, layer: Any, x: Any) -> Any:
+        if x.shape.rank > 4:
+            return builder.copy(layer)(x)  # Sequences in more axes than an image has.
+        twin = builder.copy(
+            layer, ("activation", "batch_input_shape"), layer_class, **in_one_row(layer)
+        )
+        y = builder.as_image(twin, padded_causally(builder, layer, x), layer.name)
+        return _activate_after(builder, layer, y) if hasattr(layer, "activation") else y
+
+    return rule
+
+
+def batch_norm(builder: GraphBuilder, layer: Any, x: Any, trainable: bool) -> Any:
+    """A BatchNorm, on the image of a sequence as its convolution is."""
+    if x.shape.rank != 3 or list(layer.axis) != [2]:
+        return builder.copy(layer, trainable=trainable)(x)
+    return builder.as_image(builder.copy(layer, trainable=trainable, axis=3), x, layer.name)
+
+
 def _separable(builder: GraphBuilder, layer: Any, x: Any) -> Any:
-    config = layer.get_config()
+    config = {
+        **layer.get_config(),
+        "depthwise_constraint": layer.depthwise_constraint,
+        "pointwise_constraint": layer.pointwise_constraint,
+        **(in_one_row(layer) if layer_kind(layer) == "SeparableConv1D" else {}),
+    }
     depthwise = layers.DepthwiseConv2D(
         config["kernel_size"],
         strides=config["strides"],
@@ -51,7 +79,7 @@ def _separable(builder: GraphBuilder, layer: Any, x: Any) -> Any:
         dilation_rate=config["dilation_rate"],
         use_bias=False,
         depthwise_regularizer=layer.depthwise_regularizer,
-        depthwise_constraint=layer.depthwise_constraint,
+        depthwise_constraint=config["depthwise_constraint"],
         trainable=layer.trainable,
         name=builder.name(f"{layer.name}_depthwise"),
         dtype="float32",
@@ -62,15 +90,17 @@ def _separable(builder: GraphBuilder, layer: Any, x: Any) -> Any:
         use_bias=config["use_bias"],
         kernel_regularizer=layer.pointwise_regularizer,
         bias_regularizer=layer.bias_regularizer,
-        kernel_constraint=layer.pointwise_constraint,
+        kernel_constraint=config["pointwise_constraint"],
         bias_constraint=layer.bias_constraint,
         trainable=layer.trainable,
         name=builder.name(f"{layer.name}_pointwise"),
         dtype="float32",
     )
-    y = pointwise(depthwise(x))
-    depthwise.set_weights([layer.depthwise_kernel.numpy()])
-    pointwise.set_weights([layer.pointwise_kernel.numpy(), *_bias(layer)])
+    x = padded_causally(builder, layer, x)
+    y = builder.as_image(lambda image: pointwise(depthwise(image)), x, layer.name)
+    depthwise.set_weights([np.reshape(layer.depthwise_kernel, depthwise.depthwise_kernel.shape)])
+    kernel = np.reshape(layer.pointwise_kernel, pointwise.kernel.shape)
+    pointwise.set_weights([kernel, *_bias(layer)])
     return _activate_after(builder, layer, y)
 
 
@@ -197,20 +227,31 @@ RULES: dict[str, Callable[..., Any]] = {
     "Activation": _activation,
     "Add": _add,
     "Average": _average,
+    "AveragePooling1D": _one_row(layers.AveragePooling2D),
+    "Conv1D": _one_row(layers.Conv2D),
+    "Conv1DTranspose": _one_row(layers.Conv2DTranspose),
     "Conv2D": _with_activation,
     "Conv2DTranspose": _with_activation,
+    "Cropping1D": _one_row(layers.Cropping2D),
     "CustomScaleLayer": _scaled_sum,
     "Dense": _dense,
+    "DepthwiseConv1D": _one_row(layers.DepthwiseConv2D),
     "DepthwiseConv2D": _with_activation,
+    "GlobalAveragePooling1D": _one_row(layers.GlobalAveragePooling2D),
+    "GlobalMaxPooling1D": _one_row(layers.GlobalMaxPooling2D),
     "GroupNormalization": _group_normalization,
     "Identity": _nothing,
     "LayerNormalization": _layer_normalization,
     "LayerScale": _layer_scale,
+    "MaxPooling1D": _one_row(layers.MaxPooling2D),
     "Multiply": _multiply,
     "Normalization": _normalization,
     "ReLU": _relu,
     "Rescaling": _rescaling,
+    "SeparableConv1D": _separable,
     "SeparableConv2D": _separable,
     "StochasticDepth": _nothing,
+    "UpSampling1D": _one_row(layers.UpSampling2D),
+    "ZeroPadding1D": _one_row(layers.ZeroPadding2D),
 }
 """Layer class -> its rule; the Inception and ConvNeXt layers of `applications` among them."""

@@ -15,10 +15,15 @@ from ehap_tf.models.keras3.activations import OF_KERAS3
 layers = tf_keras.layers
 
 SHAPE = (8, 8, 3)
+SEQUENCE = (16, 3)
 
 
 def images(count: int = 64, seed: int = 1) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((count, *SHAPE)).astype(np.float32)
+
+
+def sequences(count: int = 64, seed: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((count, *SEQUENCE)).astype(np.float32)
 
 
 def randomize(model: tf_keras.Model, seed: int = 0) -> tf_keras.Model:
@@ -244,3 +249,98 @@ def build(name: str) -> tf_keras.Model:
     """The net called `name`, with random weights."""
     inputs = layers.Input(SHAPE)
     return randomize(tf_keras.Model(inputs, NETS[name](inputs), name=name))
+
+
+def norm_relu(x: Any) -> Any:
+    return layers.ReLU()(layers.BatchNormalization()(x))
+
+
+def sequence_head(x: Any) -> Any:
+    return layers.Dense(4)(layers.GlobalAveragePooling1D()(x))
+
+
+def residual_sequence(x: Any) -> Any:
+    """Causal, strided, dilated and grouped convolutions, and a sum."""
+    x = norm_relu(
+        layers.Conv1D(6, 3, padding="causal", dilation_rate=2, use_bias=False, name="causal")(x)
+    )
+    x = norm_relu(layers.Conv1D(6, 3, strides=2, padding="same", name="strided")(x))
+    y = norm_relu(layers.DepthwiseConv1D(3, padding="same", dilation_rate=2, name="depthwise")(x))
+    y = layers.Conv1D(6, 3, padding="same", groups=2, name="grouped")(y)
+    return sequence_head(layers.ReLU()(layers.Add()([x, layers.BatchNormalization()(y)])))
+
+
+def residual_row(x: Any) -> Any:
+    """The same by hand, on images of one row."""
+    x = layers.ZeroPadding2D(((0, 0), (4, 0)))(x)
+    x = layers.Conv2D(6, (1, 3), dilation_rate=(1, 2), use_bias=False, name="causal")(x)
+    x = norm_relu(x)
+    x = layers.Conv2D(6, (1, 3), strides=(1, 2), padding="same", name="strided")(x)
+    x = norm_relu(x)
+    y = layers.DepthwiseConv2D((1, 3), padding="same", dilation_rate=(1, 2), name="depthwise")(x)
+    y = layers.Conv2D(6, (1, 3), padding="same", groups=2, name="grouped")(norm_relu(y))
+    return head(layers.ReLU()(layers.Add()([x, layers.BatchNormalization()(y)])))
+
+
+def separable_sequence(x: Any) -> Any:
+    x = layers.SeparableConv1D(
+        6, 3, strides=2, padding="causal", depth_multiplier=2, activation="relu"
+    )(x)
+    x = norm_relu(layers.DepthwiseConv1D(3, strides=2, padding="same", depth_multiplier=2)(x))
+    x = layers.SeparableConv1D(6, 3, padding="same", dilation_rate=2)(x)
+    return sequence_head(norm_relu(x))
+
+
+def pooled_sequence(x: Any) -> Any:
+    x = norm_relu(layers.Conv1D(6, 3)(layers.ZeroPadding1D((2, 1))(x)))
+    x = layers.Cropping1D((1, 0))(layers.MaxPooling1D(3, 2, padding="same")(x))
+    x = layers.UpSampling1D(2)(layers.AveragePooling1D(3, 1, padding="same")(x))
+    x = layers.Conv1D(5, 2)(layers.SpatialDropout1D(0.3)(x))
+    return layers.Dense(4)(layers.GlobalMaxPooling1D()(x))
+
+
+def transposed_sequence(x: Any) -> Any:
+    x = norm_relu(layers.Conv1DTranspose(6, 3, strides=2, padding="same")(x))
+    x = norm_relu(layers.Conv1DTranspose(5, 3, strides=2, output_padding=1)(x))
+    return layers.Dense(4)(layers.Flatten()(layers.GlobalAveragePooling1D(keepdims=True)(x)))
+
+
+def sequence_union(x: Any) -> Any:
+    """A narrow branch in a residual sum, as union pruning leaves it."""
+    x = norm_relu(layers.Conv1D(6, 3, padding="same")(x))
+    y = layers.BatchNormalization()(layers.Conv1D(3, 3, padding="same", use_bias=False)(x))
+    x = layers.ReLU()(layers.Add()([x, ScatterChannels([4, 0, 3], 6)(y)]))
+    return layers.Dense(4)(layers.Flatten()(x))
+
+
+def mixer(x: Any) -> Any:
+    """Dense layers along both axes of sequences, each behind a normalization."""
+    x = layers.Dense(8)(x)
+    y = layers.Permute((2, 1))(layers.LayerNormalization()(x))
+    y = layers.Permute((2, 1))(layers.Dense(16)(layers.Dense(7, activation="gelu")(y)))
+    x = layers.Add()([x, y])
+    y = layers.Dense(8)(layers.Dense(9, activation="relu")(layers.LayerNormalization()(x)))
+    return sequence_head(layers.Add()([x, y]))
+
+
+def sequence_operators(x: Any) -> Any:
+    x = tf.nn.relu(layers.Conv1D(6, 3)(tf.pad(x, [[0, 0], [1, 2], [0, 1]])) * 2.0)
+    x = layers.PReLU(shared_axes=[1])(layers.Conv1D(6, 3, activation="swish")(x))
+    return layers.Dense(4)(tf.concat([tf.reduce_mean(x, 1), tf.reduce_max(x, [-2])], -1))
+
+
+SEQUENCE_NETS: dict[str, Callable[[Any], Any]] = {
+    "mixer": mixer,
+    "pooled_sequence": pooled_sequence,
+    "residual_sequence": residual_sequence,
+    "separable_sequence": separable_sequence,
+    "sequence_operators": sequence_operators,
+    "sequence_union": sequence_union,
+    "transposed_sequence": transposed_sequence,
+}
+
+
+def build_sequence(name: str) -> tf_keras.Model:
+    """The net for sequences called `name`, with random weights."""
+    inputs = layers.Input(SEQUENCE)
+    return randomize(tf_keras.Model(inputs, SEQUENCE_NETS[name](inputs), name=name))

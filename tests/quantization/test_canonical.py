@@ -12,9 +12,24 @@ from ehap_tf.quantization import quantize
 from ehap_tf.quantization.canonical import canonical_model
 from ehap_tf.quantization.graph import consumers
 from ehap_tf.quantization.integer_graph import output_range
+from ehap_tf.quantization.kinds import is_batch_norm
 from ehap_tf.quantization.layout import EhapQuantizeLayoutTransform
 from ehap_tf.quantization.registry import EhapQuantizeRegistry
-from tests.quantization.nets import NETS, build, conv, head, images, layers, randomize
+from tests.quantization.nets import (
+    NETS,
+    SEQUENCE,
+    SEQUENCE_NETS,
+    build,
+    build_sequence,
+    conv,
+    head,
+    images,
+    layers,
+    randomize,
+    residual_row,
+    sequence_head,
+    sequences,
+)
 
 
 @pytest.mark.parametrize("name", sorted(NETS))
@@ -23,6 +38,82 @@ def test_canonical_model_computes_the_same(name):
     expected = model.predict(images(16), verbose=0)
     received = canonical_model(model).predict(images(16), verbose=0)
     np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", sorted(SEQUENCE_NETS))
+def test_canonical_model_of_sequences_computes_the_same(name):
+    model = build_sequence(name)
+    expected = model.predict(sequences(16), verbose=0)
+    received = canonical_model(model).predict(sequences(16), verbose=0)
+    np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_sequences_are_images_of_one_row():
+    """From end to end: with the operators, the numbers and the names of the net by hand."""
+    row = layers.Input((1, *SEQUENCE))
+    by_hand = randomize(tf_keras.Model(row, residual_row(row)))
+    model = build_sequence("residual_sequence")
+    x = sequences()
+    image = x[:, None]
+    expected = model.predict(x, verbose=0)
+    np.testing.assert_allclose(by_hand.predict(image, verbose=0), expected, rtol=1e-4, atol=1e-4)
+
+    assert sorted(kinds(model)) == sorted(["Reshape", *kinds(by_hand)])
+    assert {"causal", "strided", "depthwise", "grouped"} <= {
+        layer.name for layer in canonical_model(model).layers
+    }
+    qat = quantize(model, representative_data=(x,))
+    qat_by_hand = quantize(by_hand, representative_data=(image,))
+    np.testing.assert_allclose(
+        qat.predict(x, verbose=0), qat_by_hand.predict(image, verbose=0), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("layer", "name"),
+    [
+        (layers.Conv1D(4, 3, kernel_constraint=tf_keras.constraints.UnitNorm([0, 1])), "kernel"),
+        (
+            layers.SeparableConv1D(4, 3, depthwise_constraint=tf_keras.constraints.UnitNorm(0)),
+            "depthwise_kernel",
+        ),
+    ],
+)
+def test_constraints_hold_for_the_axes_that_they_are_given_for(layer, name):
+    inputs = layers.Input(SEQUENCE)
+    model = randomize(tf_keras.Model(inputs, layer(inputs)))
+    (twin,) = (twin for twin in canonical_model(model).layers if hasattr(twin, name))
+    kernel, of_twin = getattr(layer, name), getattr(twin, name)
+    np.testing.assert_allclose(of_twin.constraint(of_twin)[0], kernel.constraint(kernel), rtol=1e-5)
+
+
+def test_a_batch_norm_of_sequences_trains():
+    """As a convolution of its own, whatever is around it."""
+    inputs = layers.Input(SEQUENCE)
+    model = randomize(tf_keras.Model(inputs, sequence_head(layers.BatchNormalization()(inputs))))
+    flat, _ = EhapQuantizeLayoutTransform(EhapQuantizeRegistry()).apply(model, {})
+    assert [layer.trainable for layer in flat.layers if is_batch_norm(layer)] == [True]
+
+
+@pytest.mark.parametrize("shape", [(5, *SEQUENCE), (2, 5, *SEQUENCE)])
+@pytest.mark.parametrize("padding", ["same", "causal"])
+def test_convolution_of_several_sequences_mixes_none(shape, padding):
+    inputs = layers.Input(shape)
+    convolution = layers.Conv1D(4, 3, strides=2, padding=padding)
+    model = randomize(tf_keras.Model(inputs, convolution(inputs)))
+    x = np.random.default_rng(1).standard_normal((4, *shape)).astype(np.float32)
+    received = canonical_model(model).predict(x, verbose=0)
+    np.testing.assert_allclose(received, model.predict(x, verbose=0), rtol=1e-4, atol=1e-4)
+    if len(shape) > 3:
+        with pytest.raises(ValueError, match=r"\(Conv1D\) is not supported in integers"):
+            quantize(model)
+
+
+def test_an_average_of_what_a_mask_leaves_is_refused():
+    inputs = layers.Input(SEQUENCE)
+    model = tf_keras.Model(inputs, sequence_head(layers.Dense(4)(layers.Masking()(inputs))))
+    with pytest.raises(ValueError, match=r"global_average_pooling1d.*mask"):
+        quantize(model, allow_float=True)
 
 
 @pytest.mark.parametrize(
@@ -203,6 +294,13 @@ def test_layer_without_integer_kernel_is_named(layer, text):
     model = tf_keras.Model(inputs, head(layer(conv(inputs))))
     with pytest.raises(ValueError, match=f"{layer.name}.*{text}.*allow_float=True"):
         quantize(model)
+
+
+def test_a_3d_convolution_is_named():
+    inputs = layers.Input((8, 8, 8, 3))
+    outputs = layers.GlobalAveragePooling3D()(layers.Conv3D(4, 3, name="voxels")(inputs))
+    with pytest.raises(ValueError, match=r"'voxels' \(Conv3D\) is not supported in integers"):
+        quantize(tf_keras.Model(inputs, outputs))
 
 
 def test_operator_without_integer_kernel_is_named():
