@@ -20,6 +20,7 @@ from ehap_tf.quantization.batch_norm import inference_affine
 from ehap_tf.quantization.builder import GraphBuilder
 from ehap_tf.quantization.canonical import canonical_model
 from ehap_tf.quantization.configs import EhapQuantizeConfig
+from ehap_tf.quantization.exact_inputs import require_no_exact_inputs
 from ehap_tf.quantization.graph import consumers, producers, rebuild
 from ehap_tf.quantization.kinds import is_batch_norm, layer_kind
 from ehap_tf.quantization.own_layers import EhapQuantizeLayer
@@ -66,10 +67,12 @@ class EhapQuantizeLayoutTransform(default_layout.Default8BitQuantizeLayoutTransf
 
         Raises:
             TypeError: a layer was annotated with another kind of `QuantizeConfig`.
-            ValueError: a layer has no integer kernel, or one that was annotated has become other
-                layers.
+            ValueError: a layer has no integer kernel, or looks an input up, or one that was
+                annotated has become other layers.
         """
-        flat = _attach_batch_norms(canonical_model(model), self._quantize_tensor)
+        flat = canonical_model(model)
+        require_no_exact_inputs(model, flat, self._is_float)
+        flat = _attach_batch_norms(flat, self._quantize_tensor)
         flat = self._surround_float_layers(flat)
         annotated = {n for n, entry in layer_quantize_map.items() if entry.get("quantize_config")}
         _require_own_configs({n: layer_quantize_map[n]["quantize_config"] for n in annotated}, flat)

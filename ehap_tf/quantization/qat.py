@@ -64,7 +64,8 @@ def quantize(
             quickly; such a model cannot be exported before.
         act_percentile: share in percent of an activation's values that its range holds; 100 takes
             the extremes, a little less clips outliers.
-        allow_float: keep layers without an integer kernel in float, instead of refusing them.
+        allow_float: keep layers without an integer kernel in float, instead of refusing them. What
+            they read is quantized all the same, the inputs too: none may be ids to be looked up.
         reestimate: average BatchNorm's statistics over the representative data under quantization,
             with dropout, noise and augmentation off.
         bias_correction: take out the mean error that rounding the kernels adds to each channel; a
@@ -72,8 +73,9 @@ def quantize(
 
     Raises:
         TypeError: `model` is neither Functional nor Sequential.
-        ValueError: a layer has no integer kernel or is quantized already, the model takes inputs
-            of any size, or an argument is outside its values.
+        ValueError: a layer has no integer kernel, needs the exact numbers of an input, or is
+            quantized already, the model takes inputs of any size, or an argument is outside its
+            values.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {METHODS}. Received: {method!r}")
