@@ -281,10 +281,10 @@ def _attach_batch_norms(flat: tf_keras.Model, on_input: Callable[[Any], Any]) ->
             return layer(*args, **kwargs)
         (source,) = sources[layer.name]
         x, is_only_reader = args[0], only_reader(source) is layer
-        if list(layer.axis) != [x.shape.rank - 1]:
+        if len(layer.axis) > 1:
             raise ValueError(
-                f"layer {layer.name!r} must normalise the last axis; integer kernels have their "
-                f"channels there. Received: axis={list(layer.axis)}"
+                f"layer {layer.name!r} must normalise one axis; integer kernels have a scale for "
+                f"each channel. Received: axis={list(layer.axis)}"
             )
         if is_only_reader and _has_one_scale(by_name[source]):
             return x

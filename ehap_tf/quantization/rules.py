@@ -58,10 +58,23 @@ def _one_row(layer_class: type) -> Callable[..., Any]:
 
 
 def batch_norm(builder: GraphBuilder, layer: Any, x: Any, trainable: bool) -> Any:
-    """A BatchNorm, on the image of a sequence as its convolution is."""
-    if x.shape.rank != 3 or list(layer.axis) != [2]:
+    """A BatchNorm over the last axis, on the image of a sequence as its convolution is.
+
+    One over another axis finds it in the last place, and puts it back.
+    """
+    if len(layer.axis) > 1:
         return builder.copy(layer, trainable=trainable)(x)
-    return builder.as_image(builder.copy(layer, trainable=trainable, axis=3), x, layer.name)
+    rank, (axis,) = x.shape.rank, layer.axis
+    order = [*(other for other in range(1, rank) if other != axis), axis]
+    is_moved = axis != rank - 1
+    if is_moved:
+        x = builder.call(layers.Permute, f"{layer.name}_move", x, order)
+    norm = builder.copy(layer, trainable=trainable, axis=-1)
+    y = builder.as_image(norm, x, layer.name) if rank == 3 else norm(x)
+    if is_moved:
+        back = (np.argsort(order) + 1).tolist()
+        y = builder.call(layers.Permute, f"{layer.name}_move_back", y, back)
+    return y
 
 
 def _separable(builder: GraphBuilder, layer: Any, x: Any) -> Any:

@@ -195,6 +195,7 @@ def augmented(x: Any) -> Any:
 NETS: dict[str, Callable[[Any], Any]] = {
     "activation_layers": activation_layers,
     "augmented": augmented,
+    "axis_norm": after(lambda x: layers.ReLU()(layers.BatchNormalization(axis=1)(x))),
     "average": lambda x: head(layers.Average()([conv(x), conv(x)])),
     "dense_norm": dense_norm,
     "dense_on_images": after(layers.Dense(5, activation="relu")),

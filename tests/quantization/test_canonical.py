@@ -204,6 +204,36 @@ def test_normalization_over_any_axis(axis, options):
     np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("axis", [1, 2])
+@pytest.mark.parametrize("shape", [(4, 3), (8, 8, 3)])
+def test_batch_norm_over_any_axis(axis, shape):
+    inputs = layers.Input(shape)
+    norm = layers.BatchNormalization(axis=axis, name="norm")
+    x = layers.Dense(6, activation="relu")(norm(layers.Dense(5)(inputs)))
+    model = randomize(tf_keras.Model(inputs, layers.Dense(4)(layers.Flatten()(x))))
+    x = np.random.default_rng(1).standard_normal((64, *shape)).astype(np.float32)
+    expected = model.predict(x, verbose=0)
+    received = canonical_model(model).predict(x, verbose=0)
+    np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-4)
+
+    qat = quantize(model, representative_data=(x,))
+    difference = np.abs(qat.predict(x, verbose=0) - expected)
+    assert difference.mean() <= 0.03 * np.ptp(expected)
+    before = model.get_layer("norm").moving_mean.numpy()
+    qat(5.0 + x, training=True)
+    (moved,) = (v for v in qat.weights if "moving_mean" in v.name)
+    assert moved.shape == before.shape == (shape[axis - 1] if axis < len(shape) else 5,)
+    assert np.abs(moved.numpy() - before).max() > 1e-4
+
+
+def test_batch_norm_over_two_axes_is_refused():
+    inputs = layers.Input((8, 8, 3))
+    norm = layers.BatchNormalization(axis=[1, 3], name="norm")
+    model = tf_keras.Model(inputs, head(norm(conv(inputs))))
+    with pytest.raises(ValueError, match=r"'norm' must normalise one axis.*\[1, 3\]"):
+        quantize(model)
+
+
 class Squares(tf_keras.regularizers.Regularizer):
     """Not registered with Keras."""
 
