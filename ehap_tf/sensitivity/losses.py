@@ -102,7 +102,7 @@ def resolve_loss(loss: Any, model: tf_keras.Model) -> Loss:
     else:
         function, averaged, inner, arguments = loss, True, loss, {}
     name = getattr(inner, "__name__", "")
-    is_keras = inner is getattr(tf_keras.losses, name, None)
+    is_keras = inner is not None and inner is getattr(tf_keras.losses, name, None)
     kind = _KINDS.get(name, OTHER) if is_keras else OTHER
     if arguments.get("axis", -1) != -1 or arguments.get("ignore_class") is not None:
         kind = OTHER

@@ -354,6 +354,12 @@ class Focal(tf_keras.losses.Loss):
         return focal(labels, logits, self.gamma)
 
 
+def test_a_loss_class_of_ones_own_takes_the_labels_that_it_wants(model: tf_keras.Model) -> None:
+    losses = (Focal(2.0), functools.partial(focal, gamma=2.0))
+    one, other = (ehap.rank_filters(model, data(), loss, "taylor_fo") for loss in losses)
+    np.testing.assert_allclose(joined(one), joined(other), rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     "make", [Focal, lambda g: functools.partial(focal, gamma=g), lambda g: lambda *a: focal(*a, g)]
 )
