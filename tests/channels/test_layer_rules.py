@@ -273,7 +273,7 @@ def test_a_text_of_any_length(nested):
 def test_axes_of_unknown_size_in_the_place_of_channels():
     inputs, numbers = layers.Input((None, 3)), layers.Input((None,))
     c = layers.Conv1D(4, 3, name="c")(inputs)
-    d = layers.Dense(8, name="d")(numbers[:, :5])
+    d = layers.Dense(8, name="d")(layers.Reshape((7,))(numbers))
     both = layers.Add(name="sum")([layers.Flatten(name="flat")(c), d])
     row = layers.Reshape((-1,), name="row")(layers.Conv1D(3, 3, name="e")(inputs))
     x = layers.Dense(2, name="logits")(layers.Reshape((8,), name="back")(both))
@@ -293,7 +293,8 @@ def test_axes_of_unknown_size_in_the_place_of_channels():
 def test_a_second_tensor_freezes(layer, computed):
     inputs, mask_input = layers.Input((5, 3)), layers.Input((5,), dtype="bool", name="there")
     x = layers.Conv1D(8, 3, padding="same", name="before")(inputs)
-    there = layers.Dense(5, name="judge")(layers.Flatten()(x)) > 0 if computed else mask_input
+    judge = layers.Dense(5, activation="softplus", name="judge")
+    there = judge(layers.Flatten()(x)) > 0 if computed else mask_input
     x = layers.Flatten()(layer(name="masked")(x, mask=there))
     x = layers.Dense(6, activation="relu", name="after")(x)
     model = shake(tf_keras.Model([inputs, mask_input], layers.Dense(2, name="logits")(x)))

@@ -151,7 +151,8 @@ def test_a_layer_made_of_layers_keeps_its_weights_and_which_of_them_train():
     scores["d"][2] = 0
     slim = prune(model, plan_pruning(model, scores, prune_ratio=0.01))
     assert slim.get_layer("d").filters == 5
-    copy, x = slim.get_layer("pair"), np.random.default_rng(0).normal(size=(2, 4)).astype("f")
+    copy = slim.get_layer("pair")
+    x = np.random.default_rng(0).normal(size=(2, 4, 4, 4)).astype(np.float32)
     assert (np.asarray(copy(x)) == np.asarray(pair(x))).all()
     assert [part.trainable for part in (copy.first, copy.second, copy.norm)] == [
         False, True, False,
