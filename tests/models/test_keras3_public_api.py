@@ -11,6 +11,7 @@ import pytest
 import tf_keras
 
 import ehap_tf as ehap
+from ehap_tf.models.keras3.twins import ChannelMask, ScatterChannels
 from tests.models.keras3_nets import (
     arrays,
     distance,
@@ -67,20 +68,10 @@ def test_prune_gives_a_keras_3_model_that_equals_the_mask(
     assert distance(before, outputs(model, x)) == 0
 
 
-def test_masks_of_sequences_get_through():
-    inputs = keras.Input((5,), dtype="int32")
-    x = keras.layers.Embedding(9, 4, mask_zero=True, name="words")(inputs)
-    branches = [keras.layers.Dense(8, activation="sigmoid", name=name)(x) for name in "ab"]
-    x = keras.layers.GlobalAveragePooling1D(name="pool")(keras.layers.Add(name="sum")(branches))
-    model = with_random_weights(keras.Model(inputs, keras.layers.Dense(3, name="logits")(x)))
-    plan = ehap.plan_pruning(model, _random_scores(model), 0.5)
-    slim, masked = ehap.prune(model, plan), ehap.mask(model, plan)
-    assert any("scatter" in layer.name for layer in slim.layers)
-    assert any("mask" in layer.name for layer in masked.layers)
-    words = np.array([[1, 2, 0, 0, 0], [3, 4, 5, 0, 0]])
-    expected = outputs(ehap.mask(ehap.to_tf_keras(model), plan), words)
-    assert distance(expected, outputs(masked, words)) < 1e-5
-    assert distance(expected, outputs(slim, words)) < 1e-5
+@pytest.mark.parametrize("layer", [ScatterChannels([1, 0], 3), ChannelMask([1, 0])])
+def test_masks_of_sequences_get_through(layer: Any):
+    x = keras.layers.Masking()(np.array([[[1, 2], [0, 0]]], np.float32))
+    assert np.asarray(layer(x)._keras_mask).tolist() == [[True, False]]
 
 
 def test_the_ranking_is_that_of_the_tf_keras_model(model: Any, data: Any):
