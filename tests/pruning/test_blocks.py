@@ -264,9 +264,8 @@ def test_several_outputs_each_with_its_loss(net: tf_keras.Model):
     both = tf_keras.Model(net.input, {"a": net.output, "b": net.get_layer("two_out").output})
     x, y = data_of(net)
     other = np.random.default_rng(2).normal(size=(len(x), 8, 8, 4)).astype(np.float32)
-    first, second = both.output_names
     order = ehap.rank_blocks(
-        both, (x, {first: y, second: other}), {first: LOSS, second: "mse"}, count=1, batch_size=5
+        both, (x, {"a": y, "b": other}), {"a": LOSS, "b": "mse"}, count=1, batch_size=5
     )
     losses = {}
     for name in ehap.residual_blocks(both):

@@ -238,5 +238,5 @@ def test_what_does_not_fit_is_said(data):
     weighted = (x, y, dict.fromkeys(y, np.ones(12)))
     with pytest.raises(ValueError, match=r"sample_weight must be one .*Received: dict of 2"):
         ehap.rank_filters(net(), weighted, LOSSES)
-    with pytest.raises(ValueError, match=r"one output\. Received: 2 outputs"):
+    with pytest.raises(ValueError, match=r"one input and one output\. Received: 1 and 2"):
         ehap.compress(net(), data, data, loss=LOSSES)
