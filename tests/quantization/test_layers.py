@@ -33,12 +33,20 @@ QUICK = (
 )
 
 
+def in_batches(x: np.ndarray) -> tf.data.Dataset:
+    """Always the same ones: ranges follow them, and with the ranges how many values are ties.
+
+    Kernels that round twice, such as PRELU, are a step off within 0.004 steps of a tie.
+    """
+    return tf.data.Dataset.from_tensor_slices(x).batch(6).take(10)
+
+
 @pytest.mark.parametrize(
     "name",
     [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NETS],
 )
 def test_layer_is_integer_in_the_file(name, tmp_path):
-    qat = quantize(build(name), representative_data=(images(),))
+    qat = quantize(build(name), representative_data=in_batches(images()))
     file = export_tflite(qat, tmp_path / "net.tflite")
     assert file.float_operators == ()
     assert "GATHER" not in file.operators
@@ -68,7 +76,7 @@ def test_sequences_are_integer_in_the_file(name, pruned, tmp_path):
         plan = plan_pruning(model, random_scores(model, 2), prune_ratio=0.4)
         assert plan.params_after < plan.params_before
         model = prune(model, plan)
-    qat = quantize(model, representative_data=(sequences(),))
+    qat = quantize(model, representative_data=in_batches(sequences()))
     received = qat.predict(sequences(), verbose=0)
     difference = np.abs(received - model.predict(sequences(), verbose=0))
     assert difference.mean() <= 0.03 * np.ptp(received)
