@@ -215,8 +215,8 @@ class PipelineConfig:
     )
     allow_float: bool = _setting(
         False,
-        "keep layers that are not supported in integers (ELU, softplus, your own) in float, instead "
-        "of refusing the model",
+        "keep layers that are not supported in integers (ELU, softplus, your own) in float, "
+        "instead of refusing the model",
     )
     train_precision: str = _setting(
         "auto",
