@@ -6,6 +6,7 @@ import tensorflow as tf
 import tf_keras
 
 from ehap_tf.models import build_model, clone_with_policy, copy_model
+from tests.pruning.nets import Pair
 
 layers = tf_keras.layers
 IMAGES = np.random.default_rng(0).normal(size=(3, 16, 16, 3)).astype(np.float32)
@@ -219,18 +220,6 @@ def test_trainability_is_kept():
     names = [w.name for w in model.trainable_weights]
     assert [w.name for w in clone.trainable_weights] == names
     assert not clone.get_layer("stem").trainable
-
-
-class Pair(layers.Layer):
-    """Two dense layers of one shape, and a BatchNorm."""
-
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.first, self.second = layers.Dense(4), layers.Dense(4)
-        self.norm = layers.BatchNormalization()
-
-    def call(self, x):
-        return self.norm(self.second(tf.nn.relu(self.first(x))))
 
 
 def test_a_layer_made_of_layers_keeps_which_of_them_train():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import tensorflow as tf
 import tf_keras
 
 from ehap_tf.channels import trace_channels
@@ -65,3 +66,15 @@ def wrapped(model: tf_keras.Model, name: str) -> tf_keras.Model:
     """A model that does nothing but call another one."""
     inputs = layers.Input(model.input_shape[1:])
     return tf_keras.Model(inputs, model(inputs), name=name)
+
+
+class Pair(layers.Layer):
+    """Two dense layers of one shape, and a BatchNorm."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.first, self.second = layers.Dense(4), layers.Dense(4)
+        self.norm = layers.BatchNormalization()
+
+    def call(self, x):
+        return self.norm(self.second(tf.nn.relu(self.first(x))))

@@ -6,6 +6,7 @@ import tf_keras
 from ehap_tf.models import MODEL_NAMES, build_model
 from ehap_tf.pruning import count_macs, count_parameters, mask, plan_pruning, prune
 from tests.pruning.nets import (
+    Pair,
     batch,
     random_scores,
     relative_error,
@@ -126,18 +127,6 @@ def test_names_flags_policies_and_regularizers_stay():
     assert isinstance(slim.get_layer("c").kernel_constraint, tf_keras.constraints.MaxNorm)
     assert slim.get_layer("half").dtype_policy.name == "mixed_float16"
     assert slim.get_layer("c").filters < 4 or slim.get_layer("half").filters < 4
-
-
-class Pair(layers.Layer):
-    """Two dense layers of one shape, and a BatchNorm."""
-
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.first, self.second = layers.Dense(4), layers.Dense(4)
-        self.norm = layers.BatchNormalization()
-
-    def call(self, x):
-        return self.norm(self.second(tf.nn.relu(self.first(x))))
 
 
 def test_a_layer_made_of_layers_keeps_its_weights_and_which_of_them_train():
