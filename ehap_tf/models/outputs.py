@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import tensorflow as tf
 import tf_keras
 
+from ehap_tf.models.kinds import function_kind
+
 
 def output_names(model: tf_keras.Model) -> list[str]:
     """The names by which Keras takes losses and labels of the outputs, in the order of `outputs`.
@@ -39,4 +41,6 @@ def ends_in_softmax(model: tf_keras.Model) -> bool:
     activation = getattr(layer, "activation", None)
     # Quantization hides the activation in an object of its own that knows the original one.
     activation = getattr(activation, "activation", activation)
-    return getattr(activation, "__name__", "") == "softmax"
+    if isinstance(activation, tf_keras.layers.Softmax):
+        return True
+    return "softmax" in (function_kind(activation), getattr(activation, "__name__", ""))

@@ -9,7 +9,7 @@ import numpy as np
 import tf_keras
 
 from ehap_tf.models import handing_on
-from ehap_tf.quantization.kinds import layer_kind
+from ehap_tf.models.kinds import layer_kind
 from ehap_tf.quantization.registry import IDENTITIES
 
 

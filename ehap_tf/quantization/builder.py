@@ -11,7 +11,7 @@ import tf_keras
 
 from ehap_tf.channels import ScatterChannels
 from ehap_tf.models import ZeroInitializers, layer_from
-from ehap_tf.quantization.kinds import function_kind
+from ehap_tf.models.kinds import function_kind
 from ehap_tf.quantization.own_layers import EhapHardSwish, EhapMean, EhapRsqrt
 from ehap_tf.quantization.registry import ACTIVATION_OUTPUTS
 

@@ -20,9 +20,9 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapp
 from tf_keras.src.layers.core.tf_op_layer import TFOpLambda
 
 from ehap_tf.models import require_functional, training_argument
+from ehap_tf.models.kinds import is_batch_norm, layer_kind
 from ehap_tf.quantization.builder import GraphBuilder
 from ehap_tf.quantization.graph import rebuild, walk
-from ehap_tf.quantization.kinds import is_batch_norm, layer_kind
 from ehap_tf.quantization.operators import rewrite_operator
 from ehap_tf.quantization.registry import IDENTITIES
 from ehap_tf.quantization.rules import batch_norm, rewrite_layer

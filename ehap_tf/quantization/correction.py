@@ -10,10 +10,10 @@ import tensorflow as tf
 import tf_keras
 
 from ehap_tf.models import handing_on
+from ehap_tf.models.kinds import layer_kind
 from ehap_tf.quantization.batch_norm import batch_norms, inference_affine, training_only
 from ehap_tf.quantization.folding import fold
 from ehap_tf.quantization.integer_graph import IntegerGraph
-from ehap_tf.quantization.kinds import layer_kind
 from ehap_tf.quantization.registry import KERNELS
 from ehap_tf.quantization.wrappers import require_qat, training_forward, unwrapped
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import tensorflow as tf
 import tf_keras
 
+from ehap_tf.models.kinds import layer_kind, spelled
 from ehap_tf.quantization.graph import consumers
-from ehap_tf.quantization.kinds import layer_kind, spelled
 from ehap_tf.quantization.registry import KEEPS_GRID
 
 LOOKUPS = frozenset({"CategoryEncoding", "Embedding", "HashedCrossing", "Hashing", "IntegerLookup"})

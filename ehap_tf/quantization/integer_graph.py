@@ -24,9 +24,9 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapp
 
 from ehap_tf.channels import ScatterChannels
 from ehap_tf.models import output_names
+from ehap_tf.models.kinds import is_batch_norm, layer_kind
 from ehap_tf.quantization.folding import FoldedKernel, fold
 from ehap_tf.quantization.graph import consumers, producers, walk
-from ehap_tf.quantization.kinds import is_batch_norm, layer_kind
 from ehap_tf.quantization.layout import is_plain_relu
 from ehap_tf.quantization.quantizers import EhapActivationQuantizer, EhapFixedQuantizer
 from ehap_tf.quantization.registry import IDENTITIES, KEEPS_GRID, KERNELS

@@ -16,13 +16,13 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer
 )
 
 from ehap_tf.models import layer_from
+from ehap_tf.models.kinds import is_batch_norm, layer_kind
 from ehap_tf.quantization.batch_norm import inference_affine
 from ehap_tf.quantization.builder import GraphBuilder
 from ehap_tf.quantization.canonical import canonical_model
 from ehap_tf.quantization.configs import EhapQuantizeConfig
 from ehap_tf.quantization.exact_inputs import require_no_exact_inputs
 from ehap_tf.quantization.graph import consumers, producers, rebuild
-from ehap_tf.quantization.kinds import is_batch_norm, layer_kind
 from ehap_tf.quantization.own_layers import EhapQuantizeLayer
 from ehap_tf.quantization.quantizers import EhapActivationQuantizer
 from ehap_tf.quantization.registry import (

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import tf_keras
 
+from ehap_tf.models.kinds import layer_kind
 from ehap_tf.quantization.builder import GraphBuilder
-from ehap_tf.quantization.kinds import layer_kind
 
 HEIGHTS = {
     "dilation_rate": 1,

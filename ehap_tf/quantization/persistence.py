@@ -11,6 +11,7 @@ import tf_keras
 from ehap_tf.files import CorruptFileError, atomic_path
 from ehap_tf.models.saving import is_about_unknown_class, unknown_class
 from ehap_tf.quantization.scheme import quantization_scope
+from ehap_tf.quantization.wrappers import is_qat
 
 SUFFIXES = (".h5", ".keras")
 
@@ -49,13 +50,19 @@ def load_qat(path: str | os.PathLike[str]) -> tf_keras.Model:
         raise FileNotFoundError(f"there is no QAT model at {os.fspath(path)!r}.")
     try:
         with quantization_scope():
-            return tf_keras.models.load_model(path, compile=False)
+            model = tf_keras.models.load_model(path, compile=False)
     except Exception as error:  # h5py and Keras raise whatever the broken byte happens to hit.
         if is_about_unknown_class(error):
             raise unknown_class(path, error) from error
         raise CorruptFileError(
             f"{os.fspath(path)!r} is not a QAT model, or is damaged: {error}"
         ) from error
+    if not is_qat(model):
+        raise CorruptFileError(
+            f"{os.fspath(path)!r} is not a QAT model: no layer of it is quantized. "
+            "ehap_tf.quantize makes one of a float model"
+        )
+    return model
 
 
 def _check_suffix(path: str | os.PathLike[str]) -> None:

@@ -18,11 +18,11 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapp
 
 from ehap_tf.data import as_dataset
 from ehap_tf.models.keras3 import either_keras
+from ehap_tf.models.kinds import layer_kind
 from ehap_tf.quantization.evaluate import TFLiteModel, class_labels, classes
 from ehap_tf.quantization.folding import fold
 from ehap_tf.quantization.inputs import input_arrays, input_names
 from ehap_tf.quantization.integer_graph import IntegerGraph, output_range, output_step
-from ehap_tf.quantization.kinds import layer_kind
 from ehap_tf.quantization.wrappers import unwrapped
 
 WORST_CHANNELS = 5

@@ -9,8 +9,8 @@ from tensorflow_model_optimization.python.core.quantization.keras.default_8bit i
     default_8bit_quantize_registry as default_registry,
 )
 
+from ehap_tf.models.kinds import function_kind, layer_kind, spelled
 from ehap_tf.quantization.configs import EhapQuantizeConfig
-from ehap_tf.quantization.kinds import function_kind, layer_kind, spelled
 
 KERNELS = {
     "Conv2D": ("kernel", "channel"),

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import tf_keras
 
+from ehap_tf.models.kinds import function_kind, layer_kind
 from ehap_tf.quantization.builder import GraphBuilder
-from ehap_tf.quantization.kinds import function_kind, layer_kind
 from ehap_tf.quantization.one_row import in_one_row, padded_causally
 
 layers = tf_keras.layers

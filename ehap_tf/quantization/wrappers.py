@@ -22,13 +22,18 @@ def require_qat(model: Any) -> None:
     Raises:
         TypeError: it does not come from `quantize`.
     """
-    layers = model.layers if isinstance(model, tf_keras.Model) else ()
-    if not any(isinstance(layer, QuantizeWrapper | QuantizeLayer) for layer in layers):
+    if not is_qat(model):
         raise TypeError(
             "qat must be a model from quantize() or load_qat(). "
             f"Received: {type(model).__module__}.{type(model).__name__} "
             f"{getattr(model, 'name', '')!r}, which is not quantized"
         )
+
+
+def is_qat(model: Any) -> bool:
+    """Whether a layer of the model is quantized."""
+    layers = model.layers if isinstance(model, tf_keras.Model) else ()
+    return any(isinstance(layer, QuantizeWrapper | QuantizeLayer) for layer in layers)
 
 
 def unwrapped(layer: tf_keras.layers.Layer) -> tf_keras.layers.Layer:

@@ -6,6 +6,7 @@ from typing import Any
 
 import tf_keras
 
+from ehap_tf.models.kinds import function_kind
 from ehap_tf.sensitivity.losses import SIGMOID, SOFTMAX, Loss
 
 FINAL_ACTIVATIONS = {SOFTMAX: "softmax", SIGMOID: "sigmoid"}
@@ -26,10 +27,15 @@ def take_logits(model: tf_keras.Model, loss: Loss, output: int = 0) -> tuple[Los
     if loss.kind not in FINAL_ACTIVATIONS:
         return loss, frozenset()
     layer = _last_layer(model, output)
-    wanted = getattr(tf_keras.activations, FINAL_ACTIVATIONS[loss.kind])
+    wanted = FINAL_ACTIVATIONS[loss.kind]
     if isinstance(layer, tf_keras.layers.Softmax) and loss.kind == SOFTMAX and layer.axis == -1:
         return loss.on_logits(), frozenset([id(layer)])
-    if getattr(layer, "activation", None) is wanted:
+    activation = getattr(layer, "activation", None)
+    if function_kind(activation) == wanted or (
+        isinstance(activation, tf_keras.layers.Softmax)
+        and loss.kind == SOFTMAX
+        and activation.axis == -1
+    ):
         layer.activation = tf_keras.activations.linear
         return loss.on_logits(), frozenset()
     return loss.on_logits() if loss.from_logits else loss, frozenset()

@@ -82,7 +82,8 @@ def test_logits_and_probabilities_are_told_apart():
     dense = tf_keras.layers.Dense
     assert not ends_in_softmax(build_model("resnet8"))
     assert not ends_in_softmax(sequential(dense(3, activation="softmax"), dense(3)))
-    assert ends_in_softmax(sequential(dense(3, activation="softmax")))
+    for activation in ("softmax", tf.nn.softmax, tf_keras.layers.Softmax()):
+        assert ends_in_softmax(sequential(dense(3, activation=activation)))
     assert ends_in_softmax(sequential(dense(3), tf_keras.layers.Softmax()))
     assert ends_in_softmax(sequential(dense(3), tf_keras.layers.Activation("softmax")))
     assert ends_in_softmax(sequential(sequential(dense(3, activation="softmax"))))

@@ -18,11 +18,10 @@ from tests.pruning.nets import (
 layers = tf_keras.layers
 
 
-# The deepest take ten seconds each, and are of the same blocks.
+# The deep ones take up to ten seconds each, and are of the blocks of resnet20 and resnet32.
+DEEP = [f"resnet{depth}{option}" for depth in (44, 56, 110) for option in ("", "a")]
 AMOUNTS = [
-    (name, ratio)
-    for name in MODEL_NAMES
-    for ratio in ([0.6] if name in ("resnet110", "resnet110a") else [0.3, 0.6, 0.9])
+    (name, ratio) for name in MODEL_NAMES for ratio in ([0.6] if name in DEEP else [0.3, 0.6, 0.9])
 ]
 
 

@@ -128,7 +128,7 @@ def pre_activation(x: Any) -> Any:
 def dense_norm(x: Any) -> Any:
     x = layers.Dense(7, use_bias=False)(layers.Flatten()(x))
     x = layers.ReLU()(layers.BatchNormalization()(x))
-    return layers.Dense(4, activation="softmax")(layers.BatchNormalization()(x))
+    return layers.Dense(4, activation=tf.nn.softmax)(layers.BatchNormalization()(x))
 
 
 def after(layer: Any) -> Callable[[Any], Any]:

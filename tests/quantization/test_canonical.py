@@ -8,11 +8,11 @@ import tensorflow as tf
 import tf_keras
 
 from ehap_tf.models import clone_with_policy
+from ehap_tf.models.kinds import is_batch_norm
 from ehap_tf.quantization import quantize
 from ehap_tf.quantization.canonical import canonical_model
 from ehap_tf.quantization.graph import consumers
 from ehap_tf.quantization.integer_graph import output_range
-from ehap_tf.quantization.kinds import is_batch_norm
 from ehap_tf.quantization.layout import EhapQuantizeLayoutTransform
 from ehap_tf.quantization.registry import EhapQuantizeRegistry
 from tests.quantization.nets import (

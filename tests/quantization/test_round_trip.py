@@ -214,6 +214,14 @@ def test_truncated_files_are_named(qat, exported, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["h5", "keras"])
+def test_the_file_of_a_float_model_is_not_taken_for_a_quantized_one(suffix, tmp_path):
+    path = tmp_path / f"float.{suffix}"
+    tf_keras.Sequential([layers.Input((4,)), layers.Dense(2)]).save(path)
+    with pytest.raises(CorruptFileError, match=rf"float\.{suffix}.*no layer of it is quantized"):
+        load_qat(path)
+
+
+@pytest.mark.parametrize("suffix", ["h5", "keras"])
 def test_a_layer_class_that_was_not_registered_is_named(suffix, tmp_path):
     class Own(layers.Layer):
         def call(self, inputs):

@@ -28,11 +28,13 @@ def is_batch_norm(layer: Any) -> bool:
 def function_kind(function: Any) -> str:
     """The name of a function of Keras, TensorFlow or this package, "" for any other.
 
-    Functions that Keras 3 defines otherwise than tf_keras have the names of their twins here.
+    Functions that Keras 3 defines otherwise than tf_keras have the names of their twins here, and
+    those that TensorFlow calls `softmax_v2` within are `softmax`, as they are without.
     """
     if _package(function) == "keras":
         function = OF_KERAS3.get(function.__name__, function)
-    return _name_at_home(function)
+    name = _name_at_home(function)
+    return name.removesuffix("_v2") if _package(function) == "tensorflow" else name
 
 
 def spelled(thing: Any) -> str:

@@ -12,7 +12,7 @@ from tf_keras.src.applications import convnext, inception_resnet_v2
 
 from ehap_tf.channels import ScatterChannels
 from ehap_tf.models.keras3.activations import OF_KERAS3
-from ehap_tf.quantization.kinds import function_kind, layer_kind
+from ehap_tf.models.kinds import function_kind, layer_kind
 
 layers = tf_keras.layers
 
@@ -26,6 +26,8 @@ layers = tf_keras.layers
         (tf.nn.relu6, "relu6"),
         (tf.nn.leaky_relu, "leaky_relu"),
         (tf.nn.silu, "swish"),
+        (tf.nn.softmax, "softmax"),
+        (tf.nn.log_softmax, "log_softmax"),
         (OF_KERAS3["hard_swish"], "hard_silu"),
         (OF_KERAS3["leaky_relu"], "leaky_relu"),
         (keras.activations.softmax, "softmax"),
