@@ -40,6 +40,7 @@ class ConversionRow:
     Attributes:
         family, removed: which, and the share of its filters that was pruned.
         macs, bytes, operators: of the file's network, of the file, in the file.
+        gathers: how many of the operators are GATHER, which XNNPACK does not accelerate.
         float_operators: in the file, each once; a full-integer file has none.
         steps: mean difference between the file's outputs and the QAT model's, in units of the
             output's scale.
@@ -51,6 +52,7 @@ class ConversionRow:
     macs: int
     bytes: int
     operators: int
+    gathers: int
     float_operators: list[str]
     steps: float
     seconds: float
@@ -76,6 +78,7 @@ def convert_family(family: str, removed: float) -> Row:
         macs=count_macs(model),
         bytes=file.bytes,
         operators=sum(file.operators.values()),
+        gathers=file.operators.get("GATHER", 0),
         float_operators=sorted(set(file.float_operators)),
         steps=float(np.abs(difference).mean() / file.output.scale),
         seconds=seconds,
@@ -131,6 +134,7 @@ _COLUMNS = {
     "macs": "MACs",
     "bytes": "bytes",
     "operators": "operators",
+    "gathers": "GATHER",
     "float_operators": "float operators",
     "steps": "mean difference, steps",
     "seconds": "seconds",

@@ -1,6 +1,7 @@
 """INT8: the quantization scheme, the QAT model, the TFLite file and what it is worth."""
 
 from ehap_tf.quantization.batch_norm import FreezeBatchNorm, freeze_batch_norm
+from ehap_tf.quantization.configs import EhapQuantizeConfig
 from ehap_tf.quantization.correction import round_biases
 from ehap_tf.quantization.evaluate import TFLiteModel, evaluate_tflite, measure_latency_ms
 from ehap_tf.quantization.export import export_float_tflite, export_tflite
@@ -12,6 +13,7 @@ from ehap_tf.quantization.scheme import EhapQuantizeScheme, quantization_scope
 from ehap_tf.quantization.tflite_file import TensorSpec, TFLiteFile, inspect_tflite
 
 __all__ = [
+    "EhapQuantizeConfig",
     "EhapQuantizeScheme",
     "FreezeBatchNorm",
     "LayerQuality",

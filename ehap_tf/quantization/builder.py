@@ -47,7 +47,7 @@ class GraphBuilder:
 
     def __init__(self, taken: Iterable[str] = ()) -> None:
         self._names = set(taken)
-        self._affines: dict[int, tuple[Any, Any, np.ndarray, np.ndarray]] = {}
+        self._affines: dict[int, tuple[Any, Any, np.ndarray, np.ndarray, bool]] = {}
         self._relus: dict[int, tuple[Any, Any, float]] = {}
         self._products: dict[int, tuple[Any, Any, Any]] = {}
         self._images: dict[int, tuple[Any, Any]] = {}
@@ -157,7 +157,7 @@ class GraphBuilder:
         _, inside, limit = self._relus.get(id(gate), (None, None, 0.0))
         if id(inside) not in self._affines:
             return False
-        _, source, scale, shift = self._affines[id(inside)]
+        _, source, scale, shift, _ = self._affines[id(inside)]
         slope, offset = scale * factor, shift * factor
         is_sixth = np.allclose(slope, 1.0 / 6.0) and np.allclose(offset, 0.5)
         return source is x and is_sixth and bool(np.isclose(limit * factor, 1.0))
@@ -193,7 +193,7 @@ class GraphBuilder:
                 np.broadcast_to(shift, (channels,)),
             ]
         )
-        self._affines[id(y)] = (y, x, scale, shift)
+        self._affines[id(y)] = (y, x, scale, shift, trainable)
         return y
 
     def _scaled(self, x: Any, factor: float, name: str) -> Any:
@@ -206,8 +206,8 @@ class GraphBuilder:
         if id(inside) not in self._affines:
             return None
         # c min(max(a x + b, 0), limit) = min(max(c a x + c b, 0), c limit)
-        _, source, scale, shift = self._affines[id(inside)]
-        y = self.affine(source, scale * factor, shift * factor, f"{name}_affine")
+        _, source, scale, shift, trainable = self._affines[id(inside)]
+        y = self.affine(source, scale * factor, shift * factor, f"{name}_affine", trainable)
         return self.relu(y, name, limit * factor)
 
     def as_image(self, layer: Callable[..., Any], x: Any, name: str) -> Any:

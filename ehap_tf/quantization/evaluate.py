@@ -199,10 +199,10 @@ def evaluate_tflite(
     total = _number_of_examples(data)
     for x, y in as_dataset(data):
         examples = model.by_name(x)
-        outputs = model(examples)
-        predictions = classes(outputs, threshold)
         for name, seen in ranges.items():
             seen.add(examples[name])
+        outputs = model(examples)
+        predictions = classes(outputs, threshold)
         correct += int((predictions == class_labels(np.asarray(y), outputs)).sum())
         scored += len(predictions)
         done += len(y)
@@ -262,7 +262,14 @@ class _InputRange:
         self._values = self._outside = 0
 
     def add(self, x: np.ndarray) -> None:
-        """Looks at a batch."""
+        """Looks at a batch.
+
+        Raises:
+            ValueError: it has NaN or infinite values.
+        """
+        wrong = np.count_nonzero(~np.isfinite(x))
+        if wrong:
+            raise ValueError(f"data must be finite. Received: {wrong} NaN or infinite inputs")
         self._smallest = min(self._smallest, float(x.min()))
         self._largest = max(self._largest, float(x.max()))
         self._values += x.size

@@ -105,6 +105,8 @@ class IntegerGraph:
             # An upper limit is the end of the output's range already, and costs nothing there.
             y = tf.nn.relu(x)
         else:
+            if inner._expects_training_arg:
+                kwargs = {**kwargs, "training": False}  # A layer's own default can be True.
             y = inner(*args, **kwargs)
         limits = self._limits[layer.name]
         if limits is not None:
@@ -155,7 +157,7 @@ class IntegerGraph:
     # -- ScatterChannels ------------------------------------------------------------------------
 
     def _find_foldable_scatters(self) -> dict[str, str]:
-        """Convolution -> the scatter that is, through BatchNorm and ReLU, its only reader."""
+        """Convolution -> the scatter that, through `_keeps_zeros`, is its only reader."""
         found: dict[str, str] = {}
         for layer in self._qat.layers:
             if not isinstance(unwrapped(layer), ScatterChannels):
@@ -168,15 +170,13 @@ class IntegerGraph:
                     if getattr(inner, "groups", 1) == 1:
                         found[name] = layer.name
                     break
-                # Both keep a channel of zeros at zero: the folded BatchNorm of such a channel
-                # has no shift.
-                if not (is_batch_norm(inner) or is_plain_relu(inner)):
+                if not _keeps_zeros(inner):
                     break
                 (name,) = self._sources[name]
         return found
 
     def _scatter(self, scatter: ScatterChannels, x: tf.Tensor) -> tf.Tensor:
-        """A scatter whose branch has other readers: a PAD, or else a 1x1 selection convolution.
+        """A scatter that no convolution takes in: a PAD, or else a 1x1 selection convolution.
 
         Both are exact, and both run in XNNPACK, as the PAD and GATHER of the layer itself do not;
         with many channels these two are cheaper all the same.
@@ -201,6 +201,15 @@ class IntegerGraph:
         )
         y = tf.nn.conv2d(x, kernel.constant(), 1, "VALID")
         return tf.quantization.fake_quant_with_min_max_args(y, *self._ranges[id(x)])
+
+
+def _keeps_zeros(layer: tf_keras.layers.Layer) -> bool:
+    """Whether channels of zeros stay so, beside others that are computed as without them.
+
+    A folded BatchNorm has no shift for a channel that was scattered.
+    """
+    kinds = IDENTITIES | {"MaxPooling2D"}
+    return layer_kind(layer) in kinds or is_batch_norm(layer) or is_plain_relu(layer)
 
 
 def _slopes(wrapper: QuantizeWrapper, rounding: bool) -> np.ndarray:

@@ -53,7 +53,7 @@ def in_one_row(layer: tf_keras.layers.Layer) -> dict[str, Any]:
         changes["padding"] = "valid"
     for name in ("kernel_constraint", "depthwise_constraint", "pointwise_constraint"):
         if getattr(layer, name, None) is not None:
-            changes[name] = _behind_one_axis(getattr(layer, name))
+            changes[name] = behind_axes(getattr(layer, name), 1)
     return changes
 
 
@@ -70,10 +70,10 @@ def padded_causally(builder: GraphBuilder, layer: tf_keras.layers.Layer, x: Any)
     return builder.as_image(pad, x, layer.name)
 
 
-def _behind_one_axis(constraint: Any) -> Any:
-    """The constraint of a kernel for the same kernel with one more axis in front."""
+def behind_axes(constraint: Any, more: int) -> Any:
+    """The constraint of a kernel for the same kernel with `more` axes in front."""
     if not hasattr(constraint, "axis"):
         return constraint
     twin = copy.copy(constraint)
-    twin.axis = [axis + (axis >= 0) for axis in np.ravel(constraint.axis).tolist()]
+    twin.axis = [axis + more * (axis >= 0) for axis in np.ravel(constraint.axis).tolist()]
     return twin

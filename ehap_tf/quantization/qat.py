@@ -101,6 +101,7 @@ def quantize(
 
 
 @kept_random_state()
+@either_keras()
 def require_quantizable(
     model: tf_keras.Model, weight_bits: int = 8, *, allow_float: bool = False
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import tf_keras
 from tensorflow_model_optimization.python.core.quantization.keras.default_8bit import (
     default_8bit_quantize_registry as default_registry,
@@ -156,7 +157,7 @@ class EhapQuantizeRegistry(default_registry.Default8BitQuantizeRegistry):
         if name in KEEPS_GRID:
             return "none"
         if name == "Softmax":
-            return "unit"
+            return "unit" if np.size(layer.axis) == 1 else None
         if name == "ReLU" and (
             layer.threshold or (layer.negative_slope and layer.max_value is not None)
         ):

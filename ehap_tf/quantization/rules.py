@@ -10,7 +10,7 @@ import tf_keras
 
 from ehap_tf.models.kinds import function_kind, layer_kind
 from ehap_tf.quantization.builder import GraphBuilder
-from ehap_tf.quantization.one_row import in_one_row, padded_causally
+from ehap_tf.quantization.one_row import behind_axes, in_one_row, padded_causally
 
 layers = tf_keras.layers
 
@@ -127,6 +127,8 @@ def _dense(builder: GraphBuilder, layer: Any, x: Any) -> Any:
         use_bias=layer.use_bias,
         kernel_regularizer=layer.kernel_regularizer,
         bias_regularizer=layer.bias_regularizer,
+        kernel_constraint=behind_axes(layer.kernel_constraint, 2),
+        bias_constraint=layer.bias_constraint,
         trainable=layer.trainable,
         name=builder.name(layer.name),
         dtype="float32",

@@ -53,6 +53,10 @@ class EhapQuantizeScheme(QuantizeScheme):
             qat = tfmot.quantization.keras.quantize_apply(annotated, EhapQuantizeScheme())
         calibrate(qat, (x,))
 
+    Such a model has TFMOT's wrappers, which train the kernels of layers that are not trainable, and
+    list weights so that files do not load back; `quantize` has wrappers without these flaws, for
+    `freeze_batch_norm` and `save_qat` too.
+
     Args:
         weight_bits: 8, or 4 (stored as 4 bits in the file).
         activation_bits: 8.

@@ -32,7 +32,7 @@ class Converter:
         if key == self.failing:
             raise self.error("no such kernel")
         self.converted.append(key)
-        row = convert.ConversionRow(*key, 10**6, 2000, 30, [], 0.25, 4.0)
+        row = convert.ConversionRow(*key, 10**6, 2000, 30, 1, [], 0.25, 4.0)
         return vars(row)
 
 
@@ -50,7 +50,7 @@ def test_a_kill_loses_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib
     assert len(json.loads((tmp_path / "convert.json").read_text())["rows"]) == 4
     lines = (tmp_path / "convert.md").read_text().splitlines()
     assert lines[0].startswith("| family | removed | MACs |")
-    assert lines[5] == "| ResNet | 0.3 | 1000000 | 2000 | 30 | 0 | 0.25 | 4 |"
+    assert lines[5] == "| ResNet | 0.3 | 1000000 | 2000 | 30 | 1 | 0 | 0.25 | 4 |"
 
 
 def test_a_failure_is_named_and_tried_again(

@@ -19,6 +19,7 @@ from tests.quantization.nets import (
     NETS,
     SEQUENCE,
     SEQUENCE_NETS,
+    SHAPE,
     build,
     build_sequence,
     conv,
@@ -77,6 +78,7 @@ def test_sequences_are_images_of_one_row():
             layers.SeparableConv1D(4, 3, depthwise_constraint=tf_keras.constraints.UnitNorm(0)),
             "depthwise_kernel",
         ),
+        (layers.Dense(4, kernel_constraint=tf_keras.constraints.UnitNorm(0)), "kernel"),
     ],
 )
 def test_constraints_hold_for_the_axes_that_they_are_given_for(layer, name):
@@ -84,7 +86,8 @@ def test_constraints_hold_for_the_axes_that_they_are_given_for(layer, name):
     model = randomize(tf_keras.Model(inputs, layer(inputs)))
     (twin,) = (twin for twin in canonical_model(model).layers if hasattr(twin, name))
     kernel, of_twin = getattr(layer, name), getattr(twin, name)
-    np.testing.assert_allclose(of_twin.constraint(of_twin)[0], kernel.constraint(kernel), rtol=1e-5)
+    constrained = np.reshape(of_twin.constraint(of_twin), kernel.shape)
+    np.testing.assert_allclose(constrained, kernel.constraint(kernel), rtol=1e-5)
 
 
 def test_a_batch_norm_of_sequences_trains():
@@ -93,6 +96,19 @@ def test_a_batch_norm_of_sequences_trains():
     model = randomize(tf_keras.Model(inputs, sequence_head(layers.BatchNormalization()(inputs))))
     flat, _ = EhapQuantizeLayoutTransform(EhapQuantizeRegistry()).apply(model, {})
     assert [layer.trainable for layer in flat.layers if is_batch_norm(layer)] == [True]
+
+
+@pytest.mark.parametrize("trainable", [True, False])
+def test_a_normalization_that_a_factor_goes_into_trains_as_before(trainable):
+    inputs = layers.Input(SHAPE)
+    x = layers.ReLU()(layers.LayerNormalization(trainable=trainable)(conv(inputs)))
+    model = randomize(tf_keras.Model(inputs, head(layers.Rescaling(0.5)(x))))
+    affines = [
+        layer
+        for layer in canonical_model(model).layers
+        if isinstance(layer, layers.DepthwiseConv2D) and layer.name.endswith("_affine")
+    ]
+    assert affines and all(layer.trainable is trainable for layer in affines)
 
 
 @pytest.mark.parametrize("shape", [(5, *SEQUENCE), (2, 5, *SEQUENCE)])
@@ -314,6 +330,7 @@ def test_averages_are_rounded_to_the_grid_they_are_read_from():
         (layers.ThresholdedReLU(0.3), "ThresholdedReLU"),
         (layers.ELU(), "ELU"),
         (layers.ReLU(max_value=1.0, negative_slope=0.1), "ReLU"),
+        (layers.Softmax(axis=[1, 2]), "Softmax"),
         (layers.UpSampling2D(interpolation="area"), "UpSampling2D"),
         (layers.UpSampling2D(interpolation="bicubic"), "UpSampling2D"),
         (layers.Normalization(axis=1, mean=1.0, variance=2.0), "Normalization"),

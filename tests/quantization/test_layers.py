@@ -7,12 +7,14 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
+from ehap_tf.channels import ScatterChannels
 from ehap_tf.pruning import plan_pruning, prune
 from ehap_tf.quantization import TFLiteModel, export_tflite, quantize
 from tests.pruning.nets import random_scores, small_residual_net
 from tests.quantization.nets import (
     NETS,
     SEQUENCE_NETS,
+    SHAPE,
     build,
     build_sequence,
     conv_norm,
@@ -87,6 +89,43 @@ def test_sequences_are_integer_in_the_file(name, pruned, tmp_path):
     assert (steps <= 1.001).mean() >= 0.95
     # Normalizations multiply what a tie that is rounded the other way is off.
     assert steps.max() <= (6.001 if name == "mixer" else 2.001)
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        [layers.BatchNormalization(), layers.Dropout(0.2, noise_shape=(None, 1, 1, 1))],
+        [layers.BatchNormalization(), layers.MaxPooling2D(2)],
+        [layers.ReLU(), layers.MaxPooling2D(2)],
+    ],
+    ids=["dropout", "pool", "relu"],
+)
+def test_a_scatter_that_only_its_convolution_feeds_costs_no_operator(between, tmp_path):
+    files = []
+    for channels, scatter in ((3, [ScatterChannels([4, 0, 3], 6)]), (6, [])):
+        inputs = layers.Input(SHAPE)
+        x = y = conv_norm(inputs)
+        for layer in (layers.Conv2D(channels, 3, padding="same"), *between, *scatter):
+            y = type(layer).from_config(layer.get_config())(y)
+        if y.shape[1] < x.shape[1]:
+            x = layers.MaxPooling2D(2)(x)
+        model = randomize(tf_keras.Model(inputs, head(layers.Add()([x, y]))))
+        qat = quantize(model, representative_data=in_batches(images()))
+        files.append(export_tflite(qat, tmp_path / f"{channels}.tflite"))
+        difference = TFLiteModel(files[-1].path)(images()) - qat.predict(images(), verbose=0)
+        assert np.abs(difference).max() <= 1.001 * files[-1].output.scale
+    assert files[0].operators == files[1].operators
+
+
+def test_a_float_layer_computes_in_the_file_as_at_inference(tmp_path):
+    """A crop trains by default, at a place of its own for each batch."""
+    inputs = layers.Input((10, 10, 3))
+    x = conv_norm(layers.RandomCrop(8, 8)(inputs))
+    model = randomize(tf_keras.Model(inputs, head(x)))
+    x = np.random.default_rng(0).normal(size=(64, 10, 10, 3)).astype(np.float32)
+    qat = quantize(model, representative_data=(x,), allow_float=True)
+    file = export_tflite(qat, tmp_path / "net.tflite", allow_float=True, data=(x,))
+    assert file.difference <= 0.5
 
 
 class Conv2D(layers.Conv2D):

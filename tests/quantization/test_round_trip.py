@@ -237,6 +237,10 @@ def test_a_layer_class_that_was_not_registered_is_named(suffix, tmp_path):
 def test_wrong_inputs_are_named(exported, tmp_path):
     with pytest.raises(ValueError, match=r"\(8, 8, 3\)"):
         evaluate_tflite(exported.path, (np.zeros((2, 9, 8, 3), np.float32), np.zeros(2, int)))
+    with pytest.raises(ValueError, match="2 NaN or infinite"):
+        x = images()
+        x[3, 1, 1, 0], x[60, 0, 0, 2] = np.nan, np.inf
+        evaluate_tflite(exported.path, (x, np.zeros(64, int)))
     with pytest.raises(ValueError, match="empty"):
         evaluate_tflite(exported.path, (np.zeros((0, 8, 8, 3), np.float32), np.zeros(0, int)))
     with pytest.raises(FileNotFoundError):

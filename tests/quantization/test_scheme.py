@@ -15,6 +15,7 @@ from tensorflow_model_optimization.python.core.quantization.keras.default_8bit i
 )
 
 from ehap_tf.quantization import (
+    EhapQuantizeConfig,
     EhapQuantizeScheme,
     FreezeBatchNorm,
     calibrate,
@@ -27,7 +28,6 @@ from ehap_tf.quantization import (
     round_biases,
     save_qat,
 )
-from ehap_tf.quantization.configs import EhapQuantizeConfig
 from tests.quantization.nets import build, images, layers, randomize
 
 
