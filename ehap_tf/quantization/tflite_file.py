@@ -89,15 +89,19 @@ def inspect_tflite(path: str | os.PathLike[str]) -> TFLiteFile:
     interpreter = open_interpreter(path)
     inputs, outputs = signature(interpreter)
     model = _parse(path)
-    graph = model.subgraphs[0]
-    names = [_operator_name(model, operator) for operator in graph.operators]
-    types = [TYPE_NAMES[tensor.type] for tensor in graph.tensors]
-    floats = []
-    for name, operator in zip(names, graph.operators, strict=True):
-        touched = [int(i) for i in (*operator.inputs, *operator.outputs) if i >= 0]
-        if name not in CONVERSIONS and any(types[i] in FLOAT_TYPES for i in touched):
-            tensor = graph.tensors[operator.outputs[0]].name
-            floats.append(f"{name} ({(tensor or b'?').decode(errors='replace')})")
+    names: list[str] = []
+    types: list[str] = []
+    floats: list[str] = []
+    for graph in model.subgraphs:  # beside the first, the bodies of its loops and conditions
+        of_graph = [TYPE_NAMES[tensor.type] for tensor in graph.tensors]
+        types += of_graph
+        for operator in graph.operators:
+            name = _operator_name(model, operator)
+            names.append(name)
+            touched = [int(i) for i in (*operator.inputs, *operator.outputs) if i >= 0]
+            if name not in CONVERSIONS and any(of_graph[i] in FLOAT_TYPES for i in touched):
+                tensor = graph.tensors[operator.outputs[0]].name if len(operator.outputs) else None
+                floats.append(f"{name} ({(tensor or b'?').decode(errors='replace')})")
     return TFLiteFile(
         path=pathlib.Path(path),
         bytes=os.path.getsize(path),

@@ -128,6 +128,25 @@ def test_a_float_layer_computes_in_the_file_as_at_inference(tmp_path):
     assert file.difference <= 0.5
 
 
+class Halved(layers.Layer):
+    """In a loop that the converter does not unroll."""
+
+    def call(self, inputs):
+        steps = tf.cast(tf.reduce_max(inputs) > -1e9, tf.int32) + 2
+        return tf.while_loop(
+            lambda step, x: step < steps, lambda step, x: (step + 1, x * 0.5), (0, inputs)
+        )[1]
+
+
+def test_operators_in_the_body_of_a_loop_are_listed(tmp_path):
+    inputs = layers.Input(SHAPE)
+    model = randomize(tf_keras.Model(inputs, head(Halved()(conv_norm(inputs)))))
+    qat = quantize(model, representative_data=(images(),), allow_float=True)
+    file = export_tflite(qat, tmp_path / "net.tflite", allow_float=True)
+    assert file.operators["WHILE"] == 1
+    assert any(name.startswith("MUL (") for name in file.float_operators)
+
+
 class Conv2D(layers.Conv2D):
     """Weight standardisation under a name of Keras."""
 
