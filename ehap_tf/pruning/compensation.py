@@ -1,8 +1,8 @@
 """The mean of what was removed, put into the biases that come next.
 
 Where a convolution or dense layer reads removed channels, it loses what they contributed on
-average. A BatchNorm behind it takes the loss up when its statistics are estimated again
-(`recalibrate`); where there is none, the bias can.
+average. A BatchNorm that reads its output takes the loss up when its statistics are estimated again
+(`recalibrate`); where there is none, or a non-linearity in between, the bias can.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 import tf_keras
+from tf_keras.src.layers.normalization.batch_normalization import BatchNormalizationBase
 
 from ehap_tf.channels import ZERO, Flags, TracedCall, layer_paths, trace_channels
 from ehap_tf.data import as_dataset
 from ehap_tf.models import require_inputs
 from ehap_tf.models.keras3 import either_keras
+from ehap_tf.models.kinds import function_kind
 from ehap_tf.pruning.plan import PruningPlan
 from ehap_tf.pruning.rebuild import Rebuilder
-from ehap_tf.sensitivity.forward import run_graph
+from ehap_tf.sensitivity.forward import layer_calls, run_graph
 from ehap_tf.sensitivity.gates import find_gates
 
 Floats = npt.NDArray[np.float64]
@@ -42,9 +44,11 @@ def compensate(
 ) -> tf_keras.Model:
     """A copy of the slim model whose biases make up for the mean of what was removed.
 
-    For each convolution or dense layer that reads removed channels and has no trainable BatchNorm
-    behind it: bias += sum over removed inputs of kernel times mean input, means taken over
-    `batches` batches in the model before pruning. A layer without bias gets one, which the plan's
+    For each convolution or dense layer that reads removed channels, unless `recalibrate` makes up
+    for them: bias += sum over removed inputs of kernel times mean input, means taken over `batches`
+    batches in the model before pruning. `recalibrate` does where a BatchNorm reads the layer's
+    output itself, no activation or other layer between, and is trainable and called in training
+    mode, that is, not with `training=False`. A layer without bias gets one, which the plan's
     `params_after` does not count. Exact where a removed channel is constant, up to the border of
     "same" padding. Transposed, separable and grouped convolutions and layers with 1x1 implants stay
     as they are. So does what reads a sum that keeps a channel of which one input is removed
@@ -79,6 +83,12 @@ def _readers(
 ) -> dict[str, TracedCall]:
     """The layers that lose inputs and have to make up for them by themselves."""
     gates = find_gates(model)
+    paths = layer_paths(model)
+    estimated = {
+        paths[id(layer)]
+        for layer, trains in layer_calls(model, training=True)
+        if trains and layer.trainable and isinstance(layer, BatchNormalizationBase)
+    }
     found = {}
     for call in calls:
         if not isinstance(call.layer, _READERS) or "kernel" not in call.effect.weights:
@@ -87,8 +97,9 @@ def _readers(
             continue  # a transposed or grouped one
         if len(plan.implanted.get(call.path, ())):
             continue
-        norm = gates[call.path].batch_norm if call.path in gates else None
-        if norm is not None and norm.trainable:
+        passed = gates[call.path].passed if call.path in gates else ()
+        # Behind a non-linearity a BatchNorm sees less of the loss, or nothing.
+        if function_kind(call.layer.activation) == "linear" and estimated.intersection(passed[:1]):
             continue
         if not alive[call.effect.inputs[0]].all():
             found[call.path] = call

@@ -42,8 +42,8 @@ def recalibrate(
     weighs as much as it has examples, and over the calls of a BatchNorm that is called several
     times in each: what the moving averages of training tend to, however different the calls' inputs
     are. All other weights stay.
-    A BatchNorm layer that is not trainable runs in inference mode, as Keras defines it, and keeps
-    its statistics.
+    A BatchNorm layer that is not trainable, or that the model (or one around it) calls with
+    `training=False`, runs in inference mode, as Keras defines it, and keeps its statistics.
 
     Args:
         model: a Functional or Sequential model, usually from `prune`.

@@ -128,3 +128,49 @@ def test_a_batch_norm_is_seen_in_a_model_that_was_pruned_before() -> None:
     plan = without(once, first=[1])
     made_up = ehap.compensate(ehap.prune(once, plan), once, plan, data())
     assert not made_up.get_layer("second").use_bias
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_batch_norm_behind_a_non_linearity_does_not_make_up_for_a_mean(inside: bool) -> None:
+    x = inputs = layers.Input((10, 10, 3))
+    x = layers.Conv2D(6, 3, name="first", activation="relu")(x)
+    x = layers.Conv2D(5, 3, name="second", activation="relu" if inside else None)(x)
+    x = layers.BatchNormalization()(x if inside else layers.ReLU()(x))
+    x = layers.Dense(4, name="logits")(layers.GlobalAveragePooling2D()(x))
+    model = shake(tf_keras.Model(inputs, x))
+    make_constant(model.get_layer("first"), [1], 0.7)
+    plan = without(model, first=[1])
+    images, labels = data()
+    slim = ehap.prune(model, plan)
+    made_up = ehap.compensate(slim, model, plan, (images, labels))
+    expected = model.predict(images, verbose=0)
+    assert relative_error(made_up.predict(images, verbose=0), expected) < 1e-5
+    assert relative_error(slim.predict(images, verbose=0), expected) > 1e-2
+
+
+def test_a_batch_norm_that_is_called_in_inference_mode_is_not_left_to_recalibration() -> None:
+    base = tf_keras.Sequential(
+        [
+            layers.Input((10, 10, 3)),
+            layers.Conv2D(6, 3, name="first", activation="relu"),
+            layers.Conv2D(5, 3, name="second"),
+            layers.BatchNormalization(name="bn"),
+            layers.ReLU(),
+        ],
+        name="base",
+    )
+    images, labels = data()
+    for training in (False, None):
+        x = inputs = layers.Input((10, 10, 3))
+        x = layers.GlobalAveragePooling2D()(base(x, training=training))
+        model = shake(tf_keras.Model(inputs, layers.Dense(4, name="logits")(x)))
+        make_constant(base.get_layer("first"), [1], 0.7)
+        plan = without(model, **{"base/first": [1]})
+        slim = ehap.prune(model, plan)
+        made_up = ehap.compensate(slim, model, plan, (images, labels))
+        biases = [one.get_layer("base").get_layer("second").bias for one in (slim, made_up)]
+        assert np.array_equal(*biases) is (training is None)
+        if training is False:
+            done = ehap.recalibrate(made_up, (images, labels))
+            expected = model.predict(images, verbose=0)
+            assert relative_error(done.predict(images, verbose=0), expected) < 1e-5

@@ -66,6 +66,18 @@ def test_frozen_norm_keeps_its_statistics():
     assert (copy.get_layer("bn").moving_mean.numpy() == 0).all()
 
 
+def test_a_norm_that_is_called_in_inference_mode_keeps_its_statistics():
+    base = net()
+    x = np.random.default_rng(0).normal(3, 2, (8, 4, 4, 3)).astype(np.float32)
+    for training in (False, None):
+        inputs = layers.Input((4, 4, 3))
+        model = tf_keras.Model(inputs, base(inputs, training=training))
+        bn = recalibrate(model, (x, np.zeros(8))).get_layer(base.name).get_layer("bn")
+        assert bn.trainable
+        expected = x.mean((0, 1, 2)) if training is None else np.zeros(3)
+        np.testing.assert_allclose(bn.moving_mean, expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("nested", [False, True])
 def test_all_calls_of_a_shared_norm_count(nested):
     shape = (4, 4, 3)
