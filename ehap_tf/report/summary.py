@@ -19,7 +19,7 @@ class SummaryRow:
         accuracy: on the whole test set, 0 to 1.
         params: number of parameters.
         macs: multiply-accumulates of one image.
-        file: name of the file.
+        file: name of the file; "" where none is written.
         bytes: its size.
         latency_ms: milliseconds an image as TFLite on one thread of this machine.
     """
@@ -48,6 +48,7 @@ HEADINGS = ("network", "test accuracy", "parameters", "MACs", "file bytes", "lat
 
 _STATES = (
     ("baseline", "baseline_accuracy", "before", "baseline.keras", "baseline_latency_ms"),
+    ("pruned, not yet recalibrated", "accuracy_before_recalibration", "after", "", ""),
     ("pruned", "pruned_accuracy", "after", "slim.keras", "slim_latency_ms"),
     ("fine-tuned", "finetuned_accuracy", "after", "finetuned.keras", "slim_latency_ms"),
     ("QAT", "qat_accuracy", "after", "qat.h5", ""),

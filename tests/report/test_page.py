@@ -186,6 +186,13 @@ def test_rows_follow_the_stages_and_skip_what_was_not_measured():
     assert rows[0].cells()[1] == "98.00 %"
 
 
+def test_a_row_for_what_recalibration_started_from():
+    rows = summary_rows(content(figures=FIGURES | {"accuracy_before_recalibration": 0.4}))
+    assert [row.name for row in rows[:3]] == ["baseline", "pruned, not yet recalibrated", "pruned"]
+    assert rows[1].cells()[1:] == ("40.00 %", "250", "0.50 M", "-", "-")
+    assert [row for row in rows if row is not rows[1]] == summary_rows(content())
+
+
 def test_no_run_is_an_error():
     with pytest.raises(ValueError, match="at least one run"):
         render_page([])
