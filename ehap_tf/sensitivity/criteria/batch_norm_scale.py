@@ -13,7 +13,8 @@ def batch_norm_scale(request: Request) -> Result:
     """|gamma| of the BatchNorm that follows the layer.
 
     Layers without one (the classifier above all) cannot be compared with the others. Their
-    filters get the largest score there is, so that they are removed last, and a note says so.
+    filters get the largest score there is, and a note says so. They are removed last in union mode
+    without `cost_aware`: "tied" sums scores, `cost_aware` divides them.
 
     Raises:
         ValueError: no layer has a BatchNorm with a scale.
