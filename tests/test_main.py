@@ -89,6 +89,7 @@ MISTYPED = [
     (("--prune_ratio=nan",), "prune_ratio"),
     (("--target_macs=0",), "target_macs must be above 0"),
     (("--target_macs=0.5", "--target_params=0.5"), "exclude each other"),
+    (("--tolerance=0.1", "--criterion=obd_joint"), "criteria hessian_trace, obd, quadratic"),
     (("--batch_size=0",), "batch_size"),
     (("--learning_rate=inf",), "learning_rate"),
     (("--weight_bits=16",), "weight_bits"),

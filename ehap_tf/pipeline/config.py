@@ -30,6 +30,8 @@ CRITERIA = (
     "random",
     "oracle",
 )
+JUDGED_CRITERIA = ("hessian_trace", "obd", "quadratic")
+NOT_JUDGED_CRITERIA = ("obd_joint", "obd_joint_centered", "taylor_so", "taylor_so_weight")
 ESTIMATORS = ("hutchinson", "gauss_newton", "exact")
 PRECISIONS = ("fp32", "fp16", "bf16", "auto")
 DEFAULT_PRUNE_RATIO = 0.77
@@ -112,7 +114,7 @@ class PipelineConfig:
     tolerance: float | None = _setting(
         None,
         "stop probing when the expected share of filters on the wrong side of the threshold is "
-        "below this; none: take all probes",
+        "below this; none: take all probes. For the criteria hessian_trace, obd and quadratic",
         unit="fraction of filters",
         low=0,
         below=1,
@@ -260,6 +262,12 @@ class PipelineConfig:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name} must be above 0. Received: {value}")
+        if self.tolerance is not None and self.criterion in NOT_JUDGED_CRITERIA:
+            raise ValueError(
+                f"tolerance goes with the criteria {', '.join(JUDGED_CRITERIA)}, whose scores are "
+                "linear in what is sampled: leave it out, or =none where a --flagfile gives it. "
+                f"Received: tolerance={self.tolerance}, criterion={self.criterion}"
+            )
         amounts = [
             name
             for name in ("prune_ratio", "target_params", "target_macs")

@@ -73,12 +73,17 @@ class Trace:
     notes: tuple[str, ...] = ()
 
 
-def estimate_trace(request: Request, factors: Floats) -> Trace:
-    """Runs the request's estimator; `factors` turn traces into the scores that are compared."""
-    network = prepare(request)
+def estimate_trace(request: Request, network: Network, factors: Floats | None = None) -> Trace:
+    """Runs the request's estimator on a network that was prepared for it.
+
+    Args:
+        request: what the caller asked for.
+        network: its model, prepared.
+        factors: turn traces into the scores that are judged; None where no factors do.
+    """
     if request.estimator == "exact":
-        return _exact(request, network, factors)
-    return sampled_trace(request, network, factors)
+        return _exact(request, network)
+    return _sampled(request, network, factors)
 
 
 def _say_what_float16_is_here(precision: str) -> None:
@@ -140,11 +145,16 @@ def trace_samples(request: Request, network: Network) -> tuple[Sample, Scales]:
     )
 
 
-def sampled_trace(request: Request, network: Network, factors: Floats) -> Trace:
+def _sampled(request: Request, network: Network, factors: Floats | None) -> Trace:
     """Averages probes; says of a sketch whether it is the Hessian trace."""
     sample, scales = trace_samples(request, network)
     result = sampling.estimate(
-        sample, len(factors), request.probes, request.tolerance, factors, request.progress
+        sample,
+        _filters(network),
+        request.probes,
+        request.tolerance,
+        factors,
+        request.progress,
     )
     quantity, notes = HESSIAN_TRACE, tuple[str, ...]()
     if request.estimator == "gauss_newton":
@@ -154,13 +164,13 @@ def sampled_trace(request: Request, network: Network, factors: Floats) -> Trace:
     )
 
 
-def _exact(request: Request, network: Network, factors: Floats) -> Trace:
+def _exact(request: Request, network: Network) -> Trace:
     """The Hessian trace: through Gauss-Newton where they are equal, else weight by weight."""
     scales = Scales(request.precision == "fp16")
     if is_convex(network.loss) and not smooth_parts(network.model, network.skipped):
         require_known_curvature(network)
         sample = gauss_newton_samples(request, network, basis_vectors, 1, scales)
-        total = exact_sum(sample, network.output_size, len(factors), request.progress)
+        total = exact_sum(sample, network.output_size, _filters(network), request.progress)
         return Trace(total, None, 0, HESSIAN_TRACE, ("equal to the Gauss-Newton trace",))
     weights = sum(int(kernel.shape.num_elements()) for kernel in network.kernels)
     if weights > MAX_BASIS_WEIGHTS:
@@ -171,7 +181,7 @@ def _exact(request: Request, network: Network, factors: Floats) -> Trace:
             "'hutchinson' or 'gauss_newton'"
         )
     sample = hessian_samples(request, network, basis_directions(network), scales)
-    total = exact_sum(sample, weights, len(factors), request.progress)
+    total = exact_sum(sample, weights, _filters(network), request.progress)
     return Trace(total, None, 0, HESSIAN_TRACE, ("one product a weight",))
 
 
@@ -227,6 +237,10 @@ def exact_sum(sample: Sample, terms: int, size: int, progress: ProgressCallback)
         total += sample(chunk).sum(axis=0)
         progress(int(chunk[-1]) + 1, terms, {})
     return total
+
+
+def _filters(network: Network) -> int:
+    return sum(layer.filters for layer in network.layers)
 
 
 def _what_it_is(network: Network) -> tuple[str, tuple[str, ...]]:

@@ -22,6 +22,7 @@ from ehap_tf.sensitivity.devices import Replicas
 from ehap_tf.sensitivity.estimators import ESTIMATOR_NAMES
 from ehap_tf.sensitivity.filters import PrunableLayer, split_filters
 from ehap_tf.sensitivity.memory import PeakMemory
+from ehap_tf.sensitivity.sampling import check_tolerance
 from ehap_tf.sensitivity.scores import FilterScores, Provenance
 
 
@@ -58,7 +59,8 @@ def rank_filters(
         probes: number of random vectors, the budget when `tolerance` is given; "exact" needs
             neither.
         tolerance: stop as soon as the expected share of filters on the wrong side of a pruning
-            threshold is below this number, in (0, 1).
+            threshold is below this number, in (0, 1). For "hessian_trace", "obd" and "quadratic",
+            whose scores are linear in what is sampled; the other sampled criteria refuse it.
         batch_size: examples differentiated at once: bounds the memory, changes no score beyond
             rounding.
         seed: of the random vectors.
@@ -120,6 +122,7 @@ def rank_with_options(
     _check_choice("estimator", estimator, ESTIMATOR_NAMES)
     _check_choice("residual", residual, RESIDUAL_MODES)
     _check_numbers(probes, tolerance, seed)
+    check_tolerance(criterion, tolerance)
     request = Request(
         model,
         loss=loss,

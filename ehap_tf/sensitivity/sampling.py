@@ -16,6 +16,12 @@ CHUNK = 8
 MIN_PROBES = 8
 """Before that many, standard errors are too rough to stop on."""
 
+JUDGED = ("hessian_trace", "obd", "quadratic")
+"""Criteria whose scores are linear in what is sampled, so that their errors are known."""
+
+NOT_JUDGED = ("obd_joint", "obd_joint_centered", "taylor_so", "taylor_so_weight")
+"""Criteria whose scores are sampled and not linear in it: a tolerance means nothing to them."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
@@ -25,7 +31,8 @@ class Estimate:
         mean: per filter, all layers end to end.
         standard_error: of the mean; NaN with a single probe.
         probes: how many were used.
-        misranked: the expected share of filters on the wrong side of a threshold.
+        misranked: the expected share of filters on the wrong side of a threshold; NaN where it
+            is not judged.
     """
 
     mean: Floats
@@ -39,8 +46,9 @@ def estimate(
     size: int,
     probes: int,
     tolerance: float | None,
-    factors: Floats,
+    factors: Floats | None,
     progress: ProgressCallback,
+    offset: Floats | float = 0.0,
 ) -> Estimate:
     """Averages `sample` over probes 0, 1, ... until the budget is spent or the ranking is stable.
 
@@ -49,21 +57,37 @@ def estimate(
         size: number of filters.
         probes: the budget.
         tolerance: stops when the expected share of misranked filters is below; None never stops.
-        factors: turn a trace into a score; rankings are judged by scores.
+        factors: turn a trace into a score; rankings are judged by scores. None where no factors
+            do, and no ranking is judged.
         progress: called after each chunk.
+        offset: added to a trace times its factor.
     """
     moments = RunningMoments(size)
     misranked = float("nan")
     for chunk in chunks(probes):
         moments.add(sample(chunk))
         figures = {}
-        if moments.count >= 2:
-            misranked = misranked_share(moments.mean * factors, moments.standard_error * factors)
+        if factors is not None and moments.count >= 2:
+            scores = moments.mean * factors + offset
+            misranked = misranked_share(scores, moments.standard_error * factors)
             figures["misranked"] = misranked
         progress(moments.count, probes, figures)
         if tolerance is not None and moments.count >= MIN_PROBES and misranked < tolerance:
             break
     return Estimate(moments.mean, moments.standard_error, moments.count, misranked)
+
+
+def check_tolerance(criterion: str, tolerance: float | None) -> None:
+    """Checks that the ranking by `criterion` can be judged.
+
+    Raises:
+        ValueError: a tolerance for scores whose errors are not known.
+    """
+    if tolerance is not None and criterion in NOT_JUDGED:
+        raise ValueError(
+            f"tolerance must be None for criterion {criterion!r}, whose scores are not linear in "
+            f"what is sampled; {', '.join(JUDGED)} take one. Received: {tolerance!r}"
+        )
 
 
 def chunks(probes: int) -> list[np.ndarray]:

@@ -8,10 +8,12 @@ import tensorflow as tf
 import tf_keras
 
 import ehap_tf as ehap
-from ehap_tf.sensitivity import estimators, gauss_newton, hutchinson
+from ehap_tf.progress import no_progress
+from ehap_tf.sensitivity import estimators, gauss_newton, hutchinson, sampling
 from ehap_tf.sensitivity.linearity import smooth_parts
 from ehap_tf.sensitivity.probes import example_signs, kernel_signs
 from ehap_tf.sensitivity.scaling import Scales
+from ehap_tf.sensitivity.statistics import misranked_share
 from tests.sensitivity.networks import (
     CLASSES,
     cross_entropy,
@@ -397,6 +399,44 @@ def test_tolerance_stops_early_and_says_after_how_many(relu_net: tf_keras.Model)
     assert 8 <= loose.probes < 400
     assert calls[-1] == loose.probes
     assert strict.probes == 400
+
+
+@pytest.mark.parametrize("criterion", sampling.JUDGED)
+def test_the_ranking_that_is_judged_is_the_one_that_is_returned(
+    relu_net: tf_keras.Model, criterion: str
+) -> None:
+    judged: list[float] = []
+    scores = rank(
+        relu_net,
+        criterion=criterion,
+        probes=20,
+        progress=lambda done, total, figures: judged.append(figures["misranked"]),
+    )
+    expected = misranked_share(joined(scores), joined(scores.standard_error))
+    assert expected > 0 and judged[-1] == pytest.approx(expected, rel=1e-12)
+
+
+def test_scores_that_tie_take_all_probes_however_well_their_curvature_is_known() -> None:
+    def sample(probes: np.ndarray) -> np.ndarray:
+        return np.array([2.0, 4.0]) + np.where(probes % 2, 0.1, -0.1)[:, np.newaxis]
+
+    half = np.full(2, 0.5)
+    apart = sampling.estimate(sample, 2, 64, 0.01, half, no_progress)
+    tied = sampling.estimate(sample, 2, 64, 0.01, half, no_progress, offset=np.array([0.0, -1.0]))
+    assert apart.probes == 8 and tied.probes == 64
+
+
+@pytest.mark.parametrize("criterion", sampling.NOT_JUDGED)
+def test_scores_that_are_not_linear_in_what_is_sampled_are_not_judged(
+    relu_net: tf_keras.Model, criterion: str
+) -> None:
+    def progress(done: int, total: int, figures: Any) -> None:
+        assert not figures
+
+    scores = rank(relu_net, criterion=criterion, probes=2, progress=progress)
+    assert scores.probes == 2 and not scores.standard_error
+    with pytest.raises(ValueError, match=r"hessian_trace, obd, quadratic take one.*0\.1"):
+        rank(relu_net, criterion=criterion, tolerance=0.1)
 
 
 def linear_model(units: int, activation: str | None = None) -> tf_keras.Model:

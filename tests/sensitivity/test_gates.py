@@ -369,6 +369,29 @@ def test_minibatches_together_give_the_change_of_the_whole_loss(
     np.testing.assert_allclose(joined(mean.signed), joined(at_once.signed), rtol=1e-9)
 
 
+def test_taylor_on_weights_takes_the_exact_trace_when_asked(model: tf_keras.Model) -> None:
+    scores = rank(model, "taylor_so_weight", estimator="exact")
+    trace = rank(model, "hessian_trace", estimator="exact")
+    np.testing.assert_allclose(joined(scores.trace), joined(trace.trace), rtol=1e-12)
+    assert (scores.estimator, scores.probes) == ("exact", 0)
+    assert not scores.trace_standard_error
+    # Ten examples are one minibatch, whose change is squared.
+    change = joined(rank(model, "taylor_fo_weight").signed) + joined(trace) / 2
+    np.testing.assert_allclose(joined(scores.signed), change, rtol=1e-9)
+    np.testing.assert_allclose(joined(scores), change**2, rtol=1e-9)
+
+
+def test_taylor_on_weights_says_that_it_takes_the_sketch(model: tf_keras.Model) -> None:
+    default, asked = (
+        rank(model, "taylor_so_weight", estimator=name, probes=2)
+        for name in ("hutchinson", "gauss_newton")
+    )
+    assert default.estimator == asked.estimator == "gauss_newton"
+    note, *others = default.provenance.notes
+    assert "not by nested tapes" in note and tuple(others) == asked.provenance.notes
+    np.testing.assert_array_equal(joined(default), joined(asked))
+
+
 def test_taylor_on_gates_without_batch_norm_is_taylor_on_weights_and_bias() -> None:
     inputs = layers.Input((6, 6, 2), dtype="float64")
     x = layers.Conv2D(3, 3, use_bias=False, activation="relu", dtype="float64")(inputs)

@@ -21,6 +21,7 @@ from ehap_tf.sensitivity.linearity import smooth_parts
 from ehap_tf.sensitivity.network import Network
 from ehap_tf.sensitivity.output_curvature import require_known_curvature
 from ehap_tf.sensitivity.sampling import Estimate
+from ehap_tf.sensitivity.statistics import Floats
 
 
 @register_criterion("obd")
@@ -31,7 +32,7 @@ def gate_curvature(request: Request) -> Result:
     Brain Damage (LeCun et al. 1990), whose saliency this is with gates for weights.
     """
     network = prepare(request, by_group=True)
-    curvature = estimate_curvature(request, network)
+    curvature = estimate_curvature(request, network, offset=0.0)
     return _result(request, network, curvature, scores=curvature.mean / 2, signed=None)
 
 
@@ -43,15 +44,23 @@ def quadratic(request: Request) -> Result:
     whose removal alone seems to lower the loss do not add up.
     """
     network = prepare(request, by_group=True)
-    curvature = estimate_curvature(request, network)
     runner = make_runner(request, network, gate_gradient_step(network))
     gradient = runner.sum(np.zeros(1, np.int32), request.batch)[0]
+    curvature = estimate_curvature(request, network, offset=-gradient)
     change = -gradient + curvature.mean / 2
     return _result(request, network, curvature, scores=change, signed=change)
 
 
-def estimate_curvature(request: Request, network: Network) -> Estimate:
+def estimate_curvature(
+    request: Request, network: Network, offset: Floats | float | None = None
+) -> Estimate:
     """Estimates h by the Gauss-Newton sketch on gates, or adds it up output by output.
+
+    Args:
+        request: what the caller asked for.
+        network: prepared for it.
+        offset: the scores are this and h / 2, by which the ranking is judged; None where they are
+            not linear in h, and it is not judged.
 
     Returns:
         One number a gate: a filter, or in tied mode a group of filters.
@@ -75,8 +84,9 @@ def estimate_curvature(request: Request, network: Network) -> Estimate:
         size,
         request.probes,
         request.tolerance,
-        np.ones(size),
+        None if offset is None else np.full(size, 0.5),
         request.progress,
+        0.0 if offset is None else offset,
     )
 
 

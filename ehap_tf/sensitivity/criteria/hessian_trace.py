@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ehap_tf.sensitivity.criteria.registry import Request, Result, register_criterion
-from ehap_tf.sensitivity.estimators import estimate_trace
+from ehap_tf.sensitivity.estimators import estimate_trace, prepare
 from ehap_tf.sensitivity.filters import PrunableLayer
 from ehap_tf.sensitivity.statistics import Floats
 
@@ -14,7 +14,7 @@ from ehap_tf.sensitivity.statistics import Floats
 def hessian_trace(request: Request) -> Result:
     """Second-order sensitivity: average curvature of a filter's weights times its energy."""
     factors = np.concatenate([relative_factors(layer) for layer in request.layers])
-    trace = estimate_trace(request, factors)
+    trace = estimate_trace(request, prepare(request), factors)
     return Result(
         scores=trace.mean * factors,
         trace=trace.mean,

@@ -87,7 +87,7 @@ def _joint(request: Request, centered: bool) -> Result:
             size,
             request.probes,
             request.tolerance,
-            np.ones(size),
+            None,
             request.progress,
         )
         trace, probes = estimate.mean, estimate.probes

@@ -18,7 +18,7 @@ from ehap_tf.sensitivity.criteria.gate_curvature import (
 )
 from ehap_tf.sensitivity.criteria.hessian_trace import relative_factors
 from ehap_tf.sensitivity.criteria.registry import Request, Result, register_criterion
-from ehap_tf.sensitivity.estimators import make_runner, prepare, sampled_trace
+from ehap_tf.sensitivity.estimators import estimate_trace, make_runner, prepare
 from ehap_tf.sensitivity.gate_derivatives import gate_gradient_step
 from ehap_tf.sensitivity.hutchinson import Step
 from ehap_tf.sensitivity.network import Network
@@ -68,8 +68,11 @@ def second_order_weights(request: Request) -> Result:
     """(-g_c . w_c + w_c' H_c w_c / 2)^2, with Tr(H_c) / n_c * |w_c|^2 for the quadratic form."""
     network = prepare(request)
     factors = np.concatenate([relative_factors(layer) for layer in request.layers])
-    sketch = dataclasses.replace(request, estimator="gauss_newton")
-    trace = sampled_trace(sketch, network, factors)
+    notes: tuple[str, ...] = ()
+    if request.estimator == "hutchinson":
+        request = dataclasses.replace(request, estimator="gauss_newton")
+        notes = ("the trace is taken by the Gauss-Newton sketch, not by nested tapes",)
+    trace = estimate_trace(request, network)
     gradients, shares = _gradients(request, network, weight_gradient_step(network))
     changes = -gradients + trace.mean * factors / 2
     return Result(
@@ -77,11 +80,11 @@ def second_order_weights(request: Request) -> Result:
         signed=shares @ changes,
         trace=trace.mean,
         trace_standard_error=trace.standard_error,
-        estimator="gauss_newton",
+        estimator=request.estimator,
         precision=request.precision,
         probes=trace.probes,
         quantity="second-order Taylor importance on weights",
-        notes=trace.notes,
+        notes=notes + trace.notes,
     )
 
 
