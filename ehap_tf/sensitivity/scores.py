@@ -66,8 +66,10 @@ class FilterScores(Mapping[str, np.ndarray]):
     Attributes:
         trace: layer name -> per-filter curvature trace; empty for criteria without one.
         standard_error: layer name -> standard error of the score; empty for criteria that are
+            not sampled, and for "taylor_so", "taylor_so_weight", "obd_joint" and
+            "obd_joint_centered", whose scores are not linear in what is sampled.
+        trace_standard_error: layer name -> standard error of the trace; empty where the trace is
             not sampled.
-        trace_standard_error: layer name -> standard error of the trace.
         signed: layer name -> the signed form of the score, where the criterion has one: the
             predicted or measured change of the loss when the filter is removed.
         provenance: how the scores were made; its fields are attributes of the scores as well.

@@ -435,6 +435,9 @@ def test_scores_that_are_not_linear_in_what_is_sampled_are_not_judged(
 
     scores = rank(relu_net, criterion=criterion, probes=2, progress=progress)
     assert scores.probes == 2 and not scores.standard_error
+    # The trace's error is known all the same.
+    assert np.all(joined(scores.trace_standard_error) >= 0)
+    assert list(scores.trace_standard_error) == list(scores)
     with pytest.raises(ValueError, match=r"hessian_trace, obd, quadratic take one.*0\.1"):
         rank(relu_net, criterion=criterion, tolerance=0.1)
 

@@ -68,7 +68,7 @@ class Result:
     Attributes:
         scores: higher is worth more.
         trace: curvature traces, where the criterion has them.
-        standard_error: of the scores, where they are sampled.
+        standard_error: of the scores, where they are linear in what is sampled.
         trace_standard_error: of the traces.
         signed: predicted or measured change of the loss on removal, where the criterion has one.
         estimator: what was used; None where there is none.

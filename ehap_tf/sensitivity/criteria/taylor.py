@@ -54,6 +54,7 @@ def second_order(request: Request) -> Result:
         scores=shares @ np.square(changes),
         signed=shares @ changes,
         trace=curvature.mean,
+        trace_standard_error=curvature.standard_error if curvature.probes else None,
         estimator="gauss_newton" if curvature.probes else "exact",
         precision=request.precision,
         probes=curvature.probes,
