@@ -28,7 +28,10 @@ _ORIGIN = ("fingerprint", "outputs", "values")
 """What the file of a checkpoint has besides the losses."""
 
 _EXAMPLES, _OUTPUTS = 32, 1_000_000
-"""At how many examples, and numbers in their outputs, a loss is told from others."""
+"""At how many examples, and numbers in their outputs, a model and a loss are told from others."""
+
+_ROUNDING = {"fp32": 1e-3, "fp16": 0.05, "bf16": 0.05}
+"""How far two passes through one network may be apart, cut into batches in other ways."""
 
 
 @either_keras()
@@ -95,8 +98,9 @@ def oracle_importance(
 class _Checkpoint:
     """The losses measured so far, in a file with what they depend on.
 
-    A loss function tells no more of itself than its name. The file has outputs of the network for
-    a few examples and the loss at them: it is the same loss if it gives the same there.
+    A loss function tells no more of itself than its name, and weights nothing of the activations
+    between them. The file has outputs of the network for a few examples and the loss at them: they
+    are the same network and loss if they give the same there.
     """
 
     def __init__(self, path: pathlib.Path) -> None:
@@ -114,7 +118,11 @@ class _Checkpoint:
             return None
         losses, *origin = _read(self._path)
         found, outputs, values = origin
-        if found != fingerprint or not agree(values, _loss_at(outputs, network, request.batch)):
+        if (
+            found != fingerprint
+            or not _gives(network, request, outputs)
+            or not agree(values, _loss_at(outputs, network, request.batch))
+        ):
             raise ValueError(
                 "checkpoint must belong to the same model, data, loss and precision. Received: "
                 f"{self._path}, of others; remove it to start again"
@@ -155,6 +163,15 @@ def _first_outputs(network: Network, batch: HessianBatch) -> np.ndarray:
     count = min(_EXAMPLES, max(1, _OUTPUTS // network.output_size))
     pieces = next(batch.blocks(count))
     return np.concatenate([network.forward(piece.inputs).numpy() for piece in pieces])
+
+
+def _gives(network: Network, request: Request, outputs: np.ndarray) -> bool:
+    """Whether the network gives these outputs, but for rounding in its precision."""
+    own = _first_outputs(network, request.batch)
+    if own.shape != outputs.shape:
+        return False
+    apart = float(np.linalg.norm(own - outputs))
+    return apart <= _ROUNDING[request.precision] * float(np.linalg.norm(outputs))
 
 
 def _loss_at(outputs: np.ndarray, network: Network, batch: HessianBatch) -> np.ndarray:

@@ -312,13 +312,15 @@ def test_the_oracle_goes_on_from_its_checkpoint(
         oracle_importance(model, data(), cross_entropy(), checkpoint=path)
 
 
-@pytest.mark.parametrize("changed", ["offset", "loss", "precision"])
+@pytest.mark.parametrize("changed", ["offset", "loss", "precision", "activation", "in bf16"])
 def test_the_oracle_refuses_a_checkpoint_of_something_else(
     changed: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ehap_tf.sensitivity.oracle.SAVE_SECONDS", 0.0)
     model, path = residual_net(dtype="float32"), tmp_path / "oracle.npz"
     arguments: dict[str, Any] = {"loss": cross_entropy(), "checkpoint": path}
+    if changed == "in bf16":
+        arguments["precision"] = "bf16"
 
     def stop(done: int, total: int, figures: Any) -> None:
         raise KeyboardInterrupt
@@ -332,8 +334,10 @@ def test_the_oracle_refuses_a_checkpoint_of_something_else(
         arguments["loss"] = tf_keras.losses.SparseCategoricalCrossentropy(
             from_logits=True, reduction="sum"
         )
-    else:
+    elif changed == "precision":
         arguments["precision"] = "bf16"
+    else:
+        model = residual_net("gelu", dtype="float32")  # the same names and weights
     with pytest.raises(ValueError, match="same model, data, loss and precision"):
         oracle_importance(model, data(), **arguments)
 
