@@ -67,11 +67,13 @@ class PruningCallback(tf_keras.callbacks.Callback):
         data: ranked on at every step, `(x, y)` arrays or a batched `tf.data.Dataset`; None takes
             training's own gradients.
         loss: of the ranking on `data`; None takes the compiled one.
-        rank_options: further arguments of `rank_filters`, such as `{"probes": 16}`.
+        rank_options: further arguments of `rank_filters`, such as `{"probes": 16}`; none of those
+            that stand here.
         checkpoint: a file that keeps the whole state, for resuming.
 
     Raises:
-        ValueError: an argument is out of range, no criterion has that name, or it needs data.
+        ValueError: an argument is out of range, no criterion has that name, or it needs data;
+            `rank_options` holds what is an argument itself, or none of `rank_filters`.
     """
 
     _supports_tf_logs = True  # spares fit the conversion of its figures at every step

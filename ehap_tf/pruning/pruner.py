@@ -23,17 +23,23 @@ from ehap_tf.pruning.selection import (
     cost_of,
     plan_from_flags,
 )
+from ehap_tf.pruning.stable_text import stable_text
 from ehap_tf.pruning.training_hook import TrainingHook, optimizer_variables
 from ehap_tf.pruning.training_state import PruningState
 from ehap_tf.pruning.units import Floats
 from ehap_tf.pruning.zeroing import not_removable_by_zeros, weight_masks
 from ehap_tf.sensitivity import rank_filters
 from ehap_tf.sensitivity.criteria import find_criterion
+from ehap_tf.sensitivity.sampling import check_tolerance
 
 _LOG = logging.getLogger(__name__)
 
 FROM_TRAINING = "taylor_fo"
 """The criterion that training's own gradients give."""
+
+_SCORING = ("estimator", "precision", "probes", "tolerance", "seed")
+_COMPUTING = ("batch_size", "strategy", "progress")
+"""What `rank_options` may hold: what scores depend on, and what they do not beyond rounding."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +47,8 @@ class StepSettings:
     """What is removed, when, and by which scores; the arguments of `PruningCallback`.
 
     Raises:
-        ValueError: an argument is out of range, no criterion has that name, or it needs data.
+        ValueError: an argument is out of range, no criterion has that name, or it needs data;
+            `rank_options` holds what is an argument itself, or none of `rank_filters`.
     """
 
     target: Target
@@ -66,6 +73,13 @@ class StepSettings:
         check_choice("residual", self.residual, RESIDUAL_MODES)
         names = (self.keep_layers,) if isinstance(self.keep_layers, str) else self.keep_layers
         object.__setattr__(self, "keep_layers", tuple(names))
+        valid = (*_SCORING, *_COMPUTING)
+        if others := [name for name in self.rank_options if name not in valid]:
+            raise ValueError(
+                f"rank_options must be some of {', '.join(valid)}; criterion, data, loss and "
+                f"residual are arguments themselves. Received: {', '.join(map(repr, others))}"
+            )
+        check_tolerance(self.criterion, self.rank_options.get("tolerance"))
         needs_data = find_criterion(self.criterion).needs_data
         if self.data is None and needs_data and not self.from_training:
             raise ValueError(
@@ -86,6 +100,12 @@ class StepSettings:
             "keep_layers": list(self.keep_layers),
             "target": [self.target.kind, self.target.value],
             "from_training": self.from_training,
+            "loss": stable_text(self.loss),
+            "rank_options": {
+                name: stable_text(self.rank_options[name])
+                for name in _SCORING
+                if name in self.rank_options
+            },
         }
 
 
@@ -297,7 +317,8 @@ class StepwisePruner:
                 settings.data,
                 settings.loss,
                 settings.criterion,
-                **{"residual": settings.residual, **settings.rank_options},
+                residual=settings.residual,
+                **settings.rank_options,
             )
             return {layer: values for layer, values in ranked.items() if layer in self._scored}
         squares, minibatches = self._hook.sums()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import warnings
 
 import numpy as np
@@ -235,6 +236,43 @@ def test_a_resumed_training_has_the_learning_rate_of_the_time(tmp_path, kind: ty
     assert resumed.optimizer.learning_rate.numpy() == np.float32(0.1 / 8)
     for one, other in zip(whole.get_weights(), resumed.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_a_schedule_that_ranks_otherwise_does_not_take_the_checkpoint_up(tmp_path) -> None:
+    x, y = next(iter(data(16, 16)))
+    settings = {
+        "criterion": "obd", "target_filters": 2, "data": (x.numpy(), y.numpy()),
+        "checkpoint": tmp_path / "pruning.npz",
+    }  # fmt: skip
+    options = {"probes": 64, "batch_size": 8}
+    pruning = ehap.PruningCallback(**settings, loss=LOSS, rank_options=options)
+    compiled(net()).fit(data(8), callbacks=[pruning], verbose=0)
+    again = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    options = {"batch_size": None, "probes": np.int64(64)}
+    assert ehap.PruningCallback(**settings, loss=again, rank_options=options).epoch == 1
+    other = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=False)
+    for loss, probes in ((LOSS, 1), (other, 64), (None, 64)):
+        with pytest.raises(ValueError, match=r"must be one of these settings.*'probes': '64'"):
+            ehap.PruningCallback(**settings, loss=loss, rank_options={"probes": probes})
+
+
+@pytest.mark.parametrize("name", ["residual", "criterion", "data", "loss", "model", "probe"])
+def test_ranking_has_no_options_that_the_schedule_sets_itself(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"rank_options must be some of .*seed.*: '{name}'"):
+        ehap.PruningCallback("magnitude", target_filters=2, rank_options={name: "tied"})
+
+
+def test_ranking_has_every_other_option_of_rank_filters() -> None:
+    names = set(inspect.signature(ehap.rank_filters).parameters)
+    names -= {"model", "data", "loss", "criterion", "residual"}
+    ehap.PruningCallback("magnitude", target_filters=2, rank_options=dict.fromkeys(names))
+
+
+def test_a_ranking_that_cannot_be_judged_is_refused_before_training() -> None:
+    with pytest.raises(ValueError, match="tolerance must be None for criterion 'obd_joint'"):
+        ehap.PruningCallback(
+            "obd_joint", target_filters=2, data=data(), rank_options={"tolerance": 0.1}
+        )
 
 
 def test_a_model_that_is_built_again_takes_up_the_checkpoint(tmp_path) -> None:
