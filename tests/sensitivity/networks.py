@@ -8,6 +8,8 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
+import ehap_tf as ehap
+
 layers = tf_keras.layers
 CLASSES = 4
 
@@ -114,3 +116,22 @@ def trace_by_filter(model: tf_keras.Model, x: Any, y: Any, loss: Any) -> np.ndar
 
 def joined(values: Any) -> np.ndarray:
     return np.concatenate(list(values.values()))
+
+
+def linear_model(units: int, activation: str | None = None) -> tf_keras.Model:
+    return tf_keras.Sequential(
+        [
+            tf_keras.layers.Input((5,), dtype="float64"),
+            tf_keras.layers.Dense(units, activation=activation, dtype="float64", name="dense"),
+        ]
+    )
+
+
+def rank(model: tf_keras.Model, loss: Any = None, **arguments: Any) -> ehap.FilterScores:
+    data = arguments.pop("data", None) or examples()
+    return ehap.rank_filters(model, data, loss or cross_entropy(), **arguments)
+
+
+def largest_deviation(scores: ehap.FilterScores, truth: np.ndarray) -> float:
+    """In standard errors."""
+    return float(np.abs((joined(scores.trace) - truth) / joined(scores.trace_standard_error)).max())

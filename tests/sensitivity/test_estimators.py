@@ -7,10 +7,8 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-import ehap_tf as ehap
 from ehap_tf.progress import no_progress
 from ehap_tf.sensitivity import estimators, gauss_newton, hutchinson, sampling
-from ehap_tf.sensitivity.linearity import smooth_parts
 from ehap_tf.sensitivity.probes import example_signs, kernel_signs
 from ehap_tf.sensitivity.scaling import Scales
 from ehap_tf.sensitivity.statistics import misranked_share
@@ -21,6 +19,9 @@ from tests.sensitivity.networks import (
     full_hessian,
     initializer,
     joined,
+    largest_deviation,
+    linear_model,
+    rank,
     residual_net,
     trace_by_filter,
 )
@@ -37,16 +38,6 @@ def relu_net() -> tf_keras.Model:
 def relu_truth(relu_net: tf_keras.Model) -> np.ndarray:
     x, y = examples()
     return trace_by_filter(relu_net, x, y, cross_entropy())
-
-
-def rank(model: tf_keras.Model, loss: Any = None, **arguments: Any) -> ehap.FilterScores:
-    data = arguments.pop("data", None) or examples()
-    return ehap.rank_filters(model, data, loss or cross_entropy(), **arguments)
-
-
-def largest_deviation(scores: ehap.FilterScores, truth: np.ndarray) -> float:
-    """In standard errors."""
-    return float(np.abs((joined(scores.trace) - truth) / joined(scores.trace_standard_error)).max())
 
 
 def test_exact_is_the_trace_of_the_full_hessian(
@@ -221,156 +212,6 @@ def test_the_variance_of_a_sketch_is_that_of_a_quadratic_form_of_signs() -> None
     np.testing.assert_allclose(found, expected, rtol=0.25)
 
 
-def upsampling_net(interpolation: str) -> tf_keras.Model:
-    tf_keras.utils.set_random_seed(0)
-    x = inputs = layers.Input((6, 6, 2), dtype="float64")
-    x = layers.Conv2D(2, 3, activation="tanh", dtype="float64")(x)
-    x = layers.UpSampling2D(interpolation=interpolation, name="larger", dtype="float64")(x)
-    x = layers.Conv2D(2, 3, strides=2, activation="tanh", dtype="float64")(x)
-    x = layers.GlobalAveragePooling2D(dtype="float64")(x)
-    return tf_keras.Model(inputs, layers.Dense(CLASSES, dtype="float64")(x))
-
-
-def test_nearest_upsampling_has_second_derivatives() -> None:
-    model, (x, y) = upsampling_net("nearest"), examples()
-    scores = rank(model, estimator="exact")
-    assert scores.provenance.notes == ("one product a weight",)
-    # One kernel entry after the other, by differences of Keras's own gradients.
-    expected, step = [], 1e-5
-    for layer in (layer for layer in model.layers if hasattr(layer, "kernel")):
-        start, diagonal = layer.kernel.numpy(), np.zeros(layer.kernel.shape)
-        for index in np.ndindex(*start.shape):
-            gradients = []
-            for sign in (1, -1):
-                moved = start.copy()
-                moved[index] += sign * step
-                layer.kernel.assign(moved)
-                with tf.GradientTape() as tape:
-                    loss = cross_entropy()(y, model(x, training=False))
-                gradients.append(tape.gradient(loss, layer.kernel).numpy()[index])
-            diagonal[index] = (gradients[0] - gradients[1]) / (2 * step)
-        layer.kernel.assign(start)
-        expected.append(diagonal.reshape(-1, start.shape[-1]).sum(axis=0))
-    np.testing.assert_allclose(joined(scores.trace), np.concatenate(expected), rtol=1e-6, atol=1e-8)
-
-
-def test_a_layer_without_second_derivatives_is_named() -> None:
-    model = upsampling_net("bicubic")
-    with pytest.raises(ValueError, match=r"'larger/resize/ResizeBicubic'.*use estimator='gauss_n"):
-        rank(model, probes=2, estimator="hutchinson")
-    assert np.isfinite(joined(rank(model, probes=2, estimator="gauss_newton"))).all()
-
-
-def test_a_batch_norm_in_training_mode_is_not_linear() -> None:
-    inputs = layers.Input((6, 6, 2))
-    x = layers.Conv2D(3, 3)(inputs)
-    x = layers.BatchNormalization(name="restless")(x, training=True)
-    model = tf_keras.Model(inputs, layers.Dense(CLASSES)(layers.GlobalAveragePooling2D()(x)))
-    x, y = examples()
-    scores = rank(model, data=(x.astype(np.float32), y), estimator="gauss_newton", probes=2)
-    assert scores.provenance.quantity == "Gauss-Newton trace"
-    assert "restless (BatchNormalization, in training mode)" in scores.provenance.notes[0]
-
-
-def test_the_calls_of_the_network_count_and_no_others() -> None:
-    steps = [layers.Input((3,)), layers.Dense(3, name="dense"), layers.ReLU()]
-    inner = tf_keras.Sequential(steps, name="inner")
-    inputs = layers.Input((3,))
-    once = tf_keras.Model(inputs, inner(inputs))
-    twice = tf_keras.Model(inputs, inner(inner(inputs)))
-    assert smooth_parts(once) == smooth_parts(inner) == []
-    assert smooth_parts(twice) == ["inner/dense (used 2 times)"]
-
-
-def test_relu_as_an_operator_is_as_linear_as_the_layer() -> None:
-    layer, operator = (rank(residual_net(operators=o), estimator="exact") for o in (False, True))
-    assert operator.provenance.notes == layer.provenance.notes
-    assert operator.provenance.notes == ("equal to the Gauss-Newton trace",)
-    np.testing.assert_allclose(joined(operator), joined(layer), rtol=1e-9)
-    smooth = rank(residual_net("tanh", operators=True), estimator="gauss_newton", probes=1)
-    assert "math.tanh" in smooth.provenance.notes[0]
-
-
-@pytest.mark.parametrize(
-    ("operator", "is_linear"),
-    [
-        (lambda x: 2 * x / 3 - 1, True),
-        (lambda x: x * [1.0, 2.0, 3.0], True),
-        (lambda x: tf.nn.leaky_relu(-abs(x)), True),
-        (lambda x: tf.reduce_max(tf.concat([x, x[:, :1]], 1), 1), True),
-        (lambda x: tf.cast(tf.cast(x, "float64"), "float32"), True),
-        (lambda x: x * x, False),
-        (lambda x: 2 / x, False),
-        (lambda x: x**2, False),
-        (lambda x: tf.cast(tf.cast(x, "int32"), "float32"), False),
-        (tf.nn.elu, False),
-    ],
-)
-def test_what_is_linear_of_operators(operator: Any, is_linear: bool) -> None:
-    inputs = layers.Input((5, 3))
-    model = tf_keras.Model(inputs, layers.Dense(2)(operator(layers.Dense(3)(inputs))))
-    assert (not smooth_parts(model)) == is_linear
-
-
-def test_batch_norm_over_devices_and_the_identity_are_linear() -> None:
-    norm = layers.experimental.SyncBatchNormalization(name="norm")
-    steps = [layers.Input((4,)), layers.Dense(3, name="dense"), norm, layers.Identity()]
-    assert smooth_parts(tf_keras.Sequential(steps)) == []
-
-
-def test_exact_where_a_nested_model_is_called_twice() -> None:
-    inner = tf_keras.Sequential([layers.Input((5,)), layers.Dense(5, "relu", dtype="float64")])
-    inputs = layers.Input((5,), dtype="float64")
-    model = tf_keras.Model(inputs, inner(inner(inputs)))
-    rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(12, 5)), rng.normal(size=(12, 5))
-    (dense,) = inner.layers
-    with tf.GradientTape() as outer:
-        with tf.GradientTape() as tape:
-            loss = tf.reduce_mean(tf.square(model(x) - y))
-        gradient = tape.gradient(loss, dense.kernel)
-    hessian = np.reshape(outer.jacobian(gradient, dense.kernel), (25, 25))
-    truth = np.diag(hessian).reshape(5, 5).sum(axis=0)
-    scores = rank(model, tf_keras.losses.MeanSquaredError(), data=(x, y), estimator="exact")
-    np.testing.assert_allclose(joined(scores.trace), truth, rtol=1e-9)
-
-
-def test_a_batch_norm_in_a_nested_model_in_training_mode_is_not_linear() -> None:
-    tf_keras.utils.set_random_seed(0)
-    inner = tf_keras.Sequential([layers.Input((6, 6, 2)), layers.Conv2D(3, 3), layers.ReLU()])
-    inner.add(layers.BatchNormalization(name="norm"))
-    inputs = layers.Input((6, 6, 2))
-    x = layers.GlobalAveragePooling2D()(inner(inputs, training=True))
-    model = tf_keras.Model(inputs, layers.Dense(CLASSES)(x))
-    scores = rank(model, estimator="gauss_newton", probes=2)
-    assert scores.provenance.quantity == "Gauss-Newton trace"
-    assert scores.provenance.notes[0].endswith("norm (BatchNormalization, in training mode)")
-
-
-@pytest.mark.parametrize("nested", [False, True])
-def test_a_layer_that_reads_itself_is_not_linear_in_its_weights(nested: bool) -> None:
-    tf_keras.utils.set_random_seed(2)
-    shared, end = (layers.Dense(units, dtype="float64") for units in (5, CLASSES))
-    x = inputs = layers.Input((5,), dtype="float64")
-    block = tf_keras.Sequential([layers.Input((5,), dtype="float64"), shared])
-    for _ in range(2):
-        x = layers.ReLU(dtype="float64")((block if nested else shared)(x))
-    model = tf_keras.Model(inputs, end(x))
-    rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(10, 5)), rng.integers(0, CLASSES, 10)
-    with tf.GradientTape(persistent=True) as outer:
-        with tf.GradientTape() as inner:
-            loss = cross_entropy()(y, model(x, training=False))
-        gradient = inner.gradient(loss, shared.kernel)
-    hessian = outer.jacobian(gradient, shared.kernel, experimental_use_pfor=False)
-    diagonal = np.diag(np.reshape(hessian, (25, 25))).reshape(5, 5)
-    scores = rank(model, data=(x, y), estimator="exact")
-    assert scores.provenance.notes == ("one product a weight",)
-    np.testing.assert_allclose(next(iter(scores.trace.values())), diagonal.sum(axis=0), rtol=1e-9)
-    sketch = rank(model, data=(x, y), estimator="gauss_newton", probes=2)
-    assert "(used 2 times)" in sketch.provenance.notes[0]
-
-
 def test_filters_permuted_give_scores_permuted(relu_net: tf_keras.Model) -> None:
     order = np.array([2, 0, 3, 1])
     permuted = tf_keras.models.clone_model(relu_net)
@@ -440,128 +281,6 @@ def test_scores_that_are_not_linear_in_what_is_sampled_are_not_judged(
     assert list(scores.trace_standard_error) == list(scores)
     with pytest.raises(ValueError, match=r"hessian_trace, obd, quadratic take one.*0\.1"):
         rank(relu_net, criterion=criterion, tolerance=0.1)
-
-
-def linear_model(units: int, activation: str | None = None) -> tf_keras.Model:
-    return tf_keras.Sequential(
-        [
-            tf_keras.layers.Input((5,), dtype="float64"),
-            tf_keras.layers.Dense(units, activation=activation, dtype="float64", name="dense"),
-        ]
-    )
-
-
-@pytest.mark.parametrize("estimator", ["hutchinson", "gauss_newton", "exact"])
-def test_linear_regression_has_the_closed_form(estimator: str) -> None:
-    rng = np.random.default_rng(2)
-    x, y, weights = rng.normal(size=(20, 5)), rng.normal(size=(20, 3)), rng.random(20)
-    # Mean over 3 outputs of squares: H of one output's weights is 2/3 mean(weight * x x').
-    truth = np.full(3, 2 / 3 * np.mean(weights * (x**2).sum(axis=1)))
-    scores = ehap.rank_filters(
-        linear_model(3), (x, y, weights), "mse", estimator=estimator, probes=2000, batch_size=8
-    )
-    if estimator == "exact":
-        np.testing.assert_allclose(scores.trace["dense"], truth, rtol=1e-12)
-    else:
-        assert largest_deviation(scores, truth) < 4
-
-
-@pytest.mark.parametrize("smoothing", [0.0, 0.2])
-@pytest.mark.parametrize(
-    "activation", [None, "softmax", tf.nn.softmax, layers.Softmax(dtype="float64")]
-)
-def test_softmax_regression_has_the_closed_form(smoothing: float, activation: Any) -> None:
-    rng = np.random.default_rng(3)
-    model = linear_model(3, activation)
-    given = model.get_layer("dense").activation
-    x = rng.normal(size=(12, 5))
-    y = np.eye(3)[rng.integers(0, 3, 12)]
-    logits = x @ model.get_layer("dense").get_weights()[0]
-    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    truth = np.mean(p * (1 - p) * (x**2).sum(axis=1, keepdims=True), axis=0)
-    loss = tf_keras.losses.CategoricalCrossentropy(
-        from_logits=activation is None, label_smoothing=smoothing
-    )
-    exact = ehap.rank_filters(model, (x, y), loss, estimator="exact")
-    sketch = ehap.rank_filters(model, (x, y), loss, estimator="gauss_newton", probes=1000)
-    np.testing.assert_allclose(exact.trace["dense"], truth, rtol=1e-10)
-    assert largest_deviation(sketch, truth) < 4
-    assert model.get_layer("dense").activation is given  # the caller's layer is as it was
-
-
-def test_sigmoid_regression_has_the_closed_form() -> None:
-    rng = np.random.default_rng(4)
-    model = linear_model(2, "sigmoid")
-    x, y = rng.normal(size=(12, 5)), rng.integers(0, 2, (12, 2)).astype(float)
-    p = 1 / (1 + np.exp(-x @ model.get_layer("dense").get_weights()[0]))
-    truth = np.mean(p * (1 - p) / 2 * (x**2).sum(axis=1, keepdims=True), axis=0)
-    exact = ehap.rank_filters(model, (x, y), "binary_crossentropy", estimator="exact")
-    np.testing.assert_allclose(exact.trace["dense"], truth, rtol=1e-10)
-
-
-LABELS_IN_A_ROW = [
-    ("mse", None),
-    ("mae", None),
-    (tf_keras.losses.Huber(), None),
-    (tf_keras.losses.MeanSquaredError(), None),
-    ("binary_crossentropy", "sigmoid"),
-    (tf_keras.losses.BinaryCrossentropy(), "sigmoid"),
-    (tf_keras.losses.BinaryCrossentropy(from_logits=True), None),
-    (lambda labels, outputs: tf.abs(labels - outputs), None),
-]
-
-
-@pytest.mark.parametrize(("loss", "activation"), LABELS_IN_A_ROW)
-def test_labels_in_a_row_are_those_in_a_column_for_one_output(loss: Any, activation: Any) -> None:
-    """Keras itself is the oracle: its `evaluate` takes both."""
-    rng = np.random.default_rng(5)
-    x, y = rng.normal(size=(12, 5)), rng.integers(0, 2, 12).astype(float)
-    model = linear_model(1, activation)
-    column = ehap.rank_filters(model, (x, y[:, np.newaxis]), loss, probes=2)
-    row = ehap.rank_filters(model, (x, y), loss, probes=2)
-    np.testing.assert_allclose(row["dense"], column["dense"], rtol=1e-12)
-    removed = ehap.rank_filters(model, (x, y), loss, "oracle").signed["dense"]
-    model.compile("sgd", loss)
-    before = model.evaluate(x, y, verbose=0)
-    model.get_layer("dense").kernel.assign(np.zeros((5, 1)))
-    np.testing.assert_allclose(removed, model.evaluate(x, y, verbose=0) - before, rtol=1e-4)
-
-
-def test_a_softmax_layer_counts_as_logits() -> None:
-    rng = np.random.default_rng(3)
-    plain = linear_model(3)
-    ended = tf_keras.Sequential(
-        [tf_keras.layers.Input((5,), dtype="float64"), plain, layers.Softmax(dtype="float64")]
-    )
-    data = rng.normal(size=(12, 5)), rng.integers(0, 3, 12)
-    expected = ehap.rank_filters(plain, data, cross_entropy(), estimator="exact")
-    scores = ehap.rank_filters(ended, data, "sparse_categorical_crossentropy", estimator="exact")
-    name = f"{plain.name}/dense"
-    assert list(scores) == [name]
-    np.testing.assert_allclose(scores[name], expected["dense"], rtol=1e-12)
-
-
-def test_the_output_of_a_nested_model_that_is_not_its_first() -> None:
-    """The outer model's own loss, filter by filter removed by hand, is the oracle."""
-    options: dict[str, Any] = {"dtype": "float64"}
-    inputs, outer = layers.Input((5,), **options), layers.Input((5,), **options)
-    x = layers.Dense(3, activation="relu", name="shared", **options)(inputs)
-    ends = [layers.Dense(n, activation="softmax", **options)(x) for n in (3, 4)]
-    inner = tf_keras.Model(inputs, ends, name="inner")
-    model = tf_keras.Model(outer, inner(outer)[1])
-    rng = np.random.default_rng(6)
-    data = rng.normal(size=(12, 5)), rng.integers(0, 4, 12)
-    found = ehap.rank_filters(model, data, "sparse_categorical_crossentropy", "oracle")
-    loss = tf_keras.losses.SparseCategoricalCrossentropy()
-    kernel = inner.get_layer("shared").kernel
-    start, before = kernel.numpy(), float(loss(data[1], model(data[0])))
-    changes = []
-    for column in range(3):
-        kernel.assign(np.where(np.arange(3) == column, 0, start))
-        changes.append(float(loss(data[1], model(data[0]))) - before)
-    np.testing.assert_allclose(found.signed["inner/shared"], changes, rtol=1e-6)
-    exact = ehap.rank_filters(model, data, "sparse_categorical_crossentropy", "obd", "exact")
-    assert np.isfinite(joined(exact)).all()
 
 
 def test_the_trace_agrees_with_finite_differences_of_gradients() -> None:
