@@ -27,18 +27,18 @@ def take_logits(model: tf_keras.Model, loss: Loss, output: int = 0) -> tuple[Los
     if loss.kind not in FINAL_ACTIVATIONS:
         return loss, frozenset()
     layer = _last_layer(model, output)
-    wanted = FINAL_ACTIVATIONS[loss.kind]
-    if isinstance(layer, tf_keras.layers.Softmax) and loss.kind == SOFTMAX and layer.axis == -1:
+    if loss.kind == SOFTMAX and _is_softmax_layer(layer):
         return loss.on_logits(), frozenset([id(layer)])
     activation = getattr(layer, "activation", None)
-    if function_kind(activation) == wanted or (
-        isinstance(activation, tf_keras.layers.Softmax)
-        and loss.kind == SOFTMAX
-        and activation.axis == -1
-    ):
+    is_final = function_kind(activation) == FINAL_ACTIVATIONS[loss.kind]
+    if is_final or (loss.kind == SOFTMAX and _is_softmax_layer(activation)):
         layer.activation = tf_keras.activations.linear
         return loss.on_logits(), frozenset()
     return loss.on_logits() if loss.from_logits else loss, frozenset()
+
+
+def _is_softmax_layer(thing: Any) -> bool:
+    return isinstance(thing, tf_keras.layers.Softmax) and bool(thing.axis == -1)
 
 
 def _last_layer(model: tf_keras.Model, output: int) -> Any:
