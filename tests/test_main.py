@@ -126,6 +126,9 @@ def test_flag_files_are_valid_and_hold_what_was_published(pytestconfig):
         assert (config.train_epochs, config.finetune_epochs, config.qat_epochs) == (300, 300, 30)
         assert config.probes == 300 and config.hessian_batch_size == 512
         assert f"{config.model}_{config.dataset}" == name
+        assert (config.batch_size, config.qat_learning_rate) == (128, 1e-4)
+        assert config.qat_weight_decay == 1e-4
+    assert configs["quickstart"].qat_epochs == 2
 
 
 def test_the_yardstick_sees_each_image_as_often(pytestconfig):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -21,6 +22,8 @@ from ehap_tf.quantization.wrappers import require_qat, training_forward, unwrapp
 def reestimate_batch_norm(qat: tf_keras.Model, batches: Iterable[Sequence[np.ndarray]]) -> None:
     """Averages BatchNorm's statistics over batches of the quantized network, in place.
 
+    Where no BatchNorm is left that is trainable, nothing changes, with a warning.
+
     Rounding shifts and spreads what reaches a BatchNorm; its statistics of the float network no
     longer fit. Dropout, noise and augmentation are off. Activation ranges follow the batches
     meanwhile, as in training, and are then what they were.
@@ -35,6 +38,10 @@ def reestimate_batch_norm(qat: tf_keras.Model, batches: Iterable[Sequence[np.nda
     """
     norms = [norm for norm in batch_norms(qat) if norm.trainable]
     if not norms:
+        warnings.warn(
+            "reestimate changed nothing: the quantized model has no trainable BatchNorm",
+            stacklevel=5,
+        )
         return
     momenta = [norm.momentum for norm in norms]
     for norm in norms:

@@ -23,6 +23,9 @@ from ehap_tf.quantization.tflite_file import (
 
 LARGEST_SHARE_OUTSIDE = 0.5
 """Of input values beyond the range of the file's integers; calibration leaves a percent or so."""
+FAR_SPANS, LARGEST_SHARE_FAR = 4.0, 0.02
+"""Of input values that lie beyond it by as many times its width: the bright pixels, which may be
+few, of images that were not divided by 255."""
 SMALLEST_SPAN = 0.02
 """Of the values, as a share of that range."""
 WARM_UP_SECONDS = 0.2
@@ -256,10 +259,10 @@ class _InputRange:
     def __init__(self, spec: TensorSpec) -> None:
         limits = np.iinfo(spec.dtype)
         self._low, self._high = from_integers(np.asarray([limits.min, limits.max]), spec)
-        self._step = spec.scale
+        self._step, self._far = spec.scale, FAR_SPANS * (self._high - self._low)
         self._is_number = np.prod(spec.shape[1:]) == 1
         self._smallest, self._largest = np.inf, -np.inf
-        self._values = self._outside = 0
+        self._values = self._outside = self._far_outside = 0
 
     def add(self, x: np.ndarray) -> None:
         """Looks at a batch.
@@ -273,25 +276,30 @@ class _InputRange:
         self._smallest = min(self._smallest, float(x.min()))
         self._largest = max(self._largest, float(x.max()))
         self._values += x.size
-        outside = (x < self._low - self._step) | (x > self._high + self._step)
-        self._outside += int(outside.sum())
+        self._outside += self._beyond(x, self._step)
+        self._far_outside += self._beyond(x, self._far)
 
     def require(self) -> None:
         """Checks what was added.
 
         Raises:
-            ValueError: most of it lies outside, or, of more than single numbers (which may not
-                vary much), it fills next to nothing of the range.
+            ValueError: most of it lies outside, or some of it far outside, or, of more than single
+                numbers (which may not vary much), it fills next to nothing of the range.
         """
         outside, span = self._outside / self._values, self._largest - self._smallest
+        is_far = self._far_outside > LARGEST_SHARE_FAR * self._values
         is_narrow = 0.0 < span < SMALLEST_SPAN * (self._high - self._low) and not self._is_number
-        if outside > LARGEST_SHARE_OUTSIDE or is_narrow:
+        if outside > LARGEST_SHARE_OUTSIDE or is_far or is_narrow:
             raise ValueError(
                 "data is in another range than the file's: its inputs hold values from "
                 f"{self._low:.4g} to {self._high:.4g}. Received: values from {self._smallest:.4g} "
                 f"to {self._largest:.4g}, {outside:.0%} of them outside. Preprocess the data as "
                 "for the float model."
             )
+
+    def _beyond(self, x: np.ndarray, margin: float) -> int:
+        """How many values lie outside by more than the margin."""
+        return int(np.count_nonzero((x < self._low - margin) | (x > self._high + margin)))
 
 
 def class_labels(y: np.ndarray, outputs: np.ndarray) -> np.ndarray:

@@ -160,3 +160,14 @@ def test_every_public_function_is_in_the_reference():
     text = (DOCS / "api.md").read_text(encoding="utf-8")
     missing = [name for name in ehap_tf._HOMES if f".{name}\n" not in text]
     assert not missing
+
+
+def test_the_reference_names_what_can_be_had():
+    import ehap_tf
+
+    text = (DOCS / "api.md").read_text(encoding="utf-8")
+    named = {tuple(path.rsplit(".", 1)) for path in re.findall(r"^::: (\S+)$", text, re.MULTILINE)}
+    elsewhere = {("ehap_tf.sensitivity", name) for name in ("Request", "Result")}
+    elsewhere |= {("ehap_tf.channels", name) for name in ("Call", "Effect", "pass_on", "frozen")}
+    elsewhere |= {("ehap_tf.pipeline.compress", "Compressed")}
+    assert named - elsewhere == {(home, name) for name, home in ehap_tf._HOMES.items()}

@@ -5,6 +5,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -319,7 +320,10 @@ def test_an_empty_stream_cannot_be_evaluated(digits: ImageDataset):
 
 
 @pytest.mark.slow
-def test_quantization_aware_models_train_and_resume(digits: ImageDataset, tmp_path: pathlib.Path):
+@pytest.mark.parametrize("frozen_after", [None, 0])
+def test_quantization_aware_models_train_and_resume(
+    digits: ImageDataset, tmp_path: pathlib.Path, frozen_after: int | None
+):
     quantization = pytest.importorskip("ehap_tf.quantization")
     recipe = dataclasses.replace(RECIPE, epochs=2, learning_rate=0.01)
     float_model = small_net()
@@ -330,7 +334,8 @@ def test_quantization_aware_models_train_and_resume(digits: ImageDataset, tmp_pa
 
     whole, killed, resumed = quantized(), quantized(), quantized()
     start = whole.get_weights()
-    fit(whole, digits, recipe, directory=tmp_path / "a", seed=1)
+    options: dict[str, Any] = {"seed": 1, "freeze_batch_norm_after": frozen_after}
+    fit(whole, digits, recipe, directory=tmp_path / "a", **options)
     assert any(np.any(a != b) for a, b in zip(start, whole.get_weights(), strict=True))
     with pytest.raises(KilledError):
         fit(
@@ -338,13 +343,13 @@ def test_quantization_aware_models_train_and_resume(digits: ImageDataset, tmp_pa
             digits,
             recipe,
             directory=tmp_path / "b",
-            seed=1,
             progress=killed_after(STEPS + 10),
+            **options,
         )
-    fit(resumed, digits, recipe, directory=tmp_path / "b", seed=1)
+    fit(resumed, digits, recipe, directory=tmp_path / "b", **options)
     assert_same_weights(resumed, whole)
     mirrored, strategy = quantized(), tf.distribute.MirroredStrategy(["/cpu:0"])
-    fit(mirrored, digits, recipe, directory=tmp_path / "c", seed=1, strategy=strategy)
+    fit(mirrored, digits, recipe, directory=tmp_path / "c", strategy=strategy, **options)
     for a, b in zip(mirrored.get_weights(), whole.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-3)
 

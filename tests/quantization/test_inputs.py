@@ -56,13 +56,25 @@ def qat():
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_of_several_inputs_calibrates_alike(form):
-    options = {"reestimate": True, "bias_correction": True}
-    qat = quantize(model(), method="ptq", representative_data=FORMS[form], **options)
+    qat = quantize(model(), method="ptq", representative_data=FORMS[form])
     for name, x in X.items():
         low, high = output_range(qat.get_layer(f"{name}_quantize"))
         parts = np.array_split(x, 2) if "dataset" not in form else [x]
         assert low == pytest.approx(np.mean([part.min() for part in parts]), rel=1e-5)
         assert high == pytest.approx(np.mean([part.max() for part in parts]), rel=1e-5)
+
+
+@pytest.mark.parametrize("option", ["reestimate", "bias_correction"])
+def test_every_form_of_several_inputs_corrects_alike(qat, option):
+    def corrected(form):
+        options = {"representative_data": FORMS[form], option: True}
+        return quantize(model(), method="ptq", **options).get_weights()
+
+    expected = corrected("list")
+    assert any(np.any(a != b) for a, b in zip(expected, qat.get_weights(), strict=True))
+    for form in ("dict", "dict without labels"):
+        for a, b in zip(corrected(form), expected, strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize(

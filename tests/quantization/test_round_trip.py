@@ -204,7 +204,8 @@ def test_global_policy_is_not_followed(policy, tmp_path):
 def test_truncated_files_are_named(qat, exported, tmp_path):
     save_qat(qat, tmp_path / "qat.h5")
     half = tmp_path / "half.h5"
-    half.write_bytes((tmp_path / "qat.h5").read_bytes()[:9000])
+    whole = (tmp_path / "qat.h5").read_bytes()
+    half.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CorruptFileError, match=r"half\.h5"):
         load_qat(half)
     cut = tmp_path / "cut.tflite"
@@ -266,6 +267,14 @@ def test_float_file_is_the_float_model(name, tmp_path):
     file = export_float_tflite(model, tmp_path / "float.tflite")
     received = TFLiteModel(file.path)(images(8))
     np.testing.assert_allclose(received, model.predict(images(8), verbose=0), atol=1e-4)
+
+
+def test_folding_a_scatter_changes_no_bit(qat, exported, tmp_path, monkeypatch):
+    monkeypatch.setattr(integer_graph.IntegerGraph, "_find_foldable_scatters", lambda self: {})
+    unfolded = export_tflite(qat, tmp_path / "unfolded.tflite")
+    assert sum(unfolded.operators.values()) > sum(exported.operators.values())
+    outputs = [TFLiteModel(path)(images()) for path in (exported.path, unfolded.path)]
+    np.testing.assert_array_equal(*outputs)
 
 
 def test_a_wide_scatter_is_gathered(tmp_path, monkeypatch):

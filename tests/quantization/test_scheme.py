@@ -163,6 +163,12 @@ def test_calibration_sees_no_augmentation():
         assert np.abs(layer(images(), training=True) - images()).max() > 0.1
 
 
+def test_nothing_to_estimate_anew_is_said():
+    model = tf_keras.Sequential([layers.InputLayer((8, 8, 3)), layers.Flatten(), layers.Dense(2)])
+    with pytest.warns(UserWarning, match="reestimate changed nothing"):
+        quantize(model, representative_data=(images(),), reestimate=True)
+
+
 def test_statistics_are_estimated_anew_without_noise():
     """They are those of the network in inference, and the ranges those of the calibration alone."""
 

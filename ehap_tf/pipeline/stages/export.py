@@ -6,7 +6,7 @@ import pathlib
 import tempfile
 from typing import Any
 
-from ehap_tf.data import evaluation_batches, normalize
+from ehap_tf.data import evaluation_batches
 from ehap_tf.models import load_model
 from ehap_tf.pipeline.config import PipelineConfig
 from ehap_tf.pipeline.job import Figures, Job, Stage
@@ -23,8 +23,8 @@ from ehap_tf.quantization import (
 
 COMPARED_BATCHES, COMPARED_BATCH_SIZE = 4, 32
 """Validation images on which the error of each layer is measured."""
-CHECK_BATCH_SIZE = 128
-"""Test images, in batches, on which the file is compared with the QAT model."""
+TEST_BATCH_SIZE = 128
+"""Of the test images: the file is compared with the QAT model on the first ones, scored on all."""
 
 
 def settings(config: PipelineConfig) -> dict[str, Any]:
@@ -38,14 +38,14 @@ def run(job: Job, fingerprint: str) -> Figures:
     job.console.say("export: converting to full-integer TFLite")
     qat, slim = load_qat(job.run.qat), load_model(job.run.finetuned)
     dataset = job.dataset
-    test = dataset.test
+    test = evaluation_batches(dataset.test, dataset, TEST_BATCH_SIZE)
     exported = export_tflite(
         qat,
         job.run.tflite,
         allow_float=job.config.allow_float,
         normalization=Normalization(dataset.mean, dataset.std),
         labels=dataset.class_names,
-        data=evaluation_batches(test, dataset, CHECK_BATCH_SIZE),
+        data=test,
     )
     with tempfile.TemporaryDirectory() as scratch:
         path = pathlib.Path(scratch) / "float.tflite"
@@ -53,7 +53,12 @@ def run(job: Job, fingerprint: str) -> Figures:
         baseline_latency, baseline_bytes = measure_latency_ms(path), path.stat().st_size
         export_float_tflite(slim, path)
         slim_latency, slim_bytes = measure_latency_ms(path), path.stat().st_size
-    job.console.say(f"export: measuring accuracy on {len(test)} test images")
+    total = len(dataset.test)
+    job.console.say(f"export: measuring accuracy on {total} test images")
+    with job.console.progress("export", "images") as show:
+        accuracy = evaluate_tflite(
+            job.run.tflite, test, progress=lambda done, _, figures: show(done, total, figures)
+        )
     figures: Figures = {
         "tflite_bytes": exported.bytes,
         "tflite_float_ops": exported.float_ops,
@@ -65,9 +70,7 @@ def run(job: Job, fingerprint: str) -> Figures:
         "tflite_latency_ms": measure_latency_ms(job.run.tflite),
         "baseline_latency_ms": baseline_latency,
         "slim_latency_ms": slim_latency,
-        "tflite_accuracy": evaluate_tflite(
-            job.run.tflite, (normalize(test.images, dataset), test.labels)
-        ),
+        "tflite_accuracy": accuracy,
     }
     job.console.say("export: measuring the quantization error of each layer", level=2)
     batches = evaluation_batches(dataset.validation, dataset, COMPARED_BATCH_SIZE)
