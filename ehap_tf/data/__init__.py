@@ -1,6 +1,13 @@
 """What the model sees: data sets by name, augmentation, and streams of batches."""
 
-from ehap_tf.data.arrays import as_dataset, check_labels
+from ehap_tf.data.arrays import (
+    as_arrays,
+    as_dataset,
+    check_labels,
+    count_batches,
+    only_array,
+    require_end,
+)
 from ehap_tf.data.augmentation import normalize
 from ehap_tf.data.batches import (
     evaluation_batches,
@@ -15,11 +22,15 @@ __all__ = [
     "DATASET_NAMES",
     "ImageDataset",
     "Split",
+    "as_arrays",
     "as_dataset",
     "check_labels",
+    "count_batches",
     "evaluation_batches",
     "load_dataset",
     "normalize",
+    "only_array",
+    "require_end",
     "sample_arrays",
     "steps_per_epoch",
     "training_batches",

@@ -10,6 +10,9 @@ import tensorflow as tf
 
 DEFAULT_BATCH_SIZE = 128
 
+ENDLESS = 10_000_000
+"""Examples after which a stream that does not know its length is taken for an endless one."""
+
 _FROM_DICTS = "; make pairs of them, for example .map(lambda e: (e['image'], e['label']))"
 
 
@@ -40,7 +43,7 @@ def as_dataset(data: Any, batch_size: int | None = None, *, name: str = "data") 
             f"{name} must be a pair (x, y) of arrays or a batched tf.data.Dataset of such pairs. "
             f"Received: {_described(data)}"
         )
-    x, y = (_structure(part) for part in data)
+    x, y = (as_arrays(part) for part in data)
     arrays = tf.nest.flatten((x, y))
     lengths = [_length(array, name) for array in arrays]
     if min(lengths) == 0:
@@ -52,6 +55,69 @@ def as_dataset(data: Any, batch_size: int | None = None, *, name: str = "data") 
     with tf.device("/cpu:0"):
         stream = tf.data.Dataset.from_tensor_slices((x, y))
     return stream.batch(batch_size or DEFAULT_BATCH_SIZE)
+
+
+def as_arrays(part: Any) -> Any:
+    """Makes arrays of lists of numbers, and tuples of lists of arrays, as tf.data wants them.
+
+    Args:
+        part: x or y: arrays or lists of numbers; several inputs or outputs in a dict or tuple, or
+            in a list, as Keras takes them.
+    """
+    if isinstance(part, Mapping):
+        return {key: as_arrays(value) for key, value in part.items()}
+    if isinstance(part, list) and part and all(isinstance(a, np.ndarray | tf.Tensor) for a in part):
+        return tuple(part)
+    if isinstance(part, tuple):
+        return tuple(as_arrays(value) for value in part)
+    return part if tf.is_tensor(part) else np.asarray(part)
+
+
+def only_array(structure: Any, name: str = "data") -> np.ndarray:
+    """The array of one input or output, or of its labels, which may come in a dict or a list.
+
+    Raises:
+        ValueError: there are several.
+    """
+    arrays = tf.nest.flatten(structure)
+    if len(arrays) != 1:
+        raise ValueError(f"{name} must be one array. Received: {len(arrays)} arrays")
+    return np.asarray(arrays[0])
+
+
+def count_batches(batches: tf.data.Dataset, name: str = "data") -> int:
+    """How many batches there are; a stream that does not know is read to its end.
+
+    Args:
+        batches: of (x, y), from `as_dataset`.
+        name: of the caller's argument, for the message.
+
+    Raises:
+        ValueError: the stream is taken for an endless one.
+    """
+    known = int(batches.cardinality())
+    if known != tf.data.UNKNOWN_CARDINALITY:
+        return known
+    count = examples = 0
+    for batch in batches:
+        count += 1
+        examples += len(tf.nest.flatten(batch)[0])
+        require_end(batches, examples, name)
+    return count
+
+
+def require_end(batches: tf.data.Dataset, examples: int, name: str = "data") -> None:
+    """Checks that a stream which gave that many examples may still end.
+
+    Raises:
+        ValueError: there were more than `ENDLESS`, and it does not know its length.
+    """
+    if examples > ENDLESS and batches.cardinality() == tf.data.UNKNOWN_CARDINALITY:
+        raise ValueError(
+            f"{name} must end. Received: a tf.data.Dataset that does not know its length and gave "
+            f"more than {ENDLESS:,} examples; take a part of it, {name}.take(batches), or tell "
+            "its length with tf.data.experimental.assert_cardinality"
+        )
 
 
 def check_labels(labels: Any, num_classes: int) -> None:
@@ -98,17 +164,6 @@ def _checked(dataset: tf.data.Dataset, batch_size: int | None, name: str) -> tf.
     if empty:
         raise ValueError(f"{name} is empty: the tf.data.Dataset has no batch")
     return dataset if batch_size is None else dataset.rebatch(batch_size)
-
-
-def _structure(part: Any) -> Any:
-    """Keras takes a list of arrays for several inputs or outputs; tf.data wants a tuple."""
-    if isinstance(part, Mapping):
-        return {key: _structure(value) for key, value in part.items()}
-    if isinstance(part, list) and part and all(isinstance(a, np.ndarray | tf.Tensor) for a in part):
-        return tuple(part)
-    if isinstance(part, tuple):
-        return tuple(_structure(value) for value in part)
-    return part if tf.is_tensor(part) else np.asarray(part)
 
 
 def _length(array: Any, name: str) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.data import as_dataset
+from ehap_tf.data import as_arrays, as_dataset, count_batches, only_array
 from ehap_tf.files import require_writable
 from ehap_tf.models import (
     copy_model,
@@ -39,9 +39,10 @@ from ehap_tf.quantization import (
     require_quantizable,
     round_biases,
 )
+from ehap_tf.quantization.evaluate import class_labels, classes
 from ehap_tf.sensitivity import FilterScores, rank_filters
 from ehap_tf.sensitivity.labels import require_labels
-from ehap_tf.sensitivity.losses import resolve_loss
+from ehap_tf.sensitivity.losses import compiled_weights, resolve_loss, weights_by_output
 
 DRAWN = 4096
 """Training examples that BatchNorm is estimated anew on, and others are taken from."""
@@ -114,12 +115,12 @@ def compress(
 
     Args:
         model: a trained Functional or Sequential model with one input and one output, a number
-            for each class.
-        train_data: `(x, y)` arrays or a finite batched `tf.data.Dataset`, with integer labels or
-            one-hot ones, as the loss takes them.
+            for each class; of a segmentation, at each position.
+        train_data: `(x, y)` arrays, or lists of numbers, or a finite batched `tf.data.Dataset`,
+            with integer labels or one-hot ones, as the loss takes them.
         validation_data: the same kind; epochs are chosen by it, and accuracies measured on it.
         path: of the integer file.
-        loss: a Keras loss or its name; None takes the model's compiled loss.
+        loss: a Keras loss or its name; None takes the model's compiled loss, with its weight.
         prune_ratio: share of all filters to remove.
         target_params: share of the parameters to keep.
         target_macs: share of the multiply-accumulates to keep.
@@ -166,10 +167,12 @@ def compress(
             "compress takes a classifier with a number for each class. Received: outputs of shape "
             f"{tuple(model.outputs[0].shape)}; {instead}, and evaluate_tflite with a threshold"
         )
-    loss = _known_loss(model, loss)
-    _require_fit(model, train_data, loss, "train_data")
-    _require_fit(model, validation_data, loss, "validation_data")
+    known_loss, weights = _known_loss(model, loss)
+    resolve_loss(known_loss, model)  # refuses several
+    steps = _require_fit(model, train_data, known_loss, "train_data", batch_size)
+    _require_fit(model, validation_data, known_loss, "validation_data", batch_size)
     require_quantizable(model, weight_bits, allow_float=allow_float)
+    baseline_accuracy = accuracy_on(model, validation_data)
     if prune_ratio is None and target_params is None and target_macs is None:
         target_macs = 0.5
     seconds: dict[str, float] = {}
@@ -197,15 +200,21 @@ def compress(
         "seed": seed,
         "rank_seconds": scores.seconds,
         "rank_peak_bytes": scores.peak_bytes,
-        "baseline_accuracy": accuracy_on(model, validation_data),
+        "baseline_accuracy": baseline_accuracy,
         "pruned_accuracy": accuracy_on(slim, validation_data),
     }
     rate = _learning_rate(model, learning_rate)
-    options = {"loss": loss, "batch_size": batch_size, "verbose": verbose}
+    # Of the only output, whatever it is called: quantization gives its layer another name.
+    (output_loss,) = tf.nest.flatten(known_loss)
+    options: dict[str, Any] = {
+        "loss": output_loss,
+        "loss_weights": next(iter(weights.values()), None),
+        "batch_size": batch_size,
+        "steps": steps,
+        "verbose": verbose,
+    }
     with _timed(seconds, "finetune"):
-        slim = finetune(
-            slim, train_data, validation_data, finetune_epochs, learning_rate=rate, **options
-        )
+        _fit(slim, train_data, validation_data, finetune_epochs, rate, **options)
     report["finetuned_accuracy"] = accuracy_on(slim, validation_data)
     with _timed(seconds, "quantize"):
         calibration = first_examples(drawn, 1280)
@@ -234,6 +243,7 @@ def finetune(
     epochs: int = 10,
     *,
     loss: Any = None,
+    loss_weights: Any = None,
     learning_rate: float = 0.01,
     momentum: float = 0.9,
     batch_size: int = 128,
@@ -246,10 +256,13 @@ def finetune(
 
     Args:
         model: a Functional or Sequential model, usually from `prune`; it stays as it is.
-        train_data: `(x, y)` arrays or a finite batched `tf.data.Dataset`.
+        train_data: `(x, y)` arrays, or lists of numbers, or a finite batched `tf.data.Dataset`.
         validation_data: the same kind, or None.
         epochs: 0 returns an untrained copy.
-        loss: a Keras loss or its name; None takes the model's compiled loss.
+        loss: a Keras loss or its name, of several outputs by name or in order; None takes the
+            model's compiled loss.
+        loss_weights: factors of the outputs' losses, by name or in order, as in `compile`; None
+            takes the compiled ones where the loss is the compiled one, else 1 for each.
         learning_rate: the highest.
         momentum: of SGD.
         batch_size: of arrays; a dataset keeps its own batches.
@@ -257,26 +270,32 @@ def finetune(
 
     Raises:
         TypeError: the model is subclassed, or data is of another type.
-        ValueError: an argument is out of range, data does not fit the model or the loss, or no loss
-            is known.
+        ValueError: an argument is out of range, data is empty, infinite or does not fit the model
+            or the loss, or no loss is known.
         FloatingPointError: the loss became NaN or infinite.
     """
     require_functional(model)
-    loss = _known_loss(model, loss)
-    _require_fit(model, train_data, loss, "train_data")
+    loss, weights = _known_loss(model, loss, loss_weights)
+    steps = _require_fit(model, train_data, loss, "train_data", batch_size)
     if validation_data is not None:
-        _require_fit(model, validation_data, loss, "validation_data")
+        _require_fit(model, validation_data, loss, "validation_data", batch_size)
     copy = copy_model(model)
     _fit(
-        copy, train_data, validation_data, epochs, learning_rate,
-        loss=loss, momentum=momentum, batch_size=batch_size, verbose=verbose,
+        copy, train_data, validation_data, epochs, learning_rate, loss=loss,
+        loss_weights=weights or None, momentum=momentum, batch_size=batch_size, steps=steps,
+        verbose=verbose,
     )  # fmt: skip
     return copy
 
 
+def _batches(data: Any, batch_size: int, name: str = "data") -> tf.data.Dataset:
+    """Arrays in batches of that size; a dataset in its own."""
+    return as_dataset(data, None if isinstance(data, tf.data.Dataset) else batch_size, name=name)
+
+
 def _training_batches(data: Any, batch_size: int) -> tf.data.Dataset:
     """Arrays in another order in every epoch; a dataset in its own."""
-    batches = as_dataset(data, batch_size)
+    batches = _batches(data, batch_size)
     if isinstance(data, tf.data.Dataset):
         return batches
     return batches.unbatch().shuffle(_count(data), seed=0).batch(batch_size)
@@ -291,13 +310,14 @@ def _drawn(data: Any, count: int, seed: int) -> Any:
         return data
     order = np.random.default_rng(seed).permutation(_count(data))[:count]
     return tuple(
-        tf.nest.map_structure(lambda array: np.asarray(array)[order], part) for part in data
+        tf.nest.map_structure(lambda array: np.asarray(array)[order], as_arrays(part))
+        for part in data
     )
 
 
 def _count(arrays: Any) -> int:
     """How many examples `(x, y)` arrays hold."""
-    return len(tf.nest.flatten(arrays[0])[0])
+    return len(tf.nest.flatten(as_arrays(arrays[0]))[0])
 
 
 def _fit(
@@ -308,8 +328,10 @@ def _fit(
     learning_rate: float,
     *,
     loss: Any,
+    loss_weights: Any = None,
     momentum: float = 0.9,
     batch_size: int,
+    steps: int | None = None,
     verbose: int,
     quantized: bool = False,
 ) -> None:
@@ -317,24 +339,26 @@ def _fit(
 
     The best are those of the lowest loss. Of a `quantized` model, whose accuracy is that of its
     file, they are those of the highest accuracy, and the second half of its training sees the
-    affine maps of the file.
+    affine maps of the file. `steps` are those of an epoch; None counts them.
     """
     if epochs < 0:
         raise ValueError(f"epochs must be at least 0. Received: {epochs}")
     if epochs == 0:
         return
     batches = _training_batches(train_data, batch_size)
-    steps = sum(1 for _ in batches)
+    if steps is None:
+        steps = count_batches(_batches(train_data, batch_size))
     schedule = tf_keras.optimizers.schedules.CosineDecay(learning_rate, max(1, epochs * steps))
     model.compile(
         tf_keras.optimizers.SGD(schedule, momentum=momentum, nesterov=True),
         loss,
         metrics=["accuracy"],
+        loss_weights=loss_weights,
     )
     callbacks: list[Any] = [tf_keras.callbacks.TerminateOnNaN()]
     best = validation = None
     if validation_data is not None:
-        validation = as_dataset(validation_data, batch_size)
+        validation = _batches(validation_data, batch_size)
         best = _BestWeights(by_accuracy=quantized)
         best.set_model(model)
         best.offer(model.evaluate(validation, verbose=0, return_dict=True))
@@ -384,25 +408,27 @@ class _BestWeights(tf_keras.callbacks.Callback):
 
 
 def accuracy_on(model: tf_keras.Model, data: Any) -> float:
-    """Share of the examples whose largest output is their label, integer or one-hot."""
-    right = examples = 0
-    for images, labels in as_dataset(data, 256):
-        outputs = np.asarray(model(images, training=False))
-        labels = np.asarray(labels)
-        truth = labels.argmax(-1) if labels.shape == outputs.shape else labels.reshape(-1)
-        right += int((outputs.argmax(-1) == truth).sum())
-        examples += len(truth)
-    return right / examples
+    """Share of the examples (or positions) whose largest output is their label.
+
+    Counted as `evaluate_tflite` does.
+    """
+    right = scored = 0
+    for x, y in _batches(data, 256):
+        outputs = only_array(model(x, training=False), "outputs")
+        predictions = classes(outputs)
+        right += int((predictions == class_labels(y, outputs)).sum())
+        scored += len(predictions)
+    return right / scored
 
 
 def first_examples(data: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first `count` examples of arrays or of a dataset, as arrays."""
+    """The first `count` examples of arrays or of a dataset with one input and one output."""
     if count < 1:
         raise ValueError(f"the number of examples must be at least 1. Received: {count}")
     images, labels, seen = [], [], 0
-    for x, y in as_dataset(data, 128):
-        images.append(np.asarray(x))
-        labels.append(np.asarray(y))
+    for x, y in as_dataset(data):
+        images.append(only_array(x, "inputs"))
+        labels.append(only_array(y, "labels"))
         seen += len(images[-1])
         if seen >= count:
             break
@@ -418,18 +444,29 @@ def _costs(model: tf_keras.Model, slim: tf_keras.Model) -> dict[str, Any]:
     }
 
 
-def _known_loss(model: tf_keras.Model, loss: Any) -> Any:
-    loss = loss if loss is not None else getattr(model, "loss", None)
+def _known_loss(
+    model: tf_keras.Model, loss: Any, loss_weights: Any = None
+) -> tuple[Any, dict[str, float]]:
+    """The loss, where None the compiled one, and the factors of the outputs in it by name."""
+    if loss is None:
+        loss = getattr(model, "loss", None)
+        loss_weights = compiled_weights(model) if loss_weights is None else loss_weights
     if loss is None:
         resolve_loss(None, model)  # says what is missing
-    return loss
+    return loss, weights_by_output(loss_weights, model)
 
 
-def _require_fit(model: tf_keras.Model, data: Any, loss: Any, name: str) -> None:
-    """Checks that the model takes the first batch's inputs, and the loss its labels."""
-    x, y = next(iter(as_dataset(data, name=name).take(1)))
+def _require_fit(model: tf_keras.Model, data: Any, loss: Any, name: str, batch_size: int) -> int:
+    """Checks that the model takes the first batch's inputs, and the loss its labels.
+
+    Returns:
+        The number of batches.
+    """
+    batches = _batches(data, batch_size, name)
+    x, y = next(iter(batches.take(1)))
     require_inputs(model, x, name)
     require_labels(model, y, loss, name)
+    return count_batches(batches, name)
 
 
 def _learning_rate(model: tf_keras.Model, learning_rate: float | None) -> float:

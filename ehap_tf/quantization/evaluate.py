@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from ehap_tf.data import as_dataset
+from ehap_tf.data import as_arrays, as_dataset, only_array
 from ehap_tf.progress import ProgressCallback, no_progress
 from ehap_tf.quantization.tflite_file import (
     TensorSpec,
@@ -183,7 +183,8 @@ def evaluate_tflite(
             of examples is 0 when the dataset does not tell.
 
     Returns:
-        The share of examples whose class, that of the largest output, is their label, in [0, 1].
+        The share of examples whose class, that of the largest output, is their label, in [0, 1];
+        of positions where each of them has a class, as in segmentation.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -206,9 +207,9 @@ def evaluate_tflite(
             seen.add(examples[name])
         outputs = model(examples)
         predictions = classes(outputs, threshold)
-        correct += int((predictions == class_labels(np.asarray(y), outputs)).sum())
+        correct += int((predictions == class_labels(y, outputs)).sum())
         scored += len(predictions)
-        done += len(y)
+        done += len(outputs)
         progress(done, total, {"accuracy": correct / scored})
     for seen in ranges.values():
         seen.require()
@@ -246,7 +247,7 @@ def measure_latency_ms(path: str | os.PathLike[str], threads: int = 1, runs: int
 
 
 def _number_of_examples(data: Any) -> int:
-    return 0 if isinstance(data, tf.data.Dataset) else len(data[1])
+    return 0 if isinstance(data, tf.data.Dataset) else len(tf.nest.flatten(as_arrays(data[1]))[0])
 
 
 class _InputRange:
@@ -302,12 +303,17 @@ class _InputRange:
         return int(np.count_nonzero((x < self._low - margin) | (x > self._high + margin)))
 
 
-def class_labels(y: np.ndarray, outputs: np.ndarray) -> np.ndarray:
-    """Class numbers of labels that are such, or one-hot as the outputs are.
+def class_labels(y: Any, outputs: np.ndarray) -> np.ndarray:
+    """Class numbers of labels that are such, or one-hot as the outputs are, as a vector.
+
+    Args:
+        y: an array or tensor, also in a dict or list of its own.
+        outputs: (batch, ..., outputs) of the only output.
 
     Raises:
         ValueError: they do not fit the outputs.
     """
+    y = only_array(y, "labels")
     if y.shape == outputs.shape and y.shape[-1] > 1:
         return np.ravel(y.argmax(axis=-1))
     labels = np.ravel(y)

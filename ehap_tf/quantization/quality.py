@@ -16,7 +16,7 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapp
     QuantizeWrapper,
 )
 
-from ehap_tf.data import as_dataset
+from ehap_tf.data import as_dataset, only_array
 from ehap_tf.models.keras3 import either_keras
 from ehap_tf.models.kinds import layer_kind
 from ehap_tf.quantization.evaluate import TFLiteModel, class_labels, classes
@@ -66,7 +66,7 @@ class QuantizationReport:
 
     Attributes:
         layers: one entry for every layer with a quantized kernel or output, in model order.
-        examples: number of examples compared.
+        examples: number of examples compared; of positions where each has a class.
         float_accuracy: top-1 of the float model.
         qat_accuracy: top-1 of the QAT model.
         file_accuracy: top-1 of the file.
@@ -132,14 +132,14 @@ def quantization_report(
         integer = _outputs(qat, arrays, rounding=True)
         outputs.add(_outputs(qat, arrays, rounding=False), integer)
         rows = {
-            "float": np.asarray(float_model(x, training=False)),
-            "qat": np.asarray(qat(x, training=False)),
+            "float": only_array(float_model(x, training=False), "outputs"),
+            "qat": only_array(qat(x, training=False), "outputs"),
             "file": tflite(dict(zip(names, arrays, strict=True))),
         }
         largest = max(largest, float(np.abs(rows["file"] - rows["qat"]).max()))
         for name, row in rows.items():
             predictions[name].append(classes(row, threshold))
-        predictions["label"].append(class_labels(np.asarray(y), rows["qat"]))
+        predictions["label"].append(class_labels(y, rows["qat"]))
     said = {name: np.concatenate(parts) for name, parts in predictions.items()}
 
     def share(one: str, other: str) -> float:

@@ -11,14 +11,11 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.data import as_dataset
+from ehap_tf.data import as_dataset, require_end
 from ehap_tf.models import require_inputs
 from ehap_tf.sensitivity.labels import require_labels
 
 _MEMORY_LIMIT = 1 << 30
-
-_ENDLESS = 10_000_000
-"""Examples after which a stream that does not know its length is taken for an endless one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +99,7 @@ class HessianBatch:
             _check_same_shapes(batch, first)
             self.examples += len(batch)
             self.largest = max(self.largest, len(batch))
-            if self.examples > _ENDLESS:
-                self._refuse_endless()
+            require_end(self._dataset, self.examples)
             some_count = some_count or bool(batch.weights.any())
             held += sum(a.nbytes for a in tf.nest.flatten((batch.inputs, batch.labels)))
             if self._memory is not None and held <= _MEMORY_LIMIT:
@@ -191,14 +187,6 @@ class HessianBatch:
         again = next(self._read(), None)
         if again is None or again.checksum() != self._checksums[0]:
             self._refuse(0)
-
-    def _refuse_endless(self) -> None:
-        if self._dataset.cardinality() == tf.data.UNKNOWN_CARDINALITY:
-            raise ValueError(
-                "data must end. Received: a tf.data.Dataset that does not know its length and gave "
-                f"more than {_ENDLESS:,} examples; take a part of it, data.take(batches), or tell "
-                "its length with tf.data.experimental.assert_cardinality"
-            )
 
     def _refuse(self, number: int) -> None:
         raise ValueError(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import tensorflow as tf
 import tf_keras
+
+from ehap_tf.models import output_names
 
 SOFTMAX = "softmax_cross_entropy"
 SIGMOID = "sigmoid_cross_entropy"
@@ -84,7 +86,7 @@ def resolve_loss(loss: Any, model: tf_keras.Model) -> Loss:
     weight = 1.0
     if loss is None:
         loss = getattr(model, "loss", None)
-        weight = float((tf.nest.flatten(compiled_weights(model)) or [1.0])[0])
+        weight = next(iter(weights_by_output(compiled_weights(model), model).values()), 1.0)
         if loss is None:
             raise ValueError(
                 "loss must be given when the model is not compiled with one. Received: None; pass "
@@ -121,9 +123,34 @@ def resolve_loss(loss: Any, model: tf_keras.Model) -> Loss:
 
 
 def compiled_weights(model: tf_keras.Model) -> Any:
-    """The `loss_weights` that a model is compiled with, as they were given; () without any."""
-    weights = getattr(getattr(model, "compiled_loss", None), "_user_loss_weights", None)
-    return () if weights is None else weights
+    """The `loss_weights` that a model is compiled with, as they were given, or None."""
+    return getattr(getattr(model, "compiled_loss", None), "_user_loss_weights", None)
+
+
+def weights_by_output(loss_weights: Any, model: tf_keras.Model) -> dict[str, float]:
+    """The factors of the outputs' losses in their sum, by name; an output without one has 1.
+
+    Args:
+        loss_weights: as `compile` takes them: a number for all outputs, one for each in order or
+            by name, or None.
+        model: whose outputs they are.
+
+    Raises:
+        ValueError: another number of them, or the name of no output.
+    """
+    names = output_names(model)
+    if loss_weights is None:
+        return {}
+    if not tf.nest.is_nested(loss_weights):
+        return dict.fromkeys(names, float(loss_weights))
+    if not isinstance(loss_weights, Mapping) and len(loss_weights) == len(names):
+        loss_weights = dict(zip(names, loss_weights, strict=True))
+    if not isinstance(loss_weights, Mapping) or not set(loss_weights) <= set(names):
+        raise ValueError(
+            f"loss_weights must be numbers for the outputs ({', '.join(names)}), as a dict by name "
+            f"or a list in this order. Received: {loss_weights!r}"
+        )
+    return {name: float(weight) for name, weight in loss_weights.items()}
 
 
 def _with_matched_labels(

@@ -18,7 +18,7 @@ import tf_keras
 from ehap_tf.models import output_names
 from ehap_tf.sensitivity import losses
 from ehap_tf.sensitivity.logits import take_logits
-from ehap_tf.sensitivity.losses import Loss, compiled_weights, resolve_loss
+from ehap_tf.sensitivity.losses import Loss, compiled_weights, resolve_loss, weights_by_output
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +105,7 @@ def join_outputs(
                 f"{resolved.name} with reduction 'sum'"
             )
         resolved, without = take_logits(model, resolved, len(parts))
-        resolved = dataclasses.replace(resolved, weight=float(weights.get(name, 1.0)))
+        resolved = dataclasses.replace(resolved, weight=weights.get(name, 1.0))
         skipped |= without
         shape = tuple(tensor.shape[1:])
         if None in shape:
@@ -140,17 +140,14 @@ def _by_output(
     names: Sequence[str], loss: Any, caller: Any
 ) -> tuple[dict[str, Any], Mapping[str, float]]:
     """Loss and factor of each output, by name."""
-    weights: Any = ()
+    weights: Mapping[str, float] = {}
     if loss is None:
-        loss, weights = getattr(caller, "loss", None), compiled_weights(caller)
+        loss = getattr(caller, "loss", None)
+        weights = weights_by_output(compiled_weights(caller), caller)
         if loss is not None and not tf.nest.is_nested(loss):
             loss = dict.fromkeys(names, loss)
-        if not tf.nest.is_nested(weights):
-            weights = dict.fromkeys(names, weights)
     if isinstance(loss, (list, tuple)) and len(loss) == len(names):
         loss = dict(zip(names, loss, strict=True))
-    if isinstance(weights, (list, tuple)):
-        weights = dict(zip(names, weights, strict=bool(weights)))
     if not isinstance(loss, Mapping) or set(loss) != set(names):
         raise ValueError(
             f"loss must be one for each output ({', '.join(names)}), as a dict by name or a list "

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from ehap_tf.data import as_dataset, check_labels
+from ehap_tf.data import as_dataset, check_labels, count_batches
 
 X = np.arange(14, dtype=np.float32).reshape(7, 2)
 Y = np.arange(7)
@@ -27,6 +29,25 @@ def test_a_dataset_passes_through_and_can_be_batched_anew():
     data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(2)
     assert [len(y) for _, y in as_dataset(data)] == [2, 2, 2, 1]
     assert [len(y) for _, y in as_dataset(data, 5)] == [5, 2]
+
+
+def test_batches_are_counted_until_the_stream_is_taken_for_endless(monkeypatch):
+    def rows(count):
+        for i in itertools.count() if count is None else range(count):
+            yield X[i % 7], i
+
+    def stream(count):
+        signature = (tf.TensorSpec([2]), tf.TensorSpec([], tf.int64))
+        generated = tf.data.Dataset.from_generator(lambda: rows(count), output_signature=signature)
+        return generated.batch(2)
+
+    assert count_batches(as_dataset((X, Y), 3)) == 3
+    monkeypatch.setattr("ehap_tf.data.arrays.ENDLESS", 6)
+    assert count_batches(stream(6)) == 3
+    with pytest.raises(ValueError, match=r"images must end.*6 examples; .*images\.take\(batches\)"):
+        count_batches(stream(None), "images")
+    told = stream(None).apply(tf.data.experimental.assert_cardinality(5))
+    assert count_batches(told) == 5
 
 
 @pytest.mark.parametrize(

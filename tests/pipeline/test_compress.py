@@ -85,6 +85,60 @@ def test_one_hot_labels_do_what_class_numbers_do(model, data, tmp_path):
     assert len(repr(one_hot)) < 300 and f"{one_hot.tflite.bytes:,} bytes" in repr(one_hot)
 
 
+def segmentation(end=lambda y: y):
+    """An untrained classifier of every pixel."""
+    layers = tf_keras.layers
+    inputs = layers.Input((8, 8, CLASSES))
+    x = layers.Conv2D(8, 3, padding="same", use_bias=False)(inputs)
+    x = layers.ReLU()(layers.BatchNormalization()(x))
+    return tf_keras.Model(inputs, end(layers.Conv2D(CLASSES, 1, name="pixels")(x)))
+
+
+@pytest.mark.parametrize("form", ["numbers", "column", "one-hot"])
+def test_accuracy_counts_every_position(data, form):
+    x = data[1][0]
+    net = segmentation()
+    said = net.predict(x, verbose=0).argmax(-1)
+    pixels = np.where(np.random.default_rng(0).random(said.shape) < 0.25, (said + 1) % 3, said)
+    labels = {"numbers": pixels, "column": pixels[..., None], "one-hot": np.eye(CLASSES)[pixels]}
+    assert compress.accuracy_on(net, (x, labels[form])) == np.mean(said == pixels)
+
+
+def test_accuracy_of_an_output_in_a_dict(model, data):
+    x, y = data[1]
+    named = tf_keras.Model(model.input, {"logits": model.output})
+    muddled = np.where(np.arange(len(y)) % 4 == 0, (y + 1) % CLASSES, y)
+    expected = compress.accuracy_on(model, (x, muddled))
+    assert 0.7 < expected < 0.8
+    for labels in (muddled, {"logits": muddled}):
+        assert compress.accuracy_on(named, (x, labels)) == expected
+    with pytest.raises(ValueError, match=r"labels must be one array\. Received: 2 arrays"):
+        compress.accuracy_on(named, (x, {"logits": y, "more": y}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("named", ["layer", "key"])
+def test_a_segmentation_whose_loss_goes_by_the_name_of_the_output(data, tmp_path, named):
+    tf_keras.utils.set_random_seed(0)
+    if named == "layer":
+        net, name = segmentation(), "pixels"
+    else:
+        net, name = segmentation(lambda y: {"logits": y}), "logits"
+    loss = {name: tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)}
+    net.compile(tf_keras.optimizers.SGD(0.1), loss, loss_weights={name: 0.5})
+    pairs = [(x, x.argmax(-1)) for x, _ in data]
+    train, test = [(x, {name: y}) for x, y in pairs] if named == "key" else pairs
+    net.fit(*train, epochs=40, batch_size=32, verbose=0)
+    result = ehap.compress(
+        net, train, test, path=tmp_path / "net.tflite", prune_ratio=0.25, probes=4,
+        finetune_epochs=2, qat_epochs=1, batch_size=32,
+    )  # fmt: skip
+    report = result.report
+    assert 0.9 < report["tflite_accuracy"] == ehap.evaluate_tflite(tmp_path / "net.tflite", test)
+    for stage in ("baseline", "finetuned", "qat"):
+        assert report[f"{stage}_accuracy"] == pytest.approx(report["tflite_accuracy"], abs=0.05)
+
+
 @pytest.mark.parametrize(
     ("validation", "error", "message"),
     [
@@ -157,6 +211,22 @@ def test_arrays_sorted_by_class_are_mixed(several):
     np.testing.assert_array_equal(labels, first >= 200)
 
 
+def test_lists_of_numbers_are_drawn_from_and_trained_on():
+    x, y = np.random.default_rng(0).normal(size=(64, 4)), np.arange(64) % 2
+    for found, expected in zip(
+        compress._drawn((x.tolist(), y.tolist()), 16, seed=0),
+        compress._drawn((x, y), 16, seed=0),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(found, expected)
+    net = tf_keras.Sequential([tf_keras.layers.Input((4,)), tf_keras.layers.Dense(1)])
+    lists, arrays = (
+        ehap.finetune(net, pair, pair, epochs=1, loss="mse", batch_size=16)
+        for pair in ((x.tolist(), y.tolist()), (x, y))
+    )
+    np.testing.assert_array_equal(lists.get_weights()[0], arrays.get_weights()[0])
+
+
 def test_a_path_that_cannot_be_written_is_noticed_first(model, data, tmp_path):
     with pytest.raises(IsADirectoryError):
         ehap.compress(model, *data, path=tmp_path)
@@ -172,6 +242,50 @@ def test_finetune_returns_a_trained_copy(model, data):
         np.testing.assert_array_equal(a, b)
     scores = trained.evaluate(*data[1], verbose=0, return_dict=True)
     assert scores["accuracy"] > 0.9
+
+
+def test_a_dataset_keeps_its_batches(model, data):
+    stream = tf.data.Dataset.from_tensor_slices(data[0]).batch(32)
+    one, other = (
+        ehap.finetune(untrained(model), stream, epochs=1, loss=model.loss, batch_size=size)
+        for size in (8, 256)
+    )
+    for before, after in zip(one.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+def two_outputs():
+    inputs = tf_keras.layers.Input((4,))
+    ends = {name: tf_keras.layers.Dense(1, name=f"{name}_layer")(inputs) for name in "ab"}
+    return tf_keras.Model(inputs, ends)
+
+
+@pytest.mark.parametrize(
+    ("weights", "compiled"),
+    [({"a": 1.0, "b": 0.0}, True), ([1.0, 0.0], False)],
+    ids=["compiled", "given"],
+)
+def test_loss_weights_say_which_output_trains(weights, compiled):
+    net, x = two_outputs(), np.ones((8, 4))
+    data, losses = (x, {"a": 9.0 * x[:, :1], "b": 9.0 * x[:, :1]}), {"a": "mse", "b": "mse"}
+    net.compile("sgd", losses, loss_weights=weights if compiled else [0.0, 0.0])
+    options = {} if compiled else {"loss_weights": weights}
+    trained = ehap.finetune(net, data, data, epochs=2, **options)
+    changed = [
+        (trained.get_layer(f"{name}_layer").kernel != net.get_layer(f"{name}_layer").kernel)
+        for name in "ab"
+    ]
+    assert np.all(changed[0]) and not np.any(changed[1])
+    own_loss = ehap.finetune(net, data, epochs=1, loss=losses)  # as `rank_filters` takes it
+    assert np.all(own_loss.get_layer("b_layer").kernel != net.get_layer("b_layer").kernel)
+
+
+@pytest.mark.parametrize("weights", [[1.0], {"a": 1.0, "c": 2.0}])
+def test_loss_weights_of_other_outputs_are_refused(weights):
+    x = np.ones((8, 4))
+    data, losses = (x, {"a": x[:, :1], "b": x[:, :1]}), {"a": "mse", "b": "mse"}
+    with pytest.raises(ValueError, match=r"loss_weights must be .*\(a, b\).*Received: "):
+        ehap.finetune(two_outputs(), data, loss=losses, loss_weights=weights)
 
 
 def test_finetune_takes_an_activation_of_the_users_own(data):
@@ -257,6 +371,26 @@ def test_endless_data_is_refused(model, data):
     endless = tf.data.Dataset.from_tensor_slices(data[0]).batch(32).repeat()
     with pytest.raises(ValueError, match="endless"):
         ehap.finetune(model, endless)
+
+
+def test_a_stream_that_does_not_end_is_refused(model, data, tmp_path, monkeypatch):
+    def examples():
+        while True:
+            yield data[0][0][:32], data[0][1][:32]
+
+    endless = tf.data.Dataset.from_generator(
+        examples, output_signature=(tf.TensorSpec((32, 8, 8, CLASSES)), tf.TensorSpec(32, tf.int64))
+    )
+    monkeypatch.setattr("ehap_tf.data.arrays.ENDLESS", 64)
+    monkeypatch.setattr("ehap_tf.pipeline.compress.rank_filters", None)
+    for name, pair in (
+        ("train_data", (endless, data[1])),
+        ("validation_data", (data[0], endless)),
+    ):
+        with pytest.raises(ValueError, match=f"{name} must end.*more than 64 examples"):
+            ehap.finetune(model, *pair)
+        with pytest.raises(ValueError, match=f"{name} must end.*more than 64 examples"):
+            ehap.compress(model, *pair, path=tmp_path / "small.tflite")
 
 
 def test_a_classifier_of_a_single_number_is_refused_at_once(data, tmp_path):

@@ -306,6 +306,10 @@ def test_report_finds_the_spoilt_layer(model, tmp_path):
     report = quantization_report(spoilt, qat, file, (images(), labels))
     one_hot = quantization_report(spoilt, qat, file, (images(), np.eye(4)[labels]))
     assert one_hot.file_accuracy == report.file_accuracy > 0.0
+    named, named_qat = (
+        tf_keras.Model(net.inputs, {"logits": net.outputs[0]}) for net in (spoilt, qat)
+    )
+    assert quantization_report(named, named_qat, file, (images(), labels)) == report
     entries = {entry.name: entry for entry in report.layers}
     assert report.examples == 64
     assert report.qat_agreement >= 0.9

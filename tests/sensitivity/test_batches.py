@@ -75,7 +75,7 @@ def test_shuffled_data_are_refused() -> None:
 
 
 def test_a_stream_of_unknown_length_has_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "_ENDLESS", 6)
+    monkeypatch.setattr("ehap_tf.data.arrays.ENDLESS", 6)
 
     def examples(count: int | None) -> tf.data.Dataset:
         def generate() -> Any:
