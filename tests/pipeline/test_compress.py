@@ -4,7 +4,7 @@ import tensorflow as tf
 import tf_keras
 
 import ehap_tf as ehap
-from ehap_tf.pipeline import compress
+from ehap_tf.pipeline import compress, finetuning
 
 CLASSES = 3
 
@@ -197,7 +197,7 @@ def test_arrays_sorted_by_class_are_mixed(several):
     y = np.repeat([0, 1], 200)
     x = [np.arange(400.0), 2.0 * np.arange(400.0)] if several else np.arange(400.0)
     epochs = []
-    batches = compress._training_batches((x, y), 50)
+    batches = finetuning.training_batches((x, y), 50)
     for _ in range(2):
         inputs, labels = next(iter(batches))
         first = np.asarray(inputs[0] if several else inputs)
@@ -326,14 +326,14 @@ def test_quantized_training_keeps_the_weights_of_the_best_accuracy(model, data):
     accuracies = []
     for quantized in (True, False):
         fresh = untrained(model)
-        compress._fit(fresh, data[0], muddled, 5, 0.05, quantized=quantized, **options)
+        finetuning.fit_best(fresh, data[0], muddled, 5, 0.05, quantized=quantized, **options)
         accuracies.append(compress.accuracy_on(fresh, muddled))
     assert accuracies[0] > 0.55 > accuracies[1]
 
 
 def test_among_equal_accuracies_the_loss_decides(model):
     network = untrained(model)
-    best = compress._BestWeights(by_accuracy=True)
+    best = finetuning.BestWeights(by_accuracy=True)
     best.set_model(network)
     for number, figures in enumerate([(0.5, 0.8), (0.6, 0.9), (0.4, 0.9), (0.45, 0.9), (0.1, 0.7)]):
         network.set_weights([np.full_like(w, number) for w in network.get_weights()])
