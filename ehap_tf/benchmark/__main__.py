@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from ehap_tf.benchmark.isolation import MeasurementError
+from ehap_tf.files import require_writable
 from ehap_tf.pipeline.native_output import NativeErrorOutput
 from ehap_tf.startup import prepare_environment
 
@@ -24,7 +26,8 @@ COMMANDS: dict[str, str] = {
 }
 """Name -> one line of help. `ehap_tf.benchmark.NAME` has `add_arguments(parser)`, `run(options)`.
 
-`run` raises ValueError, TypeError or OSError for what the user got wrong.
+`run` raises ValueError, TypeError or OSError for what the user got wrong, FloatingPointError where
+numbers went out of range and MeasurementError where a process failed.
 """
 
 
@@ -43,8 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             _module(name).add_arguments(command)
     options = parser.parse_args(arguments)
     try:
+        if getattr(options, "output", None) is not None:
+            require_writable(options.output)  # before hours are spent on what goes there
         _module(options.command).run(options)
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, FloatingPointError, MeasurementError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

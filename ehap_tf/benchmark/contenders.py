@@ -91,7 +91,7 @@ def rank(
     do not.
 
     Raises:
-        RefusedError: the criterion cannot rank the network.
+        RefusedError: the criterion cannot rank the network, or its numbers overflow.
     """
     shared = name is None
     if name is None:
@@ -113,7 +113,7 @@ def rank(
                 seed=seed,
                 residual=options.residual,
             )
-        except ValueError as error:
+        except (ValueError, FloatingPointError) as error:
             raise RefusedError(str(error)) from error
 
     return records.scores(name, measure, shared)
