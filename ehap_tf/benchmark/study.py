@@ -11,6 +11,9 @@ epoch: the same command after a kill does the rest, on another machine too if re
 it. The cells that tell most come first: criteria and amounts in the order that they are given in,
 all of them for one seed before the next. With --table_only it measures nothing; the table says what
 is missing.
+
+A cell whose fine-tuning diverges is recorded as failed, and the others go on. The same settings
+would diverge again, so that it is not tried again while records.json has its entry.
 """
 
 from __future__ import annotations
@@ -129,7 +132,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Measures the cells that are missing, then writes table and plot.
 
-    Where a criterion cannot rank a network the cell is left out, and the table says why.
+    Where a criterion cannot rank a network the cell is left out, and where fine-tuning diverges it
+    is recorded as failed; the table says why.
     """
     require_criteria(options.criteria)
     directory = pathlib.Path(options.directory)
@@ -204,14 +208,17 @@ class Study:
         for cell in cells:
             done = cell.name in self._records.rows()
             try:
-                row = self._records.row(cell.name, functools.partial(self._measured, cell))
+                row = self._records.row(cell.name, functools.partial(self._made, cell))
             except RefusedError as error:
                 self.refused[cell.name] = str(error)
                 clock.tick(f"{cell.name}: refused: {error}")
                 continue
             gc.collect()  # each cell leaves compiled graphs behind
-            figures = " -> ".join(f"{row[key]:.4f}" for key in study_table.ACCURACIES)
-            clock.tick(f"{cell.name}: {figures}{' (was there)' if done else ''}")
+            if "failed" in row:
+                said = f"failed: {row['failed']}"
+            else:
+                said = " -> ".join(f"{row[key]:.4f}" for key in study_table.ACCURACIES)
+            clock.tick(f"{cell.name}: {said}{' (was there)' if done else ''}")
 
     def _whole(self) -> Row:
         evaluator = Evaluator(self._model)
@@ -221,6 +228,16 @@ class Study:
             "macs": count_macs(self._model),
             "params": count_parameters(self._model),
         }
+
+    def _made(self, cell: Cell) -> Row:
+        """What the cell measured, or why it failed."""
+        try:
+            row = self._measured(cell)
+        except FloatingPointError as error:
+            # Behind the semicolon stands where the checkpoint lies: no record holds a path.
+            row = dataclasses.asdict(cell) | {"failed": str(error).partition(";")[0]}
+        shutil.rmtree(self._checkpoints(cell), ignore_errors=True)
+        return row
 
     def _measured(self, cell: Cell) -> Row:
         began = time.monotonic()
@@ -253,7 +270,7 @@ class Study:
             self._finetune(slim, cell, part, parts)
             model = slim
             row |= {"finetune_seconds": time.monotonic() - finetune_began}
-        row |= {
+        return row | {
             "macs_left": count_macs(model) / whole,
             "params_left": count_parameters(model) / count_parameters(self._model),
             "pruned": pruned,
@@ -263,8 +280,6 @@ class Study:
             "rank_seconds": rank_seconds,
             "seconds": time.monotonic() - began,
         }
-        shutil.rmtree(self._checkpoints(cell), ignore_errors=True)
-        return row
 
     def _adapted(
         self, slim: tf_keras.Model, model: tf_keras.Model, plan: PruningPlan

@@ -42,10 +42,11 @@ class Cell:
 
 
 def collect(records: Records, cells: Sequence[Cell]) -> list[Row]:
-    """The whole network and the cells that are done."""
+    """The whole network and the cells that are measured, without those that failed."""
     rows = records.rows()
     whole = [rows[WHOLE] | {"criterion": WHOLE}] if WHOLE in rows else []
-    return whole + [rows[cell.name] for cell in cells if cell.name in rows]
+    done = [rows[cell.name] for cell in cells if cell.name in rows]
+    return whole + [row for row in done if "failed" not in row]
 
 
 def best_criteria(rows: Sequence[Row], count: int) -> list[str]:
@@ -72,7 +73,10 @@ def best_criteria(rows: Sequence[Row], count: int) -> list[str]:
 
 
 def markdown(
-    rows: Sequence[Row], cells: Sequence[Cell], refused: Mapping[str, str] | None = None
+    rows: Sequence[Row],
+    cells: Sequence[Cell],
+    refused: Mapping[str, str] | None = None,
+    failed: Mapping[str, str] | None = None,
 ) -> str:
     """One line a criterion and mode; validation accuracies in per cent, means of the seeds.
 
@@ -82,7 +86,9 @@ def markdown(
         rows: what `collect` gives.
         cells: all that the study is to have.
         refused: names of cells whose criterion cannot rank a network -> why.
+        failed: names of cells whose fine-tuning diverged -> why.
     """
+    refused, failed = refused or {}, failed or {}
     whole = [row for row in rows if row["criterion"] == WHOLE]
     rows = [row for row in rows if row["criterion"] != WHOLE]
     amounts = sorted({cell.removed for cell in cells})
@@ -111,8 +117,8 @@ def markdown(
     reasons = {
         f"`{cell.criterion}` was refused: {refused[cell.name]}"
         for cell in cells
-        if refused and cell.name in refused
-    }
+        if cell.name in refused
+    } | {f"`{cell.name}` failed: {failed[cell.name]}" for cell in cells if cell.name in failed}
     for reason in sorted(reasons):
         lines += ["", reason]
     for row in whole:
@@ -190,7 +196,8 @@ def write(
     """
     rows = collect(records, cells)
     settings = ", ".join(f"{name} {value}" for name, value in records.settings.items())
-    text = markdown(rows, cells, refused) + f"\nSettings: {settings}.\n"
+    failed = {name: row["failed"] for name, row in records.rows().items() if "failed" in row}
+    text = markdown(rows, cells, refused, failed) + f"\nSettings: {settings}.\n"
     print(text)
     write_text(directory / "study.md", text)
     with atomic_path(directory / "study.png") as temporary:

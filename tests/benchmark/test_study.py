@@ -15,6 +15,7 @@ import tf_keras
 from ehap_tf.benchmark import study, study_table
 from ehap_tf.benchmark.__main__ import main
 from ehap_tf.benchmark.study import Study
+from ehap_tf.pipeline import trainer
 from ehap_tf.sensitivity import criterion_names
 from tests.pruning.nets import shake
 
@@ -158,6 +159,43 @@ def test_a_criterion_that_refuses_is_left_out_with_its_reason(tmp_path: pathlib.
     assert "| bn_scale | one shot | not measured |" in table
     assert "\n`bn_scale` was refused: criterion 'bn_scale' needs layers" in table
     assert "1 of 2 networks are measured." in table
+
+
+def test_a_cell_that_diverges_is_recorded_as_failed_and_the_others_go_on(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = layers.Input((32, 32, 3))
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(6, 3, strides=4, activation="relu")(inputs))
+    tf_keras.Model(inputs, layers.Dense(10)(x)).save(tmp_path / "net.keras")
+    arguments = (
+        f"study --model={tmp_path / 'net.keras'} --dataset=digits --directory={tmp_path} "
+        "--examples=16 --validation_images=40 --test_images=40 --recalibrate_batches=0 "
+        "--round_to=1 --removed 0.4 --seeds 0 --best=1 --parts=1 --train_precision=fp32 "
+        "--criteria magnitude random"
+    ).split()
+    trained: list[str] = []
+
+    def diverge_at_the_first(*arguments: Any, directory: pathlib.Path, **options: Any) -> None:
+        trained.append(directory.parent.name)
+        if len(trained) == 1:
+            directory.mkdir(parents=True)
+            (directory / "last.npz").touch()
+            raise FloatingPointError(trainer._not_finite("The loss", "by step 4", 1, directory))
+
+    monkeypatch.setattr(study, "fit", diverge_at_the_first)
+    assert main(arguments) == 0
+    content = (tmp_path / "records.json").read_text()
+    rows = json.loads(content)["rows"]
+    reason = "The loss became NaN or infinite in epoch 2, by step 4"
+    assert rows["magnitude_one_shot_0.4_seed0"]["failed"] == reason
+    assert str(tmp_path) not in content and not list(tmp_path.glob("*_checkpoints"))
+    table = (tmp_path / "study.md").read_text()
+    assert "| magnitude | one shot | not measured |" in table
+    assert f"\n`magnitude_one_shot_0.4_seed0` failed: {reason}\n" in table
+    assert "2 of 3 networks are measured." in table and "| random | iterative |" in table
+    # It would diverge again.
+    assert main(arguments) == 0 and len(trained) == 3
+    assert (tmp_path / "study.md").read_text() == table
 
 
 def test_what_tells_most_is_measured_first() -> None:
