@@ -53,7 +53,7 @@ COLUMNS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of this benchmark."""
-    add_subject_arguments(parser, examples=256)
+    add_subject_arguments(parser, examples=256, noise=True)
     add_contender_arguments(parser)
     parser.set_defaults(residual="union")  # one filter at a time
     output.add_output_arguments(parser)

@@ -21,6 +21,7 @@ def add_subject_arguments(
     model: str = "resnet32",
     examples: int = 128,
     several: bool = False,
+    noise: bool = False,
 ) -> None:
     """Adds the flags in `SUBJECT_FLAGS`.
 
@@ -29,7 +30,9 @@ def add_subject_arguments(
         model: the default.
         examples: the default.
         several: `--model` and `--examples` give lists, of what stands between commas.
+        noise: `--dataset=noise` is offered, which `load_subject` knows and `load_images` does not.
     """
+    random = ", or noise (random images and labels)" if noise else ""
     listed = ", or several, separated by commas" if several else ""
     parser.add_argument(
         "--model",
@@ -41,7 +44,7 @@ def add_subject_arguments(
     parser.add_argument(
         "--dataset",
         default="digits",
-        help=f"{', '.join(DATASET_NAMES)}, or noise (random images and labels); default digits",
+        help=f"{', '.join(DATASET_NAMES)}{random}; default digits",
     )
     parser.add_argument("--data_dir", default=None, help="TFDS data directory")
     parser.add_argument(

@@ -45,7 +45,7 @@ COLUMNS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of this benchmark."""
-    add_subject_arguments(parser, several=True)
+    add_subject_arguments(parser, several=True, noise=True)
     parser.add_argument("--batch_size", type=int, default=128, help="micro-batch; default 128")
     parser.add_argument(
         "--estimators",

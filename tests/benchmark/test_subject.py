@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import importlib
 import pathlib
 import warnings
 
 import pytest
 
+from ehap_tf.benchmark.__main__ import main
 from ehap_tf.benchmark.subject import load_images
 from ehap_tf.models import build_model
 
@@ -22,3 +24,13 @@ def test_random_weights_are_not_taken_for_trained_ones(
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         load_images("resnet8", "digits", None, seed=0)
+
+
+@pytest.mark.parametrize(
+    "name", ["correlation", "fidelity", "trace", "removal", "study", "implants"]
+)
+def test_noise_is_offered_where_it_is_taken(name: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    takes_it = hasattr(importlib.import_module(f"ehap_tf.benchmark.{name}"), "load_subject")
+    assert ("noise (random images" in " ".join(capsys.readouterr().out.split())) == takes_it
