@@ -176,7 +176,8 @@ def plot(rows: Sequence[Row]) -> Figure:
         axes.set_ylabel("accuracy on validation images")
         axes.invert_xaxis()
         axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, handlelength=3.5)
+    if names:
+        axes.legend(fontsize=7, handlelength=3.5)
     return figure
 
 
