@@ -24,6 +24,10 @@ from ehap_tf.sensitivity.filters import PrunableLayer, split_filters
 from ehap_tf.sensitivity.memory import PeakMemory
 from ehap_tf.sensitivity.sampling import check_tolerance
 from ehap_tf.sensitivity.scores import FilterScores, Provenance
+from ehap_tf.sensitivity.statistics import Floats
+
+_FURTHER = ("trace", "standard_error", "trace_standard_error", "signed")
+"""What a `Result` can have for each filter besides the scores."""
 
 
 @either_keras()
@@ -76,8 +80,10 @@ def rank_filters(
         The scores by layer name, with their errors and provenance.
 
     Raises:
-        TypeError: the model is subclassed.
-        ValueError: an argument is out of range; the data are empty, infinite, shuffled, do not fit
+        TypeError: the model is subclassed; a criterion of one's own returns something else than its
+            scores.
+        ValueError: an argument is out of range; a criterion of one's own gives another number of
+            scores than there are filters; the data are empty, infinite, shuffled, do not fit
             the model or the loss, or have labels out of range; the model is a quantization-aware
             one; the weights, outputs or loss are not finite.
         FloatingPointError: curvature overflows in the chosen precision.
@@ -144,7 +150,7 @@ def rank_with_options(
         batch.require_fit(model, loss)
         request = dataclasses.replace(request, data=batch)
     layers = request.layers
-    result = _as_result(chosen.function(request), layers)
+    result = _as_result(chosen.function(request), layers, criterion)
     if not np.isfinite(result.scores).all():
         raise ValueError(f"criterion {criterion!r} gave scores that are NaN or infinite")
     provenance = Provenance(
@@ -162,7 +168,7 @@ def rank_with_options(
     )
     pieces = {
         kind: split_filters(values, layers)
-        for kind in ("trace", "standard_error", "trace_standard_error", "signed")
+        for kind in _FURTHER
         if (values := getattr(result, kind)) is not None
     }
     return FilterScores(split_filters(result.scores, layers), provenance, **pieces)
@@ -194,16 +200,35 @@ def _check_numbers(probes: int, tolerance: float | None, seed: int) -> None:
         raise ValueError(f"seed must be an integer of at least 0. Received: {seed!r}")
 
 
-def _as_result(result: Result | Mapping[str, np.ndarray], layers: list[PrunableLayer]) -> Result:
+def _as_result(result: Any, layers: list[PrunableLayer], criterion: str) -> Result:
+    """What a criterion returned, each of its vectors checked."""
+    must = f"criterion {criterion!r} must"
     if isinstance(result, Result):
-        return result
-    vectors = []
+        filters = sum(layer.filters for layer in layers)
+        vectors = {"scores": result.scores}
+        vectors |= {name: v for name in _FURTHER if (v := getattr(result, name)) is not None}
+        checked: dict[str, Any] = {
+            name: _vector(values, filters, f"{must} give {filters} numbers as {name}, one a filter")
+            for name, values in vectors.items()
+        }
+        return dataclasses.replace(result, **checked)
+    if not isinstance(result, Mapping):
+        raise TypeError(
+            f"{must} return a Result, or a mapping from layer name to one score a filter. "
+            f"Received: {type(result).__name__}"
+        )
+    scores = []
     for layer in layers:
-        values = np.asarray(result.get(layer.name, ()), np.float64)
-        if values.shape != (layer.filters,):
-            raise ValueError(
-                f"a criterion must give {layer.filters} scores for layer {layer.name!r}. "
-                f"Received: shape {values.shape}"
-            )
-        vectors.append(values)
-    return Result(np.concatenate(vectors))
+        demand = f"{must} give {layer.filters} scores for layer {layer.name!r}"
+        scores.append(_vector(result.get(layer.name, ()), layer.filters, demand))
+    return Result(np.concatenate(scores))
+
+
+def _vector(values: Any, length: int, demand: str) -> Floats:
+    try:
+        vector = np.asarray(values, np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"{demand}. Received: {type(values).__name__} of no numbers") from None
+    if vector.shape != (length,):
+        raise ValueError(f"{demand}. Received: shape {vector.shape}")
+    return vector

@@ -15,7 +15,7 @@ import tf_keras
 import ehap_tf as ehap
 from ehap_tf.files import CorruptFileError
 from ehap_tf.sensitivity import criterion_names, oracle_importance, register_criterion
-from ehap_tf.sensitivity.criteria import registry
+from ehap_tf.sensitivity.criteria import Result, registry
 from tests.sensitivity.networks import cross_entropy, examples, joined, residual_net
 
 layers = tf_keras.layers
@@ -177,6 +177,33 @@ def test_a_custom_criterion_is_one_function(
 
     with pytest.raises(ValueError, match=r"3 scores for layer 'first'.*\(2,\)"):
         ehap.rank_filters(model, criterion="wrong")
+
+
+@pytest.mark.parametrize(
+    ("result", "error", "message"),
+    [
+        (None, TypeError, r"'mine' must return a Result.*Received: NoneType"),
+        (np.zeros(10), TypeError, r"'mine' must return a Result.*Received: ndarray"),
+        (Result(np.zeros(2)), ValueError, r"'mine' must give 10 numbers as scores.*shape \(2,\)"),
+        (Result(np.zeros((10, 1))), ValueError, r"10 numbers as scores.*shape \(10, 1\)"),
+        (Result(None), ValueError, "10 numbers as scores"),
+        (Result({"first": np.zeros(3)}), TypeError, r"10 numbers as scores.*Received: dict"),
+        (Result(np.zeros(10), trace=np.zeros(11)), ValueError, r"10 numbers as trace.*\(11,\)"),
+        (Result(np.zeros(10), signed=np.zeros(3)), ValueError, r"10 numbers as signed.*\(3,\)"),
+        ({"first": ["a", "b", "c"]}, TypeError, r"'mine' must give 3 scores.*Received: list"),
+    ],
+)
+def test_what_a_custom_criterion_returns_is_checked(
+    model: tf_keras.Model,
+    monkeypatch: pytest.MonkeyPatch,
+    result: Any,
+    error: type[Exception],
+    message: str,
+) -> None:
+    monkeypatch.setattr(registry, "_CRITERIA", dict(registry._CRITERIA))
+    register_criterion("mine", needs_data=False)(lambda request: result)
+    with pytest.raises(error, match=message):
+        ehap.rank_filters(model, criterion="mine")
 
 
 def test_sixteen_bits_rank_as_thirty_two_do(
