@@ -22,7 +22,7 @@ from ehap_tf.data import as_dataset
 from ehap_tf.models import require_inputs
 from ehap_tf.models.keras3 import either_keras
 from ehap_tf.models.kinds import function_kind
-from ehap_tf.pruning.plan import PruningPlan
+from ehap_tf.pruning.plan import PruningPlan, require_plan
 from ehap_tf.pruning.rebuild import Rebuilder
 from ehap_tf.sensitivity.forward import layer_calls, run_graph
 from ehap_tf.sensitivity.gates import find_gates
@@ -62,9 +62,11 @@ def compensate(
         batches: how many batches to look at; fewer when the data ends before.
 
     Raises:
+        TypeError: a model is subclassed, or `plan` is no plan.
         ValueError: `batches` is less than 1, the data is empty, or the data or the plan does not
             fit the model.
     """
+    require_plan(plan)
     if batches < 1:
         raise ValueError(f"batches must be at least 1. Received: {batches}")
     graph = trace_channels(model, plan.residual)

@@ -12,7 +12,7 @@ import tf_keras
 from ehap_tf.channels import ZERO, ChannelGraph, TracedCall, trace_channels
 from ehap_tf.models.keras3 import either_keras
 from ehap_tf.pruning import implants
-from ehap_tf.pruning.plan import PruningPlan
+from ehap_tf.pruning.plan import PruningPlan, require_plan
 from ehap_tf.pruning.rebuild import Rebuilder
 
 
@@ -51,9 +51,10 @@ def mask(model: tf_keras.Model, plan: PruningPlan) -> tf_keras.Model:
         plan: what to keep.
 
     Raises:
-        TypeError: the model is subclassed.
+        TypeError: the model is subclassed, or `plan` is no plan.
         ValueError: the plan does not fit the model.
     """
+    require_plan(plan)
     graph = trace_channels(model, plan.residual)
     return _Masker(graph, plan).rebuild(model)
 

@@ -15,9 +15,12 @@ from ehap_tf.channels import ChannelGraph, Flags
 _FORMAT = "ehap_tf.PruningPlan/1"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class PruningPlan:
     """Per layer, which filters stay.
+
+    Plans are equal where all that they hold is, in whatever order the layers are given. They cannot
+    be hashed.
 
     Attributes:
         kept: layer path -> sorted indices of the filters that stay as they are.
@@ -54,6 +57,14 @@ class PruningPlan:
             f"{self.params_before:,} -> {self.params_after:,}, MACs {self.macs_before:,.0f} -> "
             f"{self.macs_after:,.0f})"
         )
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, PruningPlan):
+            return NotImplemented
+        names = [field.name for field in dataclasses.fields(self)]
+        return all(_equal(getattr(self, name), getattr(other, name)) for name in names)
+
+    __hash__ = None  # type: ignore[assignment]
 
     def to_json(self) -> str:
         """The plan as text that `from_json` reads back."""
@@ -206,6 +217,28 @@ class PruningPlan:
                     f"the plan of layer {layer!r} must hold distinct indices in [0, {count}). "
                     f"Received: {self.kept[layer].tolist()}"
                 )
+
+
+def require_plan(plan: Any) -> None:
+    """Checks that `plan` is one.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if not isinstance(plan, PruningPlan):
+        raise TypeError(
+            f"plan must be a PruningPlan. Received: {type(plan).__name__}; make one with "
+            "plan_pruning(model, scores, prune_ratio)"
+        )
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two attributes of plans are equal; costs that are not known, NaN, are."""
+    if isinstance(one, Mapping):
+        return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
+    if isinstance(one, str):
+        return bool(one == other)
+    return np.array_equal(one, other, equal_nan=True)
 
 
 def _index_arrays(lists: Mapping[str, Any]) -> dict[str, npt.NDArray[np.int64]]:

@@ -17,7 +17,7 @@ from ehap_tf.channels import (
 )
 from ehap_tf.models.keras3 import either_keras
 from ehap_tf.pruning import implants
-from ehap_tf.pruning.plan import PruningPlan
+from ehap_tf.pruning.plan import PruningPlan, require_plan
 from ehap_tf.pruning.rebuild import Rebuilder
 
 
@@ -38,11 +38,7 @@ def prune(model: tf_keras.Model, plan: PruningPlan) -> tf_keras.Model:
         TypeError: the model is subclassed, or `plan` is no plan.
         ValueError: the plan does not fit the model.
     """
-    if not isinstance(plan, PruningPlan):
-        raise TypeError(
-            f"plan must be a PruningPlan. Received: {type(plan).__name__}; make one with "
-            "plan_pruning(model, scores, prune_ratio)"
-        )
+    require_plan(plan)
     graph = trace_channels(model, plan.residual)
     return _Surgeon(graph, plan).rebuild(model)
 

@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from ehap_tf.pruning import PruningPlan, plan_pruning, prune
+from ehap_tf.pruning import PruningPlan, compensate, mask, plan_pruning, prune
 from tests.pruning.nets import random_scores, small_residual_net
 
 
@@ -22,6 +22,24 @@ def test_json_round_trip(plan):
     again = PruningPlan.from_json(plan.to_json())
     assert again.to_json() == plan.to_json()
     assert all((again.kept[layer] == plan.kept[layer]).all() for layer in plan.kept)
+
+
+def test_plans_are_equal_where_all_that_they_hold_is(plan):
+    again = PruningPlan.from_json(plan.to_json())
+    assert again == plan and again is not plan
+    assert dataclasses.replace(plan, kept=dict(reversed(plan.kept.items()))) == plan
+    unknown = dataclasses.replace(plan, macs_before=float("nan"), macs_after=float("nan"))
+    assert PruningPlan.from_json(unknown.to_json()) == unknown != plan
+    fewer = {**plan.kept, "a": plan.kept["a"][1:]}
+    other = {**plan.kept, "a": plan.kept["a"][::-1] + 1}
+    less = {layer: kept for layer, kept in plan.kept.items() if layer != "a"}
+    assert all(dataclasses.replace(plan, kept=kept) != plan for kept in (fewer, other, less))
+    assert dataclasses.replace(plan, implanted={"a": np.array([0])}) != plan
+    assert dataclasses.replace(plan, residual="tied") != plan
+    assert dataclasses.replace(plan, frozen={**plan.frozen, "a": "it is mine"}) != plan
+    assert plan != plan.to_json() and plan in [None, again]
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(plan)
 
 
 @pytest.mark.parametrize(
@@ -52,10 +70,12 @@ def test_a_plan_is_shown_in_one_line(plan):
 
 
 def test_what_is_no_plan_and_what_are_no_scores(model):
-    with pytest.raises(TypeError, match=r"plan must be a PruningPlan. Received: float"):
-        prune(model, 0.5)
+    data = (np.zeros((2, 8, 8, 3)), np.zeros(2))
+    for use in (prune, mask, lambda model, plan: compensate(model, model, plan, data)):
+        with pytest.raises(TypeError, match=r"plan must be a PruningPlan\. Received: float"):
+            use(model, 0.5)
     with pytest.raises(TypeError, match=r"scores must be .*rank_filters.* Received: tuple"):
-        plan_pruning(model, (np.zeros((2, 8, 8, 3)), np.zeros(2)), 0.5)
+        plan_pruning(model, data, 0.5)
 
 
 def test_plan_of_another_model_is_refused(model, plan):
