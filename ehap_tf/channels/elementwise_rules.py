@@ -24,9 +24,10 @@ def batch_normalization(call: Call) -> Effect:
     if list(np.atleast_1d(axis)) not in ([rank - 1], [-1]):
         return frozen(call, f"{call.path!r} normalises axis {axis}, not the last one")
     ids = call.ids.settle(ids, f"{call.path!r} makes something of a zero channel")
-    names = ("gamma", "beta", "moving_mean", "moving_variance")
-    of_renorm = ("moving_stddev", "renorm_mean", "renorm_stddev")
-    return Effect([ids], [ids], weights=dict.fromkeys((*names, *of_renorm), (ids,)))
+    names = ["gamma", "beta", "moving_mean", "moving_variance"]
+    if call.layer.renorm:
+        names += ["moving_stddev", "renorm_mean", "renorm_stddev"]
+    return Effect([ids], [ids], weights=dict.fromkeys(names, (ids,)))
 
 
 @register_channel_rule(layers.Activation)

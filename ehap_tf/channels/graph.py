@@ -19,6 +19,7 @@ from ehap_tf.channels import (
     operator_rules,
     shape_rules,
 )
+from ehap_tf.channels.checks import require_fitting_effect
 from ehap_tf.channels.ids import ChannelIds, Flags, Ids
 from ehap_tf.channels.rules import Call, Effect, channels, frozen, rule_of, unknown
 from ehap_tf.channels.walk import (
@@ -172,8 +173,9 @@ def trace_channels(model: tf_keras.Model, residual: str = "union") -> ChannelGra
             channels that a sum lines up live or die together.
 
     Raises:
-        TypeError: the model is subclassed.
-        ValueError: `residual` is not known, or two layers have the same path.
+        TypeError: the model is subclassed, or a layer's rule returns no effect.
+        ValueError: `residual` is not known, two layers have the same path, or what a layer's rule
+            says does not fit the layer.
     """
     if residual not in RESIDUAL_MODES:
         raise ValueError(f"residual must be one of {RESIDUAL_MODES}. Received: {residual!r}")
@@ -273,6 +275,7 @@ class _Tracer:
             effect = frozen(call, f"{path!r} is given an axis of unknown size in place of channels")
         else:
             effect = rule(call)
+            require_fitting_effect(effect, call, rule)
         traced = TracedCall(path, layer, arriving, effect, shared, self._times[id(node)])
         first = self._first_call.setdefault(id(layer), traced)
         if first is not traced and (effect.bound or layer.weights):

@@ -39,7 +39,8 @@ class Effect:
             with the ids that the tensor has. They differ where a channel that is missing has to be
             filled in with zeros.
         outputs: per output tensor the ids of its channel axis.
-        weights: attribute name of a weight -> for each axis the ids that it carries, or None.
+        weights: attribute name of a weight -> for each axis the ids that it carries, or None. A
+            weight that the layer can do without is an attribute that is None then.
         config: constructor argument -> ids whose alive number it holds, or a function of the
             alive flags that computes it.
         arguments: for operator layers, a function `(alive, args, kwargs) -> (args, kwargs)` that
@@ -110,8 +111,8 @@ def register_channel_rule(layer_class: type, rule: Rule | None = None) -> Any:
     A rule is a function from a `Call` to an `Effect`. It holds for subclasses too, unless they
     have a rule of their own or compute something else: a subclass that overrides `call`, `build`
     or `convolution_op` is unknown. Without a rule a layer is unknown: the channels that it touches
-    are frozen, which is always right and never slim. See "Layers of your own" in the
-    documentation.
+    are frozen, which is always right and never slim. What a rule returns is checked against the
+    layer, at each call. See "Layers of your own" in the documentation.
 
     Args:
         layer_class: the class of the layer.

@@ -331,26 +331,72 @@ def test_unknown_layer_freezes_and_says_what_to_do():
     assert "register_channel_rule" in plan.frozen["odd"]
 
 
-def test_registered_rule_unfreezes_a_custom_layer():
-    class Scale(layers.Layer):
-        def build(self, shape):
-            self.scale = self.add_weight("scale", (shape[-1],), initializer="uniform")
+class Scale(layers.Layer):
+    def build(self, shape):
+        self.scale = self.add_weight("scale", (shape[-1],), initializer="uniform")
+        self.offset, self.rank = None, 4
 
-        def call(self, x):
-            return x * self.scale
+    def call(self, x):
+        return x * self.scale
 
-    @register_channel_rule(Scale)
+
+def test_registered_rule_unfreezes_a_custom_layer(monkeypatch):
     def scale(call):
         (ids,) = call.inputs
-        return Effect([ids], [ids], weights={"scale": (ids,)}, preserves_zero=True)
+        weights = {"scale": (ids,), "offset": (ids,)}
+        return Effect([ids], [ids], weights=weights, preserves_zero=True)
 
-    try:
-        model = sandwich(Scale())
-        plan = plan_pruning(model, random_scores(model), prune_ratio=0.5)
-        assert len(plan.kept["before"]) < 8
-        check(model, plan)
-    finally:
-        del _RULES[Scale]
+    monkeypatch.setitem(_RULES, Scale, None)
+    assert register_channel_rule(Scale)(scale) is scale
+    model = sandwich(Scale())
+    plan = plan_pruning(model, random_scores(model), prune_ratio=0.5)
+    assert len(plan.kept["before"]) < 8
+    check(model, plan)
+
+
+WRONG = {
+    "nothing": (lambda ids: None, TypeError, "return an Effect. Received: NoneType"),
+    "ids alone": (lambda ids: ids, TypeError, "return an Effect. Received: an array of int64"),
+    "inputs in no list": (lambda ids: Effect(ids, [ids]), TypeError, "inputs a list of arrays"),
+    "two outputs": (lambda ids: Effect([ids], [ids] * 2), ValueError, "for 1 tensors. Received: 2"),
+    "few outputs": (lambda ids: Effect([ids], [ids[:5]]), ValueError, "outputs 8 ids.*Received: 5"),
+    "few inputs": (lambda ids: Effect([ids[1:]], [ids]), ValueError, "inputs 8 ids.*Received: 7"),
+    "flags": (lambda ids: Effect([ids], [ids > 0]), TypeError, "outputs integer arrays.*bool"),
+    "misspelt": (
+        lambda ids: scaled(ids, scales=(ids,)),
+        ValueError,
+        "weights.*: scale. .*'scales'",
+    ),
+    "no weight": (lambda ids: scaled(ids, rank=(ids,)), ValueError, "weights.*: scale. .*'rank'"),
+    "axes in no tuple": (lambda ids: scaled(ids, scale=ids), TypeError, r"'scale'\] a list"),
+    "too many axes": (
+        lambda ids: scaled(ids, scale=(None, ids)),
+        ValueError,
+        r"weights\['scale'\] ids for 1 axes of shape \(8,\)\. Received: 2",
+    ),
+    "few of an axis": (
+        lambda ids: scaled(ids, scale=(ids[:4],)),
+        ValueError,
+        r"weights\['scale'\] 8 ids for number 0 of the axes .*Received: 4",
+    ),
+}
+
+
+def scaled(ids, **weights):
+    return Effect([ids], [ids], weights=weights)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_rule_that_does_not_fit_its_layer_is_named(name, monkeypatch):
+    effect, error, message = WRONG[name]
+
+    def my_rule(call):
+        return effect(call.inputs[0])
+
+    monkeypatch.setitem(_RULES, Scale, my_rule)
+    says = "the channel rule my_rule of Scale, for layer 'odd', must"
+    with pytest.raises(error, match=f"{says} .*{message}"):
+        trace_channels(sandwich(Scale(name="odd")))
 
 
 def test_channels_first_is_frozen_with_a_reason():
