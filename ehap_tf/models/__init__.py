@@ -3,9 +3,9 @@
 from ehap_tf.models.calls import handing_on, training_argument
 from ehap_tf.models.checks import (
     require_finite_weights,
-    require_float,
     require_functional,
     require_inputs,
+    require_rankable,
 )
 from ehap_tf.models.cloning import clone_with_policy, copy_model
 from ehap_tf.models.copying import (
@@ -38,9 +38,9 @@ __all__ = [
     "output_names",
     "policy_of",
     "require_finite_weights",
-    "require_float",
     "require_functional",
     "require_inputs",
+    "require_rankable",
     "resolve_precision",
     "save_model",
     "to_keras3",

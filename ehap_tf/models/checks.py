@@ -71,6 +71,18 @@ def require_float(model: tf_keras.Model) -> None:
             )
 
 
+def require_rankable(model: Any) -> None:
+    """Checks that `model` is one whose parts can be ranked.
+
+    Raises:
+        TypeError: not a Keras model, or a subclassed one.
+        ValueError: not built, quantization-aware, or with weights that are not finite.
+    """
+    require_functional(model)
+    require_float(model)
+    require_finite_weights(model)
+
+
 def require_inputs(model: tf_keras.Model, inputs: Any, name: str = "data") -> None:
     """Checks that `model` takes a batch of inputs.
 

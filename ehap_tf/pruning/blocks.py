@@ -25,13 +25,12 @@ from ehap_tf.channels import (
     nodes_in_order,
     trace_channels,
 )
+from ehap_tf.models import require_rankable
 from ehap_tf.models.keras3 import either_keras
 from ehap_tf.progress import ProgressCallback, no_progress
 from ehap_tf.pruning.rebuild import Rebuilder
 from ehap_tf.sensitivity.batches import HessianBatch
-from ehap_tf.sensitivity.losses import resolve_loss
-from ehap_tf.sensitivity.network import Network
-from ehap_tf.sensitivity.several_outputs import join_outputs
+from ehap_tf.sensitivity.network import Network, join_loss
 
 _ADDITIONS = ("__operators__.add", "math.add")
 
@@ -115,6 +114,7 @@ def rank_blocks(
         ValueError: there are fewer blocks than `count` or fewer are left, a name is not among the
             model's, or the loss is not finite whichever block goes; as for `rank_filters`.
     """
+    require_rankable(model)
     graph = trace_channels(model)
     found = _find(model)
     names = list(found) if blocks is None else _chosen(blocks, found)
@@ -130,12 +130,8 @@ def rank_blocks(
     branches = {id(found[name].node): found[name].branch for name in names}
     gated = _WithGates(graph, branches, numbers, gates).rebuild(model)
     batches = HessianBatch(data, batch_size)
-    skipped: frozenset[int] = frozenset()
-    if len(model.outputs) == 1:
-        resolved = resolve_loss(loss, model)
-    else:
-        gated, resolved, skipped = join_outputs(gated, loss, model)
-    measured = _mean_loss(Network(gated, resolved, [], batches.examples, skipped), batches)
+    batches.require_fit(model, loss)
+    measured = _mean_loss(join_loss(gated, loss, model, batches), batches)
     order: dict[str, float] = {}
     done = 0
     while len(order) < count:

@@ -42,6 +42,7 @@ class Loss:
         function: `(labels, outputs) -> values`, shape (batch, ...); outputs are logits when
             `kind` is a cross entropy and `takes_logits`. Labels may lack a last axis of size 1.
         takes_logits: `function` wants logits.
+        takes_structures: labels may be dicts and lists of arrays: a function of the caller's own.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Loss:
     function: LossFunction
     takes_logits: bool = False
     weight: float = 1.0
+    takes_structures: bool = False
 
     def on_logits(self) -> Loss:
         """The same loss, computed from logits."""
@@ -119,6 +121,7 @@ def resolve_loss(loss: Any, model: tf_keras.Model) -> Loss:
         averaged=averaged,
         function=_with_matched_labels(function, shown, sparse, elementwise=is_keras and not sparse),
         weight=weight,
+        takes_structures=not is_keras,
     )
 
 

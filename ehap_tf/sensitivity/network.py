@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import tf_keras
 
 from ehap_tf.channels import layer_paths
 from ehap_tf.data import check_labels
-from ehap_tf.models import clone_with_policy
+from ehap_tf.models import clone_with_policy, output_names
 from ehap_tf.models.precision import policy_of
 from ehap_tf.sensitivity import losses
 from ehap_tf.sensitivity.batches import HessianBatch, MicroBatch
@@ -37,6 +38,7 @@ class Network:
         skipped: `id()` of final softmax layers that are left out.
         residual: "union" gates every filter by itself, "tied" those that a sum lines up together.
         output_size: numbers an example in what `forward` returns.
+        output: the name of the caller's output; None where there are several.
     """
 
     model: tf_keras.Model
@@ -46,6 +48,7 @@ class Network:
     skipped: frozenset[int] = frozenset()
     residual: str = "union"
     output_size: int = 0
+    output: str | None = None
 
     @property
     def kernels(self) -> list[tf.Variable]:
@@ -89,10 +92,31 @@ class Network:
         """A micro-batch as (inputs, labels, weights, number of the first example)."""
         return (
             tf.nest.map_structure(tf.convert_to_tensor, batch.inputs),
-            tf.nest.map_structure(tf.convert_to_tensor, batch.labels),
+            tf.nest.map_structure(tf.convert_to_tensor, self.labels(batch)),
             tf.constant(batch.weights, self.dtype),
             tf.constant(batch.first, tf.int32),
         )
+
+    def labels(self, batch: MicroBatch) -> Any:
+        """The labels as the loss takes them: those of a single output stand alone.
+
+        Raises:
+            ValueError: a loss that takes one array is given several, or one of another name.
+        """
+        labels = batch.labels
+        if self.output is None:
+            return labels
+        if isinstance(labels, Mapping) and list(labels) == [self.output]:
+            labels = labels[self.output]
+        elif isinstance(labels, (list, tuple)) and len(labels) == 1:
+            (labels,) = labels
+        if tf.nest.is_nested(labels) and not self.loss.takes_structures:
+            shown = ", ".join(labels) if isinstance(labels, Mapping) else f"{len(labels)} arrays"
+            raise ValueError(
+                f"labels must be one array, or a dict with that of the output {self.output!r}, for "
+                f"loss {self.loss.name}. Received: {type(labels).__name__} of {shown}"
+            )
+        return labels
 
 
 def prepare_network(
@@ -106,12 +130,38 @@ def prepare_network(
         ValueError: a loss that does not fit the model, or labels out of range.
     """
     clone = clone_with_policy(model, policy_of(precision))
-    if len(model.outputs) == 1:
-        resolved, skipped = take_logits(clone, losses.resolve_loss(loss, model))
-    else:
-        clone, resolved, skipped = join_outputs(clone, loss, model)
     round_kernels(clone)
-    network = Network(clone, resolved, find_prunable(clone), data.examples, skipped, residual)
+    return join_loss(clone, loss, model, data, residual)
+
+
+def join_loss(
+    copy: tf_keras.Model,
+    loss: Any,
+    caller: tf_keras.Model,
+    data: HessianBatch,
+    residual: str = "union",
+) -> Network:
+    """Joins a private copy of a model with the loss, and checks that the data fit both.
+
+    Args:
+        copy: is changed.
+        loss: as in `rank_filters`.
+        caller: the model as the caller gave it.
+        data: of which the labels are looked at, and the first examples computed.
+        residual: of the network.
+
+    Raises:
+        ValueError: a loss that does not fit the model, labels out of range, or outputs or a loss
+            that are not finite.
+    """
+    output = None
+    if len(caller.outputs) == 1:
+        (output,) = output_names(caller)
+        resolved, skipped = take_logits(copy, losses.resolve_loss(loss, caller))
+    else:
+        copy, resolved, skipped = join_outputs(copy, loss, caller)
+    layers = find_prunable(copy)
+    network = Network(copy, resolved, layers, data.examples, skipped, residual, output=output)
     _check_class_indices(network, data)
     outputs = _check_fit(network, next(iter(data)))
     return dataclasses.replace(network, output_size=outputs[0].size)
@@ -233,7 +283,7 @@ def _check_class_indices(network: Network, data: HessianBatch) -> None:
     elif _names_classes(loss):
         classes = int(network.model.outputs[0].shape[-1])
         for batch in data:
-            check_labels(batch.labels, classes)
+            check_labels(network.labels(batch), classes)
 
 
 def _names_classes(loss: losses.Loss) -> bool:

@@ -12,7 +12,7 @@ import tensorflow as tf
 import tf_keras
 
 from ehap_tf.channels import RESIDUAL_MODES
-from ehap_tf.models import require_finite_weights, require_float, require_functional
+from ehap_tf.models import require_rankable
 from ehap_tf.models.keras3 import either_keras
 from ehap_tf.models.precision import resolve_precision
 from ehap_tf.progress import ProgressCallback, no_progress
@@ -53,7 +53,8 @@ def rank_filters(
     Args:
         model: Functional or Sequential.
         data: `(x, y)` or `(x, y, sample_weight)` arrays or a finite batched `tf.data.Dataset`;
-            None for criteria that look at no data. The loss is the mean over all of it.
+            None for criteria that look at no data. Labels are as `fit` takes them: an array, or
+            for one output or several a dict by name or a list. The loss is the mean over all of it.
         loss: a Keras loss, its name, or None for the model's compiled loss.
         criterion: what is scored; `ehap_tf.sensitivity.criterion_names()` lists them.
         estimator: of curvature: "hutchinson" (nested tapes, the paper's), "gauss_newton" (a
@@ -142,9 +143,7 @@ def rank_with_options(
         residual=residual,
         options=options,
     )
-    require_functional(model)
-    require_float(model)
-    require_finite_weights(model)
+    require_rankable(model)
     if chosen.needs_data:
         batch = HessianBatch(data, batch_size)
         batch.require_fit(model, loss)

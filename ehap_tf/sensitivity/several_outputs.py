@@ -123,6 +123,7 @@ def join_outputs(
         averaged=True,
         function=lambda labels, outputs: _sum(found, labels, outputs),
         parts=tuple(parts),
+        takes_structures=True,
     )
     return tf_keras.Model(model.inputs, joined), found, skipped
 

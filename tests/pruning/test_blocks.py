@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -306,6 +308,43 @@ def test_what_cannot_be_removed_is_said(net: tf_keras.Model):
         ehap.rank_blocks(net, data_of(net), LOSS, count=4)
     with pytest.raises(ValueError, match="loss must be given"):
         ehap.rank_blocks(net, data_of(net), count=1)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "loss", "message"),
+    [
+        ((2, 8, 8, 3), np.eye(3)[[0, 1]], LOSS, "data must hold class numbers.*one-hot"),
+        ((2, 8, 8, 3), [0, 7], LOSS, r"labels must be in 0 to 2.*Received: 0 to 7"),
+        ((2, 8, 8, 3), [0, -1], LOSS, r"labels must be in 0 to 2.*Received: -1 to 0"),
+        ((2, 8, 8, 4), [0, 1], LOSS, r"data must hold inputs of shape \(None, 8, 8, 3\)"),
+        ((2, 8, 8, 3), [0, 1], "sparse_categorical_crossentropy", "give the loss from_logits"),
+        ((2, 8, 8, 3), [0, 1], "categorical_crossentropy", "data must hold one-hot labels"),
+        ((2, 8, 8, 3), [0, 1], lambda y, p: tf.reduce_mean(p), "one value an example"),
+        ((2, 8, 8, 3), [[np.nan] * 3] * 2, "mse", "loss must be finite"),
+    ],
+)
+def test_what_does_not_fit_is_said_as_by_rank_filters(net: tf_keras.Model, x, y, loss, message):
+    data = (np.zeros(x, np.float32), np.array(y))
+    for rank in (ehap.rank_blocks, functools.partial(ehap.rank_filters, criterion="taylor_fo")):
+        with pytest.raises(ValueError, match=message):
+            rank(net, data, loss)
+
+
+def test_weights_that_are_not_finite_are_refused(net: tf_keras.Model):
+    data = data_of(net)
+    kernel = net.get_layer("one_a").kernel
+    kernel.assign(kernel * np.nan)
+    with pytest.raises(ValueError, match=r"'one_a/kernel:0' .* NaN"):
+        ehap.rank_blocks(net, data, LOSS)
+
+
+def test_labels_by_name_and_probabilities_rank_the_same(net: tf_keras.Model):
+    x, y = data_of(net)
+    expected = pytest.approx(ehap.rank_blocks(net, (x, y), LOSS), rel=1e-4)
+    (name,) = net.output_names
+    assert ehap.rank_blocks(net, (x, {name: y}), {name: LOSS}) == expected
+    softmax = tf_keras.Model(net.input, layers.Softmax()(net.output))
+    assert ehap.rank_blocks(softmax, (x, y), "sparse_categorical_crossentropy") == expected
 
 
 def test_the_rest_prunes_and_a_plan_fits_it(net: tf_keras.Model):

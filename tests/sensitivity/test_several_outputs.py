@@ -240,3 +240,38 @@ def test_what_does_not_fit_is_said(data):
         ehap.rank_filters(net(), weighted, LOSSES)
     with pytest.raises(ValueError, match=r"one input and one output\. Received: 1 and 2"):
         ehap.compress(net(), data, data, loss=LOSSES)
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["a tensor", "a dict of one"])
+def test_labels_of_the_only_output_by_name(data, named):
+    x, y = data[0], data[1]["digit"]
+    model = only(net(), "digit")
+    if named:
+        model = tf_keras.Model(model.inputs, {"digit": model.outputs[0]})
+    loss = LOSSES["digit"]
+    model.compile("sgd", {"digit": loss})
+    assert np.isfinite(model.evaluate(x, {"digit": y}, verbose=0))  # Keras takes the same
+    for criterion in ("taylor_fo", "obd"):
+        options: dict[str, Any] = {"criterion": criterion, "estimator": "exact"}
+        expected = joined(ehap.rank_filters(model, (x, y), loss, **options))
+        for labels in ({"digit": y}, [y]):
+            found = ehap.rank_filters(model, (x, labels), {"digit": loss}, **options)
+            np.testing.assert_array_equal(joined(found), expected)
+    for labels in ({"ink": y}, {"digit": y, "ink": y}, [y, y]):
+        with pytest.raises(ValueError, match=r"labels must be one array, .* output 'digit'"):
+            ehap.rank_filters(model, (x, labels), loss)
+    with pytest.raises(ValueError, match="labels must be in 0 to 3"):
+        ehap.rank_filters(model, (x, {"digit": y + 1}), loss)
+
+
+def test_a_loss_of_ones_own_takes_labels_in_a_structure(data):
+    x, y = data[0], data[1]["digit"]
+    model, loss = only(net(), "digit"), LOSSES["digit"]
+
+    def weighed(labels: Any, logits: Any) -> Any:
+        return loss.call(labels["class"], logits) * labels["weight"]
+
+    labels = {"class": y, "weight": np.ones(len(y))}
+    found = ehap.rank_filters(model, (x, labels), weighed, "taylor_fo")
+    expected = ehap.rank_filters(model, (x, y), loss, "taylor_fo")
+    np.testing.assert_allclose(joined(found), joined(expected), rtol=1e-12)
