@@ -19,22 +19,22 @@ class NativeErrorOutput:
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
+        # Never closed: a logging handler that is made meanwhile keeps it.
+        self._stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8", errors="replace")
 
     @contextlib.contextmanager
     def captured(self) -> Iterator[None]:
         """Collects what is written to descriptor 2 inside the block."""
         original, python_stderr = os.dup(2), sys.stderr
-        stderr = os.fdopen(os.dup(original), "w", buffering=1, encoding="utf-8", errors="replace")
         try:
             python_stderr.flush()
             os.dup2(self._file.fileno(), 2)
-            sys.stderr = stderr
+            sys.stderr = self._stderr
             yield
         finally:
             sys.stderr = python_stderr
             os.dup2(original, 2)
             os.close(original)
-            stderr.close()
 
     def to_file(self, path: pathlib.Path) -> None:
         """Sends the output to the end of `path` from now on, that collected so far included."""
