@@ -13,6 +13,7 @@ from ehap_tf.models.copying import (
     copy_trainable,
     kept_random_state,
     layer_from,
+    with_policy,
 )
 from ehap_tf.models.keras3 import either_keras, is_keras3_model, to_keras3, to_tf_keras
 from ehap_tf.models.outputs import ends_in_softmax, output_names
@@ -46,4 +47,5 @@ __all__ = [
     "to_keras3",
     "to_tf_keras",
     "training_argument",
+    "with_policy",
 ]

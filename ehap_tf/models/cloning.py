@@ -15,6 +15,7 @@ from ehap_tf.models.copying import (
     copy_trainable,
     kept_random_state,
     layer_from,
+    with_policy,
 )
 
 POLICIES = ("float32", "mixed_float16", "mixed_bfloat16")
@@ -132,19 +133,7 @@ class _Cloning:
         if isinstance(layer, tf_keras.layers.Lambda):
             # Lambda layers compute in float32, unless they were pinned to something else.
             policy = "float32"
-        return layer_from(layer, _with_policy(config, self._replaced, policy))
-
-
-def _with_policy(config: dict[str, Any], replaced: set[str], policy: str) -> dict[str, Any]:
-    """A layer's config, those of layers wrapped inside included, under the new policy."""
-    changed: dict[str, Any] = {}
-    for key, value in config.items():
-        if key == "dtype" and _policy_name(value) in replaced:
-            value = policy
-        elif isinstance(value, dict) and isinstance(value.get("config"), dict):
-            value = {**value, "config": _with_policy(value["config"], replaced, policy)}
-        changed[key] = value
-    return changed
+        return layer_from(layer, with_policy(config, self._replaced, policy))
 
 
 def _belongs_in_float32(layer: Any, policy: str) -> bool:
@@ -162,12 +151,6 @@ def _is_slow_in_bfloat16(layer: Any) -> bool:
     if not isinstance(layer, tf_keras.layers.BatchNormalization):
         return False
     return bool(layer.moving_mean.shape[0] % BFLOAT16_BATCH_NORM_MULTIPLE)
-
-
-def _policy_name(dtype: Any) -> Any:
-    if isinstance(dtype, dict):
-        return dtype.get("config", {}).get("name")
-    return dtype
 
 
 def _leaves(model: tf_keras.Model) -> Iterator[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import tf_keras
@@ -22,7 +22,8 @@ def layer_from(
 
     Functions and objects that are not Keras' own are handed on: reading an activation, regularizer,
     constraint or initializer back by its name would need a registration, and writing the function
-    of a Lambda layer to bytes and back would lose what it encloses.
+    of a Lambda layer to bytes and back would lose what it encloses. An object in `config`, or a
+    None, comes first.
     """
     if isinstance(layer, tf_keras.layers.Lambda):
         return tf_keras.layers.Lambda(
@@ -44,12 +45,48 @@ def _not_of_keras(layer: tf_keras.layers.Layer, config: Mapping[str, Any]) -> di
         value = getattr(layer, key, None)
         if not (callable(value) and key.endswith(_CALLABLES)):
             continue
+        given = config[key]
+        if given is None or (callable(given) and given is not value):
+            continue
         home = str(getattr(value, "__module__", None))
         if isinstance(value, tf_keras.layers.Layer):
             found[key] = layer_from(value, value.get_config())
         elif not home.startswith("tf_keras."):
             found[key] = value
     return found
+
+
+def with_policy(
+    config: Mapping[str, Any], replaced: Collection[str], policy: str
+) -> dict[str, Any]:
+    """A layer's config, those of layers inside it included, under another dtype policy.
+
+    The layers of a model inside follow into float32 only: the functions among them have constants
+    in float32.
+
+    Args:
+        config: as `get_config` gives it.
+        replaced: the names of the policies that layers change from.
+        policy: that they change to.
+    """
+
+    def changed(key: str, value: Any) -> Any:
+        if key == "dtype" and _policy_name(value) in replaced:
+            return policy
+        if isinstance(value, dict) and isinstance(value.get("config"), dict):
+            return {**value, "config": with_policy(value["config"], replaced, policy)}
+        if isinstance(value, list | tuple) and policy == "float32":
+            parts = [changed("", part) for part in value]
+            return tuple(parts) if isinstance(value, tuple) else parts
+        return value
+
+    return {key: changed(key, value) for key, value in config.items()}
+
+
+def _policy_name(dtype: Any) -> Any:
+    if isinstance(dtype, dict):
+        return dtype.get("config", {}).get("name")
+    return dtype
 
 
 def copy_trainable(old: tf_keras.layers.Layer, new: tf_keras.layers.Layer) -> None:

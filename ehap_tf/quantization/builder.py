@@ -10,12 +10,15 @@ import tensorflow as tf
 import tf_keras
 
 from ehap_tf.channels import ScatterChannels
-from ehap_tf.models import ZeroInitializers, layer_from
+from ehap_tf.models import ZeroInitializers, layer_from, with_policy
 from ehap_tf.models.kinds import function_kind
 from ehap_tf.quantization.own_layers import EhapHardSwish, EhapMean, EhapRsqrt
 from ehap_tf.quantization.registry import ACTIVATION_OUTPUTS
 
 layers = tf_keras.layers
+
+OTHER_POLICIES = frozenset({"bfloat16", "float16", "float64", "mixed_bfloat16", "mixed_float16"})
+"""Dtype policies that layers inside a layer may have, and that a copy computes without."""
 
 POINTWISE = frozenset(
     {
@@ -74,6 +77,8 @@ class GraphBuilder:
     ) -> Callable[..., Any]:
         """Returns a function that calls a float32 copy of `layer` with the same weights.
 
+        The layers inside it compute in float32 too.
+
         Args:
             layer: to be copied.
             without: arguments of its constructor that the copy has the defaults of.
@@ -84,6 +89,7 @@ class GraphBuilder:
         config = {key: value for key, value in layer.get_config().items() if key not in without}
         name = self.name(layer.name)
         config = {**config, **changes, "name": name, "dtype": "float32"}
+        config = with_policy(config, OTHER_POLICIES, "float32")
         twin = layer_from(layer, config, layer_class)
 
         def call(*args: Any, **kwargs: Any) -> Any:

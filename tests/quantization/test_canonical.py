@@ -70,10 +70,15 @@ def test_sequences_are_images_of_one_row():
     )
 
 
+class OwnUnitNorm(tf_keras.constraints.UnitNorm):
+    """Not registered with Keras."""
+
+
 @pytest.mark.parametrize(
     ("layer", "name"),
     [
         (layers.Conv1D(4, 3, kernel_constraint=tf_keras.constraints.UnitNorm([0, 1])), "kernel"),
+        (layers.Conv1D(4, 3, kernel_constraint=OwnUnitNorm([0, 1])), "kernel"),
         (
             layers.SeparableConv1D(4, 3, depthwise_constraint=tf_keras.constraints.UnitNorm(0)),
             "depthwise_kernel",
@@ -275,6 +280,23 @@ def test_mixed_precision_becomes_float32():
     flat = canonical_model(with_policy)
     assert all(layer.compute_dtype == "float32" for layer in flat.layers)
     assert flat.outputs[0].dtype == tf.float32
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_layers_inside_a_layer_become_float32(policy):
+    inputs = layers.Input((8, 8, 3))
+    own = {"dtype": policy}
+    rows = tf_keras.Sequential([layers.Conv1D(4, 3, **own), layers.Dense(4, **own)])
+    x = layers.TimeDistributed(rows, **own)(
+        layers.TimeDistributed(layers.Conv1D(4, 3), **own)(inputs)
+    )
+    x = layers.Reshape((-1, 4), **own)(x)
+    x = layers.Bidirectional(layers.LSTM(3, **own), **own)(x)
+    model = randomize(tf_keras.Model(inputs, layers.Dense(4, dtype="float32")(x)))
+    flat = canonical_model(model)
+    assert {layer.compute_dtype for layer in flat._flatten_layers()} == {"float32"}
+    received = flat.predict(images(16), verbose=0)
+    np.testing.assert_allclose(received, model.predict(images(16), verbose=0), atol=0.05)
 
 
 def test_operators_of_a_mixed_precision_clone_are_known():
