@@ -170,7 +170,15 @@ class GraphBuilder:
 
     # -- a scale and a shift of each channel ----------------------------------------------------
 
-    def affine(self, x: Any, scale: Any, shift: Any, name: str, trainable: bool = False) -> Any:
+    def affine(
+        self,
+        x: Any,
+        scale: Any,
+        shift: Any,
+        name: str,
+        trainable: bool = False,
+        **training: Any,
+    ) -> Any:
         """Returns `scale * x + shift` by channel, as a 1x1 depthwise convolution.
 
         One integer operator into which BatchNorm and ReLU fold; its weights are exact in 8 bits
@@ -182,6 +190,7 @@ class GraphBuilder:
             shift: likewise.
             name: of the new layer.
             trainable: whether scale and shift are.
+            **training: the convolution's regularizers and constraints.
         """
         scale, shift = (np.ravel(np.asarray(value, np.float32)) for value in (scale, shift))
         if scale.size == 1 and scale[0] > 0.0 and not shift.any():
@@ -190,7 +199,7 @@ class GraphBuilder:
                 return scaled
         channels = x.shape[-1]
         layer = layers.DepthwiseConv2D(
-            1, use_bias=True, trainable=trainable, name=self.name(name), dtype="float32"
+            1, trainable=trainable, name=self.name(name), dtype="float32", **training
         )
         y = self.as_image(layer, x, name)
         layer.set_weights(
@@ -199,7 +208,9 @@ class GraphBuilder:
                 np.broadcast_to(shift, (channels,)),
             ]
         )
-        self._affines[id(y)] = (y, x, scale, shift, trainable)
+        if not any(training.values()):
+            # These are for the scale and shift as they are, without another factor.
+            self._affines[id(y)] = (y, x, scale, shift, trainable)
         return y
 
     def _scaled(self, x: Any, factor: float, name: str) -> Any:

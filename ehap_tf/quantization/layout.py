@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Set
 from typing import Any
 
@@ -264,8 +265,8 @@ def _attach_batch_norms(flat: tf_keras.Model, on_input: Callable[[Any], Any]) ->
     """Gives every BatchNorm without a kernel of its own an identity depthwise convolution.
 
     Scale and shift of the BatchNorm then fold into it, as into any convolution, and so does a
-    ReLU behind it: one integer operator where the converter would make three. On vectors the
-    convolution replaces the BatchNorm, as it is in inference.
+    ReLU behind it: one integer operator where the converter would make three. Vectors are images
+    of one position meanwhile.
     """
     sources, readers = producers(flat), _reading_layers(flat)
     by_name = {layer.name: layer for layer in flat.layers}
@@ -275,31 +276,49 @@ def _attach_batch_norms(flat: tf_keras.Model, on_input: Callable[[Any], Any]) ->
         return readers[name][0] if len(readers[name]) == 1 else None
 
     def visit(layer: tf_keras.layers.Layer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if _has_one_scale(layer) and is_batch_norm(only_reader(layer.name)):
+        if _folds_before_quantization(layer, only_reader(layer.name)):
             return _fold_before_quantization(layer, only_reader(layer.name), args[0])
         if not is_batch_norm(layer):
             return layer(*args, **kwargs)
         (source,) = sources[layer.name]
-        x, is_only_reader = args[0], only_reader(source) is layer
+        x, feeding = args[0], by_name[source] if only_reader(source) is layer else None
         if len(layer.axis) > 1:
             raise ValueError(
                 f"layer {layer.name!r} must normalise one axis; integer kernels have a scale for "
                 f"each channel. Received: axis={list(layer.axis)}"
             )
-        if is_only_reader and _has_one_scale(by_name[source]):
+        if _folds_before_quantization(feeding, layer):
             return x
-        if x.shape.rank != 4:
-            # There is no depthwise convolution to train along with it.
-            gain, shift = inference_affine(layer, x.shape[-1])
-            return builder.affine(x, gain, shift, f"{layer.name}_affine", layer.trainable)
-        if not is_only_reader or layer_kind(by_name[source]) not in KERNELS:
-            x = builder.affine(x, 1.0, 0.0, f"{layer.name}_identity")
         if layer.scale:
             gamma = layer.gamma.numpy()
             layer.gamma.assign(np.where(np.abs(gamma) < SMALLEST_GAMMA, SMALLEST_GAMMA, gamma))
-        return layer(x)
+        if layer_kind(feeding) in KERNELS and not _has_one_scale(feeding):
+            return layer(x)
+
+        def normalize(image: Any) -> Any:
+            return _on_image(layer, builder.affine(image, 1.0, 0.0, f"{layer.name}_identity"))
+
+        return builder.as_image(normalize, x, layer.name)
 
     return rebuild(flat, visit, on_input)
+
+
+def _on_image(batch_norm: tf_keras.layers.BatchNormalization, image: Any) -> Any:
+    """Returns a call of a BatchNorm over the last axis of a tensor of any rank, on an image."""
+    twin = layer_from(batch_norm, {**batch_norm.get_config(), "axis": -1})
+    y = twin(image)
+    twin.set_weights(batch_norm.get_weights())
+    return y
+
+
+def _folds_before_quantization(layer: Any, batch_norm: Any) -> bool:
+    """Whether `layer` has one scale, and a single kernel can train for it and `batch_norm`."""
+    if not (_has_one_scale(layer) and is_batch_norm(batch_norm)):
+        return False
+    weights = itertools.product(("kernel", "bias", "gamma", "beta"), ("constraint", "regularizer"))
+    names = ["activity_regularizer", *map("_".join, weights)]
+    is_free = all(getattr(part, n, None) is None for part in (layer, batch_norm) for n in names)
+    return is_free and bool(layer.trainable == batch_norm.trainable)
 
 
 def _fold_before_quantization(layer: Any, batch_norm: Any, x: Any) -> Any:

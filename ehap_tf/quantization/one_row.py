@@ -70,10 +70,11 @@ def padded_causally(builder: GraphBuilder, layer: tf_keras.layers.Layer, x: Any)
     return builder.as_image(pad, x, layer.name)
 
 
-def behind_axes(constraint: Any, more: int) -> Any:
-    """The constraint of a kernel for the same kernel with `more` axes in front."""
+def behind_axes(constraint: Any, more: int, after: int = 0) -> Any:
+    """The constraint of a kernel for the same kernel with `more` axes in front, `after` behind."""
     if not hasattr(constraint, "axis"):
         return constraint
     twin = copy.copy(constraint)
-    twin.axis = [axis + more * (axis >= 0) for axis in np.ravel(constraint.axis).tolist()]
+    axes = np.ravel(constraint.axis).tolist()
+    twin.axis = [axis + more if axis >= 0 else axis - after for axis in axes]
     return twin

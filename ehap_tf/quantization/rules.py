@@ -235,7 +235,18 @@ def _group_normalization(builder: GraphBuilder, layer: Any, x: Any) -> Any:
 def _scaled(builder: GraphBuilder, layer: Any, y: Any) -> Any:
     gamma = layer.gamma.numpy() if layer.scale else 1.0
     beta = layer.beta.numpy() if layer.center else 0.0
-    return builder.affine(y, gamma, beta, layer.name, trainable=layer.trainable)
+    return builder.affine(
+        y,
+        gamma,
+        beta,
+        layer.name,
+        trainable=layer.trainable,
+        depthwise_regularizer=layer.gamma_regularizer if layer.scale else None,
+        # The channels are the second to last axis of the convolution's kernel.
+        depthwise_constraint=behind_axes(layer.gamma_constraint, 2, 1) if layer.scale else None,
+        bias_regularizer=layer.beta_regularizer if layer.center else None,
+        bias_constraint=layer.beta_constraint if layer.center else None,
+    )
 
 
 RULES: dict[str, Callable[..., Any]] = {

@@ -9,7 +9,7 @@ import tf_keras
 
 from ehap_tf.models import clone_with_policy
 from ehap_tf.models.kinds import is_batch_norm
-from ehap_tf.quantization import quantize
+from ehap_tf.quantization import export_tflite, quantize
 from ehap_tf.quantization.canonical import canonical_model
 from ehap_tf.quantization.graph import consumers
 from ehap_tf.quantization.integer_graph import output_range
@@ -93,6 +93,74 @@ def test_constraints_hold_for_the_axes_that_they_are_given_for(layer, name):
     kernel, of_twin = getattr(layer, name), getattr(twin, name)
     constrained = np.reshape(of_twin.constraint(of_twin), kernel.shape)
     np.testing.assert_allclose(constrained, kernel.constraint(kernel), rtol=1e-5)
+
+
+@pytest.mark.parametrize("norm", [layers.LayerNormalization, layers.GroupNormalization])
+def test_regularizers_and_constraints_of_a_normalization_stay(norm):
+    """As they are: a factor behind it would have to go into them."""
+    inputs = layers.Input((8, 8, 32))
+    layer = norm(
+        gamma_regularizer=tf_keras.regularizers.L2(0.1),
+        gamma_constraint=tf_keras.constraints.UnitNorm(-1),
+        beta_regularizer=tf_keras.regularizers.L1(0.2),
+        beta_constraint=tf_keras.constraints.NonNeg(),
+    )
+    outputs = layers.Rescaling(0.5)(layers.ReLU()(layer(inputs)))
+    model = randomize(tf_keras.Model(inputs, outputs))
+    flat = canonical_model(model)
+    twin = flat.get_layer(layer.name)
+    for weight, of_twin in ((layer.gamma, twin.depthwise_kernel), (layer.beta, twin.bias)):
+        constrained = np.ravel(of_twin.constraint(of_twin))
+        np.testing.assert_allclose(constrained, weight.constraint(weight), rtol=1e-5)
+    np.testing.assert_allclose(flat.losses, model.losses, rtol=1e-5)
+
+
+MAX_NORM, L2 = tf_keras.constraints.MaxNorm(1.0), tf_keras.regularizers.L2(0.1)
+
+
+HELD = {"gamma_regularizer": L2, "beta_constraint": tf_keras.constraints.NonNeg()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "layer", "norm"),
+    [
+        ("Dense", {"kernel_constraint": MAX_NORM}, {}),
+        ("Dense", {"kernel_regularizer": L2}, {}),
+        ("Dense", {"trainable": False}, {}),
+        ("Dense", {"use_bias": False}, {"trainable": False}),
+        ("Dense", {}, HELD),
+        ("Conv2DTranspose", {"kernel_constraint": MAX_NORM}, {}),
+        ("Conv2DTranspose", {}, HELD),
+        ("Flatten", {}, HELD),
+    ],
+)
+def test_a_batch_norm_trains_as_it_would_by_itself(kind, layer, norm, tmp_path):
+    """Where a kernel with both in it would be held or moved otherwise, and on vectors."""
+    inputs = layers.Input((8, 8, 3))
+    if kind == "Conv2DTranspose":
+        x = layers.Conv2DTranspose(5, 3, **layer)(inputs)
+    else:
+        x = layers.Flatten()(inputs)
+        x = layers.Dense(5, **layer)(x) if kind == "Dense" else x
+    x = layers.BatchNormalization(**norm)(x)
+    model = randomize(tf_keras.Model(inputs, layers.Dense(4)(layers.Flatten()(x))))
+    for weight in model.weights:
+        if "variance" in weight.name:
+            weight.assign(0.01 * tf.ones_like(weight))
+        elif weight.constraint is not None:
+            weight.assign(weight.constraint(weight))
+    qat = quantize(model, representative_data=(images(),))
+    np.testing.assert_allclose(sum(qat.losses), sum(model.losses), rtol=0.05)
+    shapes = [sorted(tuple(w.shape) for w in net.trainable_weights) for net in (qat, model)]
+    assert shapes[0] == shapes[1]
+
+    before = [weight.numpy() for weight in qat.trainable_weights]
+    qat.compile(tf_keras.optimizers.SGD(0.0), "mse")
+    qat.fit(images(), np.ones((64, 4)), epochs=1, verbose=0)
+    for weight, value in zip(qat.trainable_weights, before, strict=True):
+        np.testing.assert_allclose(weight, value, rtol=1e-5)
+    file = export_tflite(qat, tmp_path / "net.tflite", data=(images(),))
+    assert file.float_operators == () and file.difference < 1.0
 
 
 def test_a_batch_norm_of_sequences_trains():
