@@ -31,8 +31,9 @@ from ehap_tf.quantization.rules import batch_norm, rewrite_layer
 def canonical_model(model: tf_keras.Model) -> tf_keras.Model:
     """Returns a flat float32 twin of `model`, with weights of its own.
 
-    Outputs agree with those of `model` to rounding. Layer names are kept; parts of a composite
-    layer get its name and a suffix. A BatchNorm called with `training=False` is not trainable.
+    Outputs agree with those of `model` to rounding. Layer names are kept, with a number where two
+    would be the same; parts of a composite layer get its name and a suffix. A BatchNorm called with
+    `training=False` is not trainable.
 
     Raises:
         TypeError: `model` is not Functional or Sequential, or a model inside it is not.
@@ -41,7 +42,8 @@ def canonical_model(model: tf_keras.Model) -> tf_keras.Model:
     """
     require_functional(model)
     _require_no_mask(model)
-    return rebuild(model, Canonicalizer(GraphBuilder()))
+    inputs = [tensor._keras_history.layer.name for tensor in model.inputs]
+    return rebuild(model, Canonicalizer(GraphBuilder(inputs)))
 
 
 class Canonicalizer:

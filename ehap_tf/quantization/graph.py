@@ -47,7 +47,10 @@ def walk(model: tf_keras.Model, inputs: Sequence[Any], visit: Visit) -> list[Any
 
 
 def rebuild(
-    model: tf_keras.Model, visit: Visit, on_input: Callable[[Any], Any] = lambda tensor: tensor
+    model: tf_keras.Model,
+    visit: Visit,
+    on_input: Callable[[Any], Any] = lambda tensor: tensor,
+    free_batch: bool = False,
 ) -> tf_keras.Model:
     """Builds the functional model that `visit` makes out of `model`, on fresh float32 inputs.
 
@@ -57,10 +60,13 @@ def rebuild(
         model: a Functional or (built) Sequential model.
         visit: what a call becomes.
         on_input: what the rest of the model reads instead of an input.
+        free_batch: take batches of any size where `model` takes one of its own.
     """
     inputs = [
         tf_keras.Input(
-            batch_shape=tensor.shape, dtype="float32", name=tensor._keras_history.layer.name
+            batch_shape=[None, *tensor.shape[1:]] if free_batch else tensor.shape,
+            dtype="float32",
+            name=tensor._keras_history.layer.name,
         )
         for tensor in model.inputs
     ]

@@ -300,7 +300,8 @@ def _attach_batch_norms(flat: tf_keras.Model, on_input: Callable[[Any], Any]) ->
 
         return builder.as_image(normalize, x, layer.name)
 
-    return rebuild(flat, visit, on_input)
+    # What the batch is needed for, the shapes of operators, is layers by now.
+    return rebuild(flat, visit, on_input, free_batch=True)
 
 
 def _on_image(batch_norm: tf_keras.layers.BatchNormalization, image: Any) -> Any:

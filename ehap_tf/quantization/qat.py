@@ -45,8 +45,8 @@ def quantize(
     """Returns a twin of `model` that computes with the numbers of the integer file.
 
     The twin is a trainable tf_keras model (float weights, quantized in every forward pass, the
-    straight-through gradient), not compiled. `model` stays as it is. A Keras 3 model has a tf_keras
-    twin too: TFMOT, whose wrappers do the training, knows no Keras 3.
+    straight-through gradient), not compiled, and takes batches of any size. `model` stays as it is.
+    A Keras 3 model has a tf_keras twin too: TFMOT, whose wrappers train, knows no Keras 3.
 
     Args:
         model: a trained Functional or Sequential model; nested models, any dtype policy. What is

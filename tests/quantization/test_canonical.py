@@ -489,6 +489,13 @@ def test_inputs_of_a_nested_model_are_taken_by_name():
     np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_nested_layer_may_have_the_name_of_an_input():
+    inputs = layers.Input(SHAPE, name="features")
+    nested = tf_keras.Sequential([layers.Conv2D(6, 3, name="features", input_shape=SHAPE)])
+    flat = canonical_model(tf_keras.Model(inputs, head(nested(inputs))))
+    assert [layer.name for layer in flat.layers[:2]] == ["features", "features_1"]
+
+
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("layer", [layers.BatchNormalization, lambda: layers.Dropout(0.5)])
 def test_a_layer_that_trains_at_inference_is_refused(layer, nested):

@@ -98,6 +98,14 @@ def test_arrays_are_cut_into_batches_that_are_not_small(examples, sizes):
     np.testing.assert_array_equal(np.concatenate(batches), x[: sum(sizes)])
 
 
+def test_a_model_of_one_batch_size_is_given_arrays(tmp_path):
+    inputs = layers.Input(images().shape[1:], batch_size=1)
+    x = tf.reshape(conv_norm(inputs), (1, -1))
+    qat = quantize(tf_keras.Model(inputs, layers.Dense(4)(x)), representative_data=(images(),))
+    assert qat.predict(images(), batch_size=64, verbose=0).shape == (64, 4)
+    assert export_tflite(qat, tmp_path / "net.tflite", data=(images(),)).difference < 1.0
+
+
 def test_the_file_takes_its_inputs_by_name(qat, tmp_path):
     file = export_tflite(qat, tmp_path / "net.tflite", data=FORMS["list"])
     assert file.difference < 1.0
