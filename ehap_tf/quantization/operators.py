@@ -13,7 +13,7 @@ import tf_keras
 from ehap_tf.channels import ScatterChannels
 from ehap_tf.channels.operator_rules import slice_entries
 from ehap_tf.quantization.builder import GraphBuilder
-from ehap_tf.quantization.own_layers import EhapSlice
+from ehap_tf.quantization.own_layers import EhapSlice, EhapStopGradient
 from ehap_tf.quantization.rules import sum_of
 
 layers = tf_keras.layers
@@ -268,6 +268,11 @@ def _identity(builder: GraphBuilder, name: str, x: Any) -> Any:
     return x
 
 
+def _stop_gradient(builder: GraphBuilder, name: str, x: Any) -> Any:
+    # Keras' own takes a list as well.
+    return tf.nest.map_structure(lambda y: builder.call(EhapStopGradient, name, y), x)
+
+
 def _cast(builder: GraphBuilder, name: str, x: Any, dtype: Any) -> Any:
     floats = x.dtype.is_floating and tf.as_dtype(dtype).is_floating
     return _identity(builder, name, x) if floats else None
@@ -308,7 +313,7 @@ OPERATORS: dict[str, Rule] = {
     "split": _split,
     "square": _square,
     "squeeze": _squeeze,
-    "stop_gradient": _identity,
+    "stop_gradient": _stop_gradient,
     "sub": _SUBTRACT,
     "subtract": _SUBTRACT,
     "swish": _activation(tf_keras.activations.swish),

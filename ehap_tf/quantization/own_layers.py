@@ -102,6 +102,14 @@ class EhapRsqrt(tf_keras.layers.Layer):
         return {**super().get_config(), "smallest": self.smallest}
 
 
+class EhapStopGradient(tf_keras.layers.Layer):
+    """Hands its input on, and no gradient back: what is before it does not train through it."""
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Returns the input."""
+        return tf.stop_gradient(inputs)
+
+
 class EhapSlice(tf_keras.layers.Layer):
     """A part of the tensor: `x[:, starts[0]:stops[0]:steps[0], ...]`.
 

@@ -32,6 +32,7 @@ IDENTITIES = frozenset(
         "ActivityRegularization",
         "AlphaDropout",
         "Dropout",
+        "EhapStopGradient",
         "GaussianDropout",
         "GaussianNoise",
         "RandomBrightness",

@@ -18,6 +18,7 @@ from ehap_tf.quantization.own_layers import (
     EhapQuantizeLayer,
     EhapRsqrt,
     EhapSlice,
+    EhapStopGradient,
 )
 from ehap_tf.quantization.quantizers import (
     EhapActivationQuantizer,
@@ -112,6 +113,7 @@ def quantization_scope() -> Any:
                 EhapQuantizeWrapper,
                 EhapRsqrt,
                 EhapSlice,
+                EhapStopGradient,
                 ScatterChannels,
             )
         }

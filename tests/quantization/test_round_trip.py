@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tf_keras
 
 from ehap_tf.channels import ScatterChannels
@@ -21,7 +22,7 @@ from ehap_tf.quantization import (
 )
 from ehap_tf.quantization.batch_norm import batch_norms
 from ehap_tf.quantization.evaluate import TFLiteModel
-from tests.quantization.nets import build, images
+from tests.quantization.nets import build, images, randomize
 
 layers = tf_keras.layers
 
@@ -176,6 +177,32 @@ def test_frozen_qat_model_survives_the_disk(suffix, tmp_path):
         norm.trainable = True
     save_qat(loaded, tmp_path / f"thawed.{suffix}")
     assert all(norm.trainable for norm in batch_norms(load_qat(tmp_path / f"thawed.{suffix}")))
+
+
+@pytest.mark.parametrize("suffix", ["h5", "keras"])
+def test_what_is_before_a_stopped_gradient_does_not_train(suffix, tmp_path):
+    """The file is that of the net without it."""
+    nets = []
+    for stop in (tf.stop_gradient, tf.identity):
+        inputs = layers.Input((8, 8, 3))
+        x = stop(layers.Conv2D(4, 3, activation="relu", name="before")(inputs))
+        x = layers.Flatten()(layers.Conv2D(4, 3, name="behind")(x))
+        net = randomize(tf_keras.Model(inputs, layers.Dense(3)(x)))
+        nets.append(quantize(net, representative_data=(images(),)))
+    file, expected = (export_tflite(qat, tmp_path / f"{qat.name}.tflite") for qat in nets)
+    assert file.operators == expected.operators
+    np.testing.assert_array_equal(*(TFLiteModel(f.path)(images()) for f in (file, expected)))
+    save_qat(nets[0], tmp_path / f"qat.{suffix}")
+    for qat in (nets[0], load_qat(tmp_path / f"qat.{suffix}")):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(qat(images(), training=True))
+        weights = qat.trainable_weights
+        gradients = zip(weights, tape.gradient(loss, weights), strict=True)
+        assert [weight.shape for weight, gradient in gradients if gradient is None] == [
+            (3, 3, 3, 4),
+            (4,),
+        ]
+        assert len(weights) == 6
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
