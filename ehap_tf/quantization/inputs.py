@@ -13,6 +13,8 @@ LARGEST_BATCH = 128
 SMALLEST_BATCH = 32
 """The extremes and statistics of fewer examples are not those of the data."""
 
+FORMS = "(x, y) or (x,) arrays, an array, or a batched tf.data.Dataset"
+
 
 def input_names(model: tf_keras.Model) -> list[str]:
     """The names of the inputs in the model's order: the keys of its dict, or its input layers'."""
@@ -56,14 +58,15 @@ def input_batches(
 
     Args:
         model: that the inputs are for.
-        data: `(x, y)` or `(x,)` arrays, or a batched `tf.data.Dataset` of inputs or of (inputs,
-            labels); several inputs as for `input_arrays`.
+        data: `(x, y)` or `(x,)` arrays, an array, or a batched `tf.data.Dataset` of inputs or of
+            (inputs, labels); several inputs as for `input_arrays`.
         count: how many at most; arrays are cut into that many batches of at most 128 examples, or
             into as many as leave 32 to each.
         what: the argument's name, for the messages.
 
     Raises:
-        ValueError: the data is empty, of the wrong shape, or not finite.
+        TypeError: the data is of another form: a generator, a function.
+        ValueError: the data is empty, of the wrong shape, not finite, or a list of batches.
     """
     empty = True
     for batch in _batches(model, data, count, what):
@@ -87,10 +90,29 @@ def _batches(model: tf_keras.Model, data: Any, count: int, what: str) -> Iterato
             x = element[0] if isinstance(element, tuple | list) else element
             yield [array.astype(np.float32) for array in input_arrays(model, x, what)]
         return
-    x = data[0] if isinstance(data, tuple | list) else data
+    parts = data if isinstance(data, tuple | list) else (data,)
+    if not parts:
+        return
+    x, *y = parts
+    if not (isinstance(x, Mapping | tuple | list) or hasattr(x, "shape")):
+        raise TypeError(f"{what} must be {FORMS}. Received: {type(x).__name__}")
     arrays = input_arrays(model, x, what)
+    if len(y) > 1 or not all(_are_labels(part, len(arrays[0])) for part in y):
+        raise ValueError(
+            f"{what} must be {FORMS}, with one label for each of the {len(arrays[0])} inputs. "
+            f"Received: a {type(data).__name__} of {len(parts)}; join batches with np.concatenate"
+        )
     examples = min(len(arrays[0]), count * LARGEST_BATCH)
     batches = min(count, examples // SMALLEST_BATCH) or 1
     for part in np.array_split(np.arange(examples), batches):
         if len(part):
             yield [array[part[0] : part[-1] + 1].astype(np.float32) for array in arrays]
+
+
+def _are_labels(y: Any, examples: int) -> bool:
+    """Whether `y` can be the labels of so many examples, in several arrays for several outputs."""
+    if isinstance(y, Mapping):
+        return all(_are_labels(part, examples) for part in y.values())
+    if isinstance(y, tuple | list):
+        return len(y) == examples or (bool(y) and all(_are_labels(part, examples) for part in y))
+    return y is None or (np.ndim(y) > 0 and len(y) == examples)

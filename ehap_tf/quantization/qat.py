@@ -56,12 +56,12 @@ def quantize(
             given data.
         weight_bits: 8, or 4 for all kernels but those of `Conv2DTranspose`.
         activation_bits: 8.
-        representative_data: `(x, y)` or `(x,)` arrays, or a batched `tf.data.Dataset` of inputs
-            or of (inputs, labels), preprocessed as for `model`; several inputs are a list of
-            arrays or a dict. The first 10 batches (of arrays up to 1,280 examples, in fewer batches
-            where 10 would not have 32 each) set the ranges of the activations, with BatchNorm
-            frozen. None leaves the ranges to the first batches of training, which they follow
-            quickly; such a model cannot be exported before.
+        representative_data: `(x, y)` or `(x,)` arrays, an array, or a batched `tf.data.Dataset` of
+            inputs or of (inputs, labels), preprocessed as for `model`; several inputs are a list of
+            arrays or a dict in the place of `x`. The first 10 batches (of arrays up to 1,280
+            examples, in fewer batches where 10 would not have 32 each) set the ranges of the
+            activations, with BatchNorm frozen. None leaves the ranges to the first batches of
+            training, which they follow quickly; such a model cannot be exported before.
         act_percentile: share in percent of an activation's values that its range holds; 100 takes
             the extremes, a little less clips outliers.
         allow_float: keep layers without an integer kernel in float, instead of refusing them. What
@@ -73,10 +73,11 @@ def quantize(
             warning names the layers that have neither a bias nor a BatchNorm to take it from.
 
     Raises:
-        TypeError: `model` is neither Functional nor Sequential.
+        TypeError: `model` is neither Functional nor Sequential, or the data is of another form,
+            such as a generator.
         ValueError: a layer has no integer kernel, needs the exact numbers of an input, or is
             quantized already, the model takes inputs of any size, or an argument is outside its
-            values.
+            values, such as a list of batches for data.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {METHODS}. Received: {method!r}")
@@ -199,8 +200,8 @@ def calibrate(
         batches: at most this many are read.
 
     Raises:
-        TypeError: `qat` does not come from `quantize`.
-        ValueError: the data is empty, of the wrong shape, or not finite.
+        TypeError: `qat` does not come from `quantize`, or the data is of another form.
+        ValueError: the data is empty, of the wrong shape, not finite, or a list of batches.
     """
     require_qat(qat)
     with ranges_only(qat):

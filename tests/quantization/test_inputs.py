@@ -17,7 +17,7 @@ from ehap_tf.quantization import (
 )
 from ehap_tf.quantization.inputs import input_batches
 from ehap_tf.quantization.integer_graph import output_range
-from tests.quantization.nets import conv_norm, images, layers, randomize
+from tests.quantization.nets import SHAPE, conv_norm, images, layers, randomize
 
 X = {
     "vector": np.random.default_rng(0).standard_normal((64, 5)).astype(np.float32),
@@ -160,6 +160,49 @@ def test_a_model_that_is_built_on_a_dict(tmp_path):
     file = export_tflite(qat, tmp_path / "net.tflite", data=(X, LABELS))
     assert file.difference < 1.0
     assert list(TFLiteModel(file.path).inputs) == sorted(X)
+
+
+FLAT = tf_keras.Sequential([layers.Input(SHAPE), layers.Flatten()])
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "text"),
+    [
+        (
+            [images(), images(), images(40)],
+            ValueError,
+            "one label .* 64 inputs. Received: a list of 3",
+        ),
+        ([images(), images(40)], ValueError, "one label .* 64 inputs. Received: a list of 2; join"),
+        ((images(), {"a": LABELS, "b": LABELS[1:]}), ValueError, "Received: a tuple of 2"),
+        ((images(), 1.0), ValueError, "Received: a tuple of 2"),
+        (lambda: iter([images()]), TypeError, "tf.data.Dataset. Received: function"),
+        (iter([images()]), TypeError, r"\(x, y\) or \(x,\) arrays.* Received: list_iterator"),
+        ([], ValueError, "data is empty"),
+    ],
+)
+def test_what_is_no_inputs_with_labels_is_refused(data, error, text):
+    with pytest.raises(error, match=text):
+        list(input_batches(FLAT, data, 10))
+
+
+@pytest.mark.parametrize(
+    "y",
+    [
+        images(),
+        tf.constant(LABELS),
+        LABELS.tolist(),
+        np.eye(4)[LABELS].tolist(),
+        (LABELS, images()),
+        {"a": LABELS.tolist(), "b": [LABELS, LABELS]},
+        None,
+    ],
+    ids=["images", "tensor", "list", "lists", "several", "dict", "none"],
+)
+def test_labels_of_every_form_are_left_out(y):
+    for data in ((images(), y), [images(), y]):
+        (first,), (second,) = input_batches(FLAT, data, 10)
+        np.testing.assert_array_equal(np.concatenate([first, second]), images())
 
 
 @pytest.mark.parametrize(
