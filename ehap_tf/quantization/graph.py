@@ -7,6 +7,9 @@ from typing import Any
 
 import tensorflow as tf
 import tf_keras
+from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer import (
+    QuantizeLayer,
+)
 
 Visit = Callable[[tf_keras.layers.Layer, tuple[Any, ...], dict[str, Any]], Any]
 """Called as `visit(layer, args, kwargs)` for every call of every layer; returns the new outputs."""
@@ -92,6 +95,17 @@ def consumers(model: tf_keras.Model) -> dict[str, list[str]]:
                 found[tensor._keras_history.layer.name].append(node.layer.name)
     for tensor in model.outputs:
         found[tensor._keras_history.layer.name].append("")
+    return found
+
+
+def output_layers(model: tf_keras.Model) -> list[tf_keras.layers.Layer]:
+    """The layers that make the outputs, one for each; a `QuantizeLayer` behind is passed over."""
+    found = []
+    for tensor in model.outputs:
+        layer, node, _ = tensor._keras_history
+        while isinstance(layer, QuantizeLayer):
+            layer, node, _ = layer._inbound_nodes[node].keras_inputs[0]._keras_history
+        found.append(layer)
     return found
 
 

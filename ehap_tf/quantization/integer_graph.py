@@ -26,11 +26,11 @@ from ehap_tf.channels import ScatterChannels
 from ehap_tf.models import output_names
 from ehap_tf.models.kinds import is_batch_norm, layer_kind
 from ehap_tf.quantization.folding import FoldedKernel, fold
-from ehap_tf.quantization.graph import consumers, producers, walk
+from ehap_tf.quantization.graph import consumers, output_layers, producers, walk
 from ehap_tf.quantization.layout import is_plain_relu
 from ehap_tf.quantization.quantizers import EhapActivationQuantizer, EhapFixedQuantizer
 from ehap_tf.quantization.registry import IDENTITIES, KEEPS_GRID, KERNELS
-from ehap_tf.quantization.wrappers import unwrapped
+from ehap_tf.quantization.wrappers import NAME_PREFIX, has_default_name, unwrapped
 
 Range = tuple[float, float]
 Observer = Callable[[tf_keras.layers.Layer, tf.Tensor, tf.Tensor], None]
@@ -252,6 +252,13 @@ def output_step(qat: tf_keras.Model, index: int = 0) -> float:
 
 def float_output_names(qat: tf_keras.Model) -> list[str]:
     """What the float model calls the outputs, in the model's order."""
-    layers = [tensor._keras_history.layer for tensor in qat.outputs]
-    names = {layer.name: unwrapped(layer).name for layer in layers}
-    return [names.get(name, name) for name in output_names(qat)]
+    called = list(qat.output_names)
+    if output_names(qat) != called:
+        return output_names(qat)  # The keys of a dict.
+    makers = output_layers(qat)
+    for index, (layer, tensor) in enumerate(zip(makers, qat.outputs, strict=True)):
+        if tensor._keras_history.layer is not layer:
+            called[index] = layer.name  # In the place of the quantization behind it.
+        if has_default_name(layer):
+            called[index] = called[index].removeprefix(NAME_PREFIX)
+    return called

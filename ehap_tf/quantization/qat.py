@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,11 @@ from ehap_tf.models import kept_random_state
 from ehap_tf.models.keras3 import either_keras
 from ehap_tf.quantization.batch_norm import batch_norms, ranges_only
 from ehap_tf.quantization.correction import correct_biases, reestimate_batch_norm
-from ehap_tf.quantization.graph import rebuild
+from ehap_tf.quantization.graph import output_layers, rebuild
 from ehap_tf.quantization.inputs import input_batches
 from ehap_tf.quantization.scheme import EhapQuantizeScheme, quantization_scope
 from ehap_tf.quantization.wrappers import (
+    NAME_PREFIX,
     EhapQuantizeWrapper,
     require_qat,
     training_forward,
@@ -47,6 +48,10 @@ def quantize(
     The twin is a trainable tf_keras model (float weights, quantized in every forward pass, the
     straight-through gradient), not compiled, and takes batches of any size. `model` stays as it is.
     A Keras 3 model has a tf_keras twin too: TFMOT, whose wrappers train, knows no Keras 3.
+
+    The outputs are called as those of `model`, so that its losses and labels by name serve the twin
+    as well. An output that is quantized by a layer of its own has the name of that, which ends in
+    `_quantize`: one that `allow_float` keeps in float, an average that no layer follows.
 
     Args:
         model: a trained Functional or Sequential model; nested models, any dtype policy. What is
@@ -92,7 +97,7 @@ def quantize(
         )
     scheme = EhapQuantizeScheme(weight_bits, activation_bits, act_percentile, allow_float)
     with quantization_scope():
-        qat = _wrap(*_rewritten(model, scheme))
+        qat = _wrap(*_rewritten(model, scheme), model.output_names)
     if representative_data is not None:
         if reestimate:
             reestimate_batch_norm(qat, _batches(qat, representative_data))
@@ -167,19 +172,31 @@ def _require_fixed_size(model: tf_keras.Model) -> None:
             )
 
 
-def _wrap(flat: tf_keras.Model, configs: Mapping[str, Mapping[str, Any]]) -> tf_keras.Model:
+def _wrap(
+    flat: tf_keras.Model,
+    configs: Mapping[str, Mapping[str, Any]],
+    output_names: Sequence[str],
+) -> tf_keras.Model:
     """Puts each layer into TFMOT's wrapper, as `quantize_apply` does.
 
     In one pass over the graph; `quantize_apply` makes five copies of the model, and cannot annotate
-    layers with several inputs. The layers themselves are used: `flat` is nobody else's.
+    layers with several inputs. The layers themselves are used: `flat` is nobody else's. The
+    wrappers of the outputs are called by `output_names`, if these are not taken.
     """
+    wrapped = {layer.name: f"{NAME_PREFIX}{layer.name}" for layer in flat.layers}
+    taken = {wrapped[layer.name] if layer.name in configs else layer.name for layer in flat.layers}
+    of_outputs: dict[str, str] = {}
+    for name, layer in zip(output_names, output_layers(flat), strict=True):
+        if name not in taken:
+            of_outputs.setdefault(layer.name, name)
+    names = wrapped | of_outputs
 
     def visit(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if layer.name not in configs:
             return layer(*args, **kwargs)
         config = configs[layer.name]["quantize_config"]
         # Not in the global dtype policy, which the layer does not follow either.
-        wrapper = EhapQuantizeWrapper(layer, config, dtype="float32")
+        wrapper = EhapQuantizeWrapper(layer, config, dtype="float32", name=names[layer.name])
         # Keras would translate the wrapper's Python for each of them, half of the whole time; no
         # layer with an integer kernel needs it.
         return tf.autograph.experimental.do_not_convert(wrapper)(*args, **kwargs)

@@ -15,6 +15,9 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapp
     QuantizeWrapperV2,
 )
 
+NAME_PREFIX = "quant_"
+"""What TFMOT puts before a layer's name, to name the wrapper."""
+
 
 def require_qat(model: Any) -> None:
     """Checks that `model` is quantized.
@@ -39,6 +42,11 @@ def is_qat(model: Any) -> bool:
 def unwrapped(layer: tf_keras.layers.Layer) -> tf_keras.layers.Layer:
     """The layer inside TFMOT's wrapper, or `layer` itself."""
     return layer.layer if isinstance(layer, QuantizeWrapper) else layer
+
+
+def has_default_name(layer: tf_keras.layers.Layer) -> bool:
+    """Whether a wrapper is called after the layer inside."""
+    return isinstance(layer, QuantizeWrapper) and layer.name == f"{NAME_PREFIX}{layer.layer.name}"
 
 
 class EhapQuantizeWrapper(QuantizeWrapperV2):

@@ -16,6 +16,7 @@ from ehap_tf.pipeline.training_step import (
     optimizer_variables,
 )
 from ehap_tf.quantization import quantize
+from ehap_tf.quantization.wrappers import unwrapped
 
 layers = tf_keras.layers
 BATCH = 8
@@ -108,7 +109,8 @@ def test_a_quantized_softmax_output_trains_like_its_logits():
         step = build_step(qat, optimizer, 0.0, BATCH, tf.distribute.get_strategy())
         for number in range(3):
             step(*batch(number))
-    kernels = [qat.get_layer("quant_dense").get_weights()[0] for qat in trained]
+    dense = [layer for qat in trained for layer in qat.layers if unwrapped(layer).name == "dense"]
+    kernels = [layer.get_weights()[0] for layer in dense]
     np.testing.assert_allclose(*kernels, rtol=1e-4, atol=1e-6)
 
 

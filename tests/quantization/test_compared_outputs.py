@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import tensorflow_model_optimization as tfmot
 import tf_keras
 
 from ehap_tf.quantization import (
     TFLiteModel,
     evaluate_tflite,
     export_tflite,
+    load_qat,
     quantization_report,
     quantize,
     read_metadata,
+    save_qat,
 )
-from ehap_tf.quantization.integer_graph import output_step
+from ehap_tf.quantization.integer_graph import float_output_names, output_step
+from ehap_tf.quantization.scheme import EhapQuantizeScheme, quantization_scope
 from ehap_tf.quantization.tflite_file import inspect_tflite, open_interpreter
 from tests.quantization.nets import SHAPE, conv, images, layers, randomize
 
@@ -147,6 +151,42 @@ def test_metadata_say_which_tensor_is_which_output(tmp_path, as_dict, shapes):
         assert details["quantization"] == (y["scale"], y["zero_point"])
     assert metadata["inputs"] == [{"model_name": "photo", **metadata["input"]}]
     assert {"model_name": next(iter(shapes)), **metadata["output"]} == metadata["outputs"][0]
+
+
+@pytest.mark.parametrize("suffix", ["h5", "keras"])
+def test_outputs_are_called_as_in_the_float_model(tmp_path, suffix):
+    """Whatever layers they have become: to Keras, and in the metadata."""
+    inputs = layers.Input(SHAPE)
+    image = conv(inputs)
+    x = layers.Flatten()(image)
+    outputs = {
+        "probs": layers.Dense(4, activation="softmax", name="probs")(x),
+        "predictions": layers.Activation("linear", name="predictions")(layers.Dense(2)(x)),
+        "inner": tf_keras.Sequential([layers.Input(x.shape[1:]), layers.Dense(3)], "inner")(x),
+        "pooled": layers.AveragePooling2D(2, name="pooled")(image),
+    }
+    net = randomize(tf_keras.Model(inputs, list(outputs.values())))
+    assert net.output_names == list(outputs)
+    qat = quantize(net, representative_data=(images(),))
+    losses = dict.fromkeys(list(outputs)[:3], "mse")
+    qat.compile("sgd", losses)
+    history = qat.fit(images(), dict(zip(losses, net(images()), strict=False)), verbose=0).history
+    assert set(history) == {"loss", *(f"{name}_loss" for name in losses)}
+    save_qat(qat, tmp_path / f"qat.{suffix}")
+    for trained in (qat, load_qat(tmp_path / f"qat.{suffix}")):
+        assert trained.output_names[:3] == list(losses)
+        metadata = read_metadata(export_tflite(trained, tmp_path / "net.tflite").path)
+        assert [y["model_name"] for y in metadata["outputs"]] == list(outputs)
+
+
+def test_outputs_of_older_models_have_the_names_of_their_layers():
+    """Those of TFMOT's own wrappers, whose names it makes."""
+    inputs = layers.Input(SHAPE)
+    net = tf_keras.Model(inputs, [layers.Dense(2, name="a")(inputs), layers.ReLU(name="b")(inputs)])
+    with quantization_scope():
+        annotated = tfmot.quantization.keras.quantize_annotate_model(net)
+        qat = tfmot.quantization.keras.quantize_apply(annotated, EhapQuantizeScheme())
+    assert float_output_names(qat) == ["a", "b"]
 
 
 @pytest.mark.parametrize("io_dtype", ["int8", "float32"])

@@ -71,7 +71,7 @@ def test_two_layers_by_hand(tmp_path):
     matrix_step = np.abs(matrix).max() / 127
     accumulator = (hidden - hidden_zero).reshape(len(x), -1) @ np.rint(matrix / matrix_step)
     accumulator += np.rint(offsets / (hidden_scale * matrix_step))
-    out_scale, out_zero = observed(qat, "quant_logits")
+    out_scale, out_zero = observed(qat, "logits")
     expected = requantize(accumulator, hidden_scale * matrix_step / out_scale, out_zero)
 
     assert out_scale == pytest.approx(file.output.scale, rel=1e-5)
