@@ -67,7 +67,8 @@ def export_tflite(
         io_dtype: "int8", "uint8" or "float32", of inputs and outputs.
         allow_float: accept operators that compute in floating point.
         normalization: of the pixels, if it is not part of the model; goes into the metadata.
-        labels: the classes' names in the order of the outputs; go into the metadata.
+        labels: the classes' names; go into the metadata, with the one output that has as many
+            numbers.
         data: real inputs, as `representative_data` of `quantize`; the file's outputs on the first
             16 batches (up to 2,048 examples of arrays) are compared with those of `qat`, each of
             several outputs by itself.
@@ -80,14 +81,12 @@ def export_tflite(
         TypeError: `qat` does not come from `quantize`.
         ValueError: the model has not seen data; the file holds float operators, or computes
             something else than the model or holds other types than it was asked for; `data` is
-            empty or of another shape.
+            empty or of another shape; `labels` fit no output, or several.
     """
     if io_dtype not in IO_DTYPES:
         raise ValueError(f"io_dtype must be one of {tuple(IO_DTYPES)}. Received: {io_dtype!r}")
     require_qat(qat)
-    outputs = qat.outputs[0].shape[-1]
-    if labels is not None and len(labels) != outputs:
-        raise ValueError(f"labels must name the {outputs} outputs. Received: {len(labels)} names")
+    labelled = None if labels is None else _labelled_output(qat, labels)
     with atomic_path(path) as temporary:
         round_biases(qat)
         graph = IntegerGraph(qat)
@@ -106,8 +105,25 @@ def export_tflite(
         _require_types(file, graph, io_dtype)
         if data is not None:
             file = _compared(file, qat, data)
-        write_metadata(file, path, float_output_names(qat), normalization, labels)
+        write_metadata(file, path, float_output_names(qat), normalization, labels, labelled)
     return dataclasses.replace(file, path=pathlib.Path(path))
+
+
+def _labelled_output(qat: tf_keras.Model, labels: Sequence[str]) -> int:
+    """The number of the output that `labels` are for.
+
+    Raises:
+        ValueError: it is not one and only one.
+    """
+    widths = [tensor.shape[-1] for tensor in qat.outputs]
+    if len(widths) == 1 and widths[0] != len(labels):
+        raise ValueError(f"labels must name the {widths[0]} outputs. Received: {len(labels)} names")
+    if widths.count(len(labels)) != 1:
+        raise ValueError(
+            f"labels must fit one output and no other; the outputs have {widths} numbers. "
+            f"Received: {len(labels)} names"
+        )
+    return widths.index(len(labels))
 
 
 def _require_types(file: TFLiteFile, graph: IntegerGraph, io_dtype: str) -> None:
@@ -146,7 +162,8 @@ def _compared(file: TFLiteFile, qat: tf_keras.Model, data: Any) -> TFLiteFile:
     for x in input_batches(qat, data, COMPARED_BATCHES):
         received.append(tf.nest.flatten(integer(dict(zip(names, x, strict=True)))))
         expected.append([y.numpy() for y in tf.nest.flatten(qat(x, training=False))])
-    differences, agreements = [], []
+    differences: list[float] = []
+    agreements: list[float | None] = []
     for index in range(len(qat.outputs)):
         one, other = (np.concatenate([y[index] for y in side]) for side in (received, expected))
         difference, reason = _difference(one, other, output_step(qat, index))
@@ -158,10 +175,13 @@ def _compared(file: TFLiteFile, qat: tf_keras.Model, data: Any) -> TFLiteFile:
                 "please report it with the model."
             )
         differences.append(difference)
-        if other.shape[-1] > 1:
-            agreements.append(float(np.mean(classes(one) == classes(other))))
+        is_class = other.shape[-1] > 1
+        agreements.append(float(np.mean(classes(one) == classes(other))) if is_class else None)
     return dataclasses.replace(
-        file, difference=max(differences), agreement=min(agreements, default=None)
+        file,
+        difference=max(differences),
+        agreement=min((share for share in agreements if share is not None), default=None),
+        agreements=tuple(agreements),
     )
 
 

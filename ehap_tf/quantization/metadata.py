@@ -49,21 +49,28 @@ def write_metadata(
     names: Sequence[str],
     normalization: Normalization | None = None,
     labels: Sequence[str] | None = None,
+    labelled: int | None = None,
 ) -> pathlib.Path:
     """Writes what is known about `file` beside `path` and returns where.
 
     Under `inputs` and `outputs` lie all tensors, the outputs in the model's order: `model_name` is
     what the model calls them, `name` what the file does. `input` and `output` are those of
-    `TFLiteFile`.
+    `TFLiteFile`. An output that was compared with the model's has its own
+    `agreement_with_qat_model`; `labelled_output` is the `model_name` of the one that `labels` are
+    for.
 
     Args:
         file: what was verified; it need not lie at `path` yet.
         path: where it will.
         names: of the outputs, in the model's order.
         normalization: of the pixels, if it is not part of the model.
-        labels: the classes' names in the order of the outputs.
+        labels: the classes' names.
+        labelled: the number of the output that they are for.
     """
     inputs, outputs = signature(open_interpreter(file.path))
+    agreements: list[dict[str, Any]] = [{} for _ in outputs]
+    if file.agreements:
+        agreements = [{"agreement_with_qat_model": share} for share in file.agreements]
     content: dict[str, Any] = {
         "format": FORMAT,
         "file": pathlib.Path(path).name,
@@ -76,8 +83,8 @@ def write_metadata(
             for name, details in inputs.items()
         ],
         "outputs": [
-            {"model_name": name, **_tensor(tensor_spec(details))}
-            for name, details in zip(names, outputs, strict=True)
+            {"model_name": name, **_tensor(tensor_spec(details)), **compared}
+            for name, details, compared in zip(names, outputs, agreements, strict=True)
         ],
         "operators": dict(file.operators),
         "float_operators": list(file.float_operators),
@@ -86,6 +93,8 @@ def write_metadata(
         "normalization": None,
         "labels": None if labels is None else [str(label) for label in labels],
     }
+    if labelled is not None:
+        content["labelled_output"] = names[labelled]
     if normalization is not None:
         content["normalization"] = {
             "mean": np.ravel(normalization.mean).astype(float).tolist(),

@@ -61,6 +61,8 @@ class TFLiteFile:
             the output; of several outputs the largest; None where `export_tflite` was given none.
         agreement: share of those inputs for which both say the same class; of several outputs the
             smallest; likewise, and None for single numbers, which are no classes.
+        agreements: the same of each output, in the model's order; empty where `export_tflite` was
+            given no inputs.
     """
 
     path: pathlib.Path
@@ -72,6 +74,7 @@ class TFLiteFile:
     output: TensorSpec
     difference: float | None = None
     agreement: float | None = None
+    agreements: tuple[float | None, ...] = ()
 
     @property
     def float_ops(self) -> int:

@@ -122,6 +122,8 @@ def test_several_outputs_are_compared_each_in_its_steps(tmp_path, monkeypatch, i
     assert file.difference == pytest.approx(max(steps), abs=1.5 / 64)
     same = np.mean(pairs[1][0].argmax(1) == pairs[1][1].argmax(1))
     assert file.agreement == pytest.approx(same, abs=1.5 / 64)
+    outputs = read_metadata(file.path)["outputs"]
+    assert [y["agreement_with_qat_model"] for y in outputs] == [None, file.agreement]
 
     class Shifted(TFLiteModel):
         def __call__(self, examples):
@@ -151,6 +153,24 @@ def test_metadata_say_which_tensor_is_which_output(tmp_path, as_dict, shapes):
         assert details["quantization"] == (y["scale"], y["zero_point"])
     assert metadata["inputs"] == [{"model_name": "photo", **metadata["input"]}]
     assert {"model_name": next(iter(shapes)), **metadata["output"]} == metadata["outputs"][0]
+
+
+def test_labels_are_those_of_the_output_that_has_as_many(tmp_path):
+    inputs = layers.Input(SHAPE)
+    x = layers.Flatten()(inputs)
+    heads = [layers.Dense(size, name=f"of_{place}")(x) for place, size in enumerate((4, 3, 4))]
+    qat = quantize(tf_keras.Model(inputs, heads), representative_data=(images(),))
+    file = export_tflite(qat, tmp_path / "net.tflite", labels="abc", data=(images(),))
+    metadata = read_metadata(file.path)
+    assert (metadata["labels"], metadata["labelled_output"]) == (["a", "b", "c"], "of_1")
+    of_outputs = [y["agreement_with_qat_model"] for y in metadata["outputs"]]
+    assert min(of_outputs) == metadata["agreement_with_qat_model"] and len(of_outputs) == 3
+    for labels in ("ab", "abcd"):
+        with pytest.raises(
+            ValueError, match=rf"have \[4, 3, 4\] num.* Received: {len(labels)} names"
+        ):
+            export_tflite(qat, tmp_path / "other.tflite", labels=labels)
+    assert not (tmp_path / "other.tflite").exists()
 
 
 @pytest.mark.parametrize("suffix", ["h5", "keras"])
