@@ -53,6 +53,9 @@ def quantize(
     as well. An output that is quantized by a layer of its own has the name of that, which ends in
     `_quantize`: one that `allow_float` keeps in float, an average that no layer follows.
 
+    A layer or a nested model that is called several times becomes a copy for each call, as each has
+    scales of its own in the file: their weights are equal at first, and train apart.
+
     Args:
         model: a trained Functional or Sequential model; nested models, any dtype policy. What is
             called with `training=False` stays in inference mode, and a BatchNorm there does not
