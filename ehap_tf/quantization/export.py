@@ -38,7 +38,8 @@ of a file that returns constants is at least 1. Most outputs of a softmax over m
 whatever it says, and the mean distance stays small."""
 SMALLEST_SPREAD = 3.0
 """Standard deviation over the examples, in steps, of outputs to be judged so; less is rounding."""
-COMPARED_BATCHES = 16
+CHECKED_BATCHES = 16
+"""Of `data`, on which a file is compared with its model."""
 
 IO_DTYPES = {"int8": tf.int8, "uint8": tf.uint8, "float32": tf.float32}
 
@@ -159,7 +160,7 @@ def _compared(file: TFLiteFile, qat: tf_keras.Model, data: Any) -> TFLiteFile:
     """
     integer, names = TFLiteModel(file.path), input_names(qat)
     received, expected = [], []
-    for x in input_batches(qat, data, COMPARED_BATCHES):
+    for x in input_batches(qat, data, CHECKED_BATCHES):
         received.append(tf.nest.flatten(integer(dict(zip(names, x, strict=True)))))
         expected.append([y.numpy() for y in tf.nest.flatten(qat(x, training=False))])
     differences: list[float] = []

@@ -27,19 +27,20 @@ def quantization_section(run: ReportContent) -> dict[str, Any] | None:
             f"model for {100 * found['qat_agreement']:.1f} % and as the float model for "
             f"{100 * found['float_agreement']:.1f} %; its outputs are at most "
             f"{found['largest_difference']:.2f} of its steps away from the QAT model's."
-            f"{_on_test_images(run.details.get('tflite_agreement'))}"
+            f"{_on_test_images(run.details)}"
         ),
         "worst": WORST,
         "rows": [_row(layer, max(measured), worst) for layer in layers],
     }
 
 
-def _on_test_images(agreement: float | None) -> str:
+def _on_test_images(details: Mapping[str, Any]) -> str:
     """What the check after export found, on many more images than the table was measured on."""
-    if agreement is None:
+    agreement, examples = details.get("tflite_agreement"), details.get("tflite_agreement_examples")
+    if agreement is None or examples is None:
         return ""
     return (
-        f" On the first 2,048 test images it says the same class as the QAT model for "
+        f" On the first {examples:,} test images it says the same class as the QAT model for "
         f"{100 * agreement:.2f} %."
     )
 

@@ -122,8 +122,9 @@ def test_quantization_error_by_layer():
     assert "99.2 %" in page and "94.5 %" in page and "11 (29), 6 (33)" in page
     assert "<td></td><td>2 (8), 0 (40)</td></tr>" in page
     assert 'class="quantization"' not in render_page([content(details={})])
-    assert "first 2,048 test images" not in page
-    details = {"quantization": QUANTIZATION, "tflite_agreement": 0.99854}
+    assert "test images it says" not in page
+    agreement = {"tflite_agreement": 0.99854, "tflite_agreement_examples": 2048}
+    details = {"quantization": QUANTIZATION, **agreement}
     page = render_page([content(details=details)])
     assert "first 2,048 test images it says the same class as the QAT model for 99.85 %" in page
 
