@@ -49,12 +49,11 @@ def plan_pruning(
         target_params: fraction of the parameters to keep, in (0, 1].
         target_macs: fraction of the multiply-accumulates to keep, in (0, 1].
         prune_ratio_limit: largest share of its filters that a layer may lose, in [0, 1]; the last
-            filter always stays. Filters that become 1x1 count as lost.
+            filter always stays.
         residual: "union": every branch of a sum keeps its own filters. "tied": the branches keep
             the same.
         implant_ratio: of the filters below the threshold, the share of highest scores that stays
             as 1x1 filters, in [0, 1]. A 1x1 layer has nothing to gain; there they are removed.
-            Filters that come back for `round_to` are 1x1, too.
         implant_init: what the 1x1 kernels start from: "zero", or "center" of the old kernel.
         round_to: the number of filters that a pruned layer keeps is a multiple of this.
         keep_layers: paths or patterns (`block3_*`) of layers that keep all their filters.

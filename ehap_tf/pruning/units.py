@@ -160,22 +160,10 @@ class Units:
         return int(np.searchsorted(self._listed, place, side="right")) + 1
 
     def _within_limits(self, stays: Flags, band: Flags) -> Choice:
-        """Brings back the best removed units of every layer that would lose too many filters.
-
-        With implants the limit is met by filters of full size, and `round_to` then by 1x1 filters:
-        so in a layer none of full size is worth less than a 1x1 one, and the cost never rises with
-        the number of units that go.
-        """
+        """Brings back the best removed units of every layer that would lose too many filters."""
         full = stays | ~self.free
-        if not self._implant_ratio:
-            return Choice(self._filled_up(full, self._round_to), band)
-        full = self._filled_up(full, 1)
-        stays = self._filled_up(full | (band & self._implantable), self._round_to)
-        return Choice(stays, stays & self._implantable & ~full)
-
-    def _filled_up(self, stays: Flags, multiple: int) -> Flags:
-        """What stays, and the best of what does not in every layer that would keep too little."""
-        stays = stays.copy()
+        small = band & self._implantable & ~full
+        stays = full | small
         best_first = self._ranked[::-1]
         changed = True
         while changed:
@@ -183,7 +171,7 @@ class Units:
             for number in range(len(self._layers)):
                 members = self._unit[self._layer == number]
                 kept = int(stays[members].sum())
-                needed = self._needed(kept, len(members), multiple)
+                needed = self._needed(kept, len(members))
                 if kept >= needed:
                     continue
                 changed = True
@@ -191,13 +179,13 @@ class Units:
                 removed = best_first[~stays[best_first] & (sizes[best_first] > 0)]
                 enough = np.searchsorted(np.cumsum(sizes[removed]), needed - kept) + 1
                 stays[removed[:enough]] = True
-        return stays
+        return Choice(stays, small)
 
-    def _needed(self, kept: int, total: int, multiple: int) -> int:
+    def _needed(self, kept: int, total: int) -> int:
         """How many filters a layer has to keep when its scores would keep `kept`."""
         least = max(1, total - int(self._limit * total + 1e-9))
         kept = max(kept, least)
-        return min(total, -(-kept // multiple) * multiple)
+        return min(total, -(-kept // self._round_to) * self._round_to)
 
     def _named(self, patterns: Sequence[str]) -> Flags:
         keep = np.zeros(len(self._layers), np.bool_)

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 import tf_keras
 
-from ehap_tf.channels import trace_channels
 from ehap_tf.pruning import (
     PruningPlan,
     count_macs,
@@ -12,8 +11,6 @@ from ehap_tf.pruning import (
     prune,
     remove_blocks,
 )
-from ehap_tf.pruning.selection import cost_of
-from ehap_tf.pruning.units import Units
 from tests.pruning.nets import batch, random_scores, relative_error, shake, small_residual_net
 
 layers = tf_keras.layers
@@ -100,42 +97,6 @@ def test_band_is_the_best_of_what_goes():
     plan = plan_pruning(model, scores, prune_ratio=0.45, implant_ratio=0.5, prune_ratio_limit=1.0)
     assert plan.implanted["c"].tolist() == [4, 5, 6]
     assert plan.kept["c"].tolist() == [7]
-
-
-@pytest.mark.parametrize(
-    ("limits", "kept", "implanted"),
-    [
-        ({"round_to": 6}, [7], [2, 3, 4, 5, 6]),
-        ({"prune_ratio_limit": 0.75}, [6, 7], [4, 5]),
-        ({"prune_ratio_limit": 0.75, "round_to": 6}, [6, 7], [2, 3, 4, 5]),
-    ],
-)
-def test_what_comes_back_is_worth_less_than_what_is_larger(limits, kept, implanted):
-    model = strided_net("same", 1, 3)
-    scores = {"c": np.arange(8.0), "point": np.full(4, 99.0), "logits": np.full(2, 99.0)}
-    limits = {"prune_ratio_limit": 1.0, **limits}
-    plan = plan_pruning(model, scores, prune_ratio=0.45, implant_ratio=0.5, **limits)
-    assert plan.kept["c"].tolist() == kept
-    assert plan.implanted["c"].tolist() == implanted
-
-
-@pytest.mark.parametrize("residual", ["union", "tied"])
-@pytest.mark.parametrize(("limit", "round_to"), [(0.95, 1), (0.6, 1), (0.95, 4), (0.7, 2)])
-def test_the_cost_never_rises_with_the_number_that_goes(residual, limit, round_to):
-    graph = trace_channels(small_residual_net(), residual)
-    units = Units(
-        graph,
-        random_scores(small_residual_net(), 4),
-        prune_ratio_limit=limit,
-        round_to=round_to,
-        keep_layers=(),
-        implant_ratio=0.3,
-        cost_aware=None,
-    )
-    choices = [units.without_lowest(number) for number in range(int(units.free.sum()) + 1)]
-    assert any(choice.implanted.any() for choice in choices)
-    costs = [cost_of(graph, "macs", *units.flags(choice)) for choice in choices]
-    assert costs == sorted(costs, reverse=True)
 
 
 def test_1x1_layer_has_no_implants():
