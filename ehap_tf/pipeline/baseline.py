@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Mapping
 
 import tf_keras
 
@@ -59,6 +60,11 @@ def check_fits(model: tf_keras.Model, dataset: ImageDataset, source: pathlib.Pat
         raise ValueError(
             f"{source}: the command takes models with one input and one output. Received: "
             f"{len(model.inputs)} and {len(model.outputs)}. The library's functions take others"
+        )
+    if isinstance(model.output, Mapping):
+        raise ValueError(
+            f"{source}: the command takes a model whose output is a tensor. Received: a dict with "
+            f"{', '.join(model.output)}; save tf_keras.Model(model.input, model.outputs[0])"
         )
     expected, shape = dataset.input_shape, tuple(model.inputs[0].shape[1:])
     if len(shape) != 3 or any(s not in (None, e) for s, e in zip(shape, expected, strict=True)):

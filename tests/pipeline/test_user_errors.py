@@ -89,6 +89,13 @@ def test_a_model_with_two_outputs(run):
         run(model="mine.keras")
 
 
+def test_a_model_with_its_output_in_a_dict(run):
+    model = small()
+    save_model(tf_keras.Model(model.input, {"logits": model.output}), "mine.keras")
+    with pytest.raises(ValueError, match=r"a dict with logits; save tf_keras\.Model"):
+        run(model="mine.keras")
+
+
 def test_a_saved_model_is_taken_as_it_is(run):
     model = small()
     save_model(model, "mine.keras")
