@@ -320,10 +320,7 @@ def test_an_empty_stream_cannot_be_evaluated(digits: ImageDataset):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("frozen_after", [None, 0])
-def test_quantization_aware_models_train_and_resume(
-    digits: ImageDataset, tmp_path: pathlib.Path, frozen_after: int | None
-):
+def test_quantization_aware_models_train_and_resume(digits: ImageDataset, tmp_path: pathlib.Path):
     quantization = pytest.importorskip("ehap_tf.quantization")
     recipe = dataclasses.replace(RECIPE, epochs=2, learning_rate=0.01)
     float_model = small_net()
@@ -334,7 +331,8 @@ def test_quantization_aware_models_train_and_resume(
 
     whole, killed, resumed = quantized(), quantized(), quantized()
     start = whole.get_weights()
-    options: dict[str, Any] = {"seed": 1, "freeze_batch_norm_after": frozen_after}
+    # With BatchNorm frozen, as in the second half of a recipe; test_killed.py resumes before that.
+    options: dict[str, Any] = {"seed": 1, "freeze_batch_norm_after": 0}
     fit(whole, digits, recipe, directory=tmp_path / "a", **options)
     assert any(np.any(a != b) for a, b in zip(start, whole.get_weights(), strict=True))
     with pytest.raises(KilledError):
