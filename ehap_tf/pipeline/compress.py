@@ -207,7 +207,7 @@ def compress(
         "pruned_accuracy": accuracy_on(slim, validation_data),
     }
     rate = _learning_rate(model, learning_rate)
-    # Of the only output, whatever it is called: quantization gives its layer another name.
+    # Of the only output, whatever it is called: behind an average quantization has another name.
     (output_loss,) = tf.nest.flatten(training_loss)
     options: dict[str, Any] = {
         "loss": output_loss,

@@ -144,16 +144,22 @@ def test_the_study_goes_on_where_it_was_killed(
     assert rows()[trained[0]] == first
 
 
-def test_a_criterion_that_refuses_is_left_out_with_its_reason(tmp_path: pathlib.Path) -> None:
+def study_of_one_layer(tmp_path: pathlib.Path, flags: str) -> list[str]:
+    """The arguments of a study of a network with one convolution, cut once."""
     inputs = layers.Input((32, 32, 3))
     x = layers.GlobalAveragePooling2D()(layers.Conv2D(6, 3, strides=4, activation="relu")(inputs))
     tf_keras.Model(inputs, layers.Dense(10)(x)).save(tmp_path / "net.keras")
-    arguments = (
+    return (
         f"study --model={tmp_path / 'net.keras'} --dataset=digits --directory={tmp_path} "
         "--examples=16 --validation_images=40 --test_images=40 --recalibrate_batches=0 "
-        "--finetune_epochs=0 --round_to=1 --removed 0.4 --seeds 0 --best=0 "
-        "--train_precision=fp32 --criteria bn_scale random"
+        f"--round_to=1 --removed 0.4 --seeds 0 --train_precision=fp32 {flags}"
     ).split()
+
+
+def test_a_criterion_that_refuses_is_left_out_with_its_reason(tmp_path: pathlib.Path) -> None:
+    arguments = study_of_one_layer(
+        tmp_path, "--finetune_epochs=0 --best=0 --criteria bn_scale random"
+    )
     assert main(arguments) == 0
     table = (tmp_path / "study.md").read_text()
     assert "| bn_scale | one shot | not measured |" in table
@@ -164,15 +170,7 @@ def test_a_criterion_that_refuses_is_left_out_with_its_reason(tmp_path: pathlib.
 def test_a_cell_that_diverges_is_recorded_as_failed_and_the_others_go_on(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inputs = layers.Input((32, 32, 3))
-    x = layers.GlobalAveragePooling2D()(layers.Conv2D(6, 3, strides=4, activation="relu")(inputs))
-    tf_keras.Model(inputs, layers.Dense(10)(x)).save(tmp_path / "net.keras")
-    arguments = (
-        f"study --model={tmp_path / 'net.keras'} --dataset=digits --directory={tmp_path} "
-        "--examples=16 --validation_images=40 --test_images=40 --recalibrate_batches=0 "
-        "--round_to=1 --removed 0.4 --seeds 0 --best=1 --parts=1 --train_precision=fp32 "
-        "--criteria magnitude random"
-    ).split()
+    arguments = study_of_one_layer(tmp_path, "--best=1 --parts=1 --criteria magnitude random")
     trained: list[str] = []
 
     def diverge_at_the_first(*arguments: Any, directory: pathlib.Path, **options: Any) -> None:
