@@ -2,7 +2,7 @@ from setuptools import find_packages, setup
 
 setup(
     name="ehap_tf",
-    version="0.1.0",
+    version="0.2.0.dev0",
     description="Second-order filter pruning and full-integer export for trained Keras CNNs",
     license="Apache-2.0",
     python_requires=">=3.10,<3.14",

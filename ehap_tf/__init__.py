@@ -18,7 +18,7 @@ if sys.argv[:1] != ["-m"]:
 
     register_layers()
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 _HOMES = {
     "ScatterChannels": "ehap_tf.channels",
