@@ -1,4 +1,4 @@
-"""The process is killed in every stage; the same command ends with the files of an unbroken run."""
+"""Killed in the middle of every training, the command ends with the files of an unbroken run."""
 
 import json
 import os
@@ -92,18 +92,14 @@ FLAGS = (
 )
 
 # 16 steps an epoch: 40 is in the middle of the third, 25 of the second.
+# Kills at the write of every other file are in test_runner.py, where a run takes milliseconds.
 KILLS = (
     "progress:train:40",
-    "write:baseline.keras:",
-    "progress:rank:1",
     "progress:prune_1:25",
     "progress:prune_2_rank:1",
-    "write:slim.keras:",
     "progress:finetune:25",
     "progress:quantize:25",
-    "write:qat.h5:",
     "write:model_int8.tflite:",
-    "write:report.html:",
 )
 
 
@@ -145,7 +141,7 @@ def run(images):
 
 
 @pytest.mark.slow
-def test_killed_in_every_stage_it_ends_with_the_same_files(tmp_path, run):
+def test_killed_in_every_training_it_ends_with_the_same_files(tmp_path, run):
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     code, printed = run(unbroken)
     assert code == 0, printed

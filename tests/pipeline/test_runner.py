@@ -4,11 +4,14 @@ import dataclasses
 import io
 import json
 import logging
+import os
+import signal
 
 import pytest
 import rich.console
 import tensorflow as tf
 
+from ehap_tf import files
 from ehap_tf.pipeline import runner
 from ehap_tf.pipeline.config import PipelineConfig
 from ehap_tf.pipeline.console import RunConsole
@@ -40,7 +43,7 @@ class FakeJob:
             target = getattr(job.run, output)
             content = [getattr(job.run, i).read_text() for i in inputs]
             content += [str(getattr(job.config, f)) for f in flags]
-            target.write_text(f"{name}({','.join(content)})")
+            files.write_text(target, f"{name}({','.join(content)})")
             if self.fail_in == name:
                 raise KeyboardInterrupt
             return {f"{name}_figure": 1}
@@ -101,6 +104,31 @@ def test_an_interrupted_stage_runs_again_and_no_finished_one(job, stage):
     job.fail_in = None
     names = ["train", "rank", "prune"]
     assert job() == names[names.index(stage) :]
+
+
+@pytest.mark.parametrize("write", range(1, 8))
+def test_killed_at_any_write_it_goes_on_from_the_last_whole_file(job, tmp_path, write):
+    """Seven files are written: config.json, and per stage its own and stages.json."""
+    child = os.fork()
+    if not child:
+        replace, count = os.replace, iter(range(1, 100))
+
+        def replace_or_die(source, target):
+            if next(count) == write:
+                os.kill(os.getpid(), signal.SIGKILL)
+            replace(source, target)
+
+        os.replace = replace_or_die
+        job()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    finished = (write - 2) // 2
+    assert job() == ["train", "rank", "prune"][max(finished, 0) :]
+    unbroken = FakeJob(tmp_path / "unbroken", job._monkeypatch)
+    unbroken()
+    for name in ("baseline.keras", "scores.npz", "slim.keras"):
+        assert (job.folder / name).read_text() == (unbroken.folder / name).read_text()
+    assert not list(job.folder.glob("**/.*.partial*"))
 
 
 @pytest.mark.parametrize(
