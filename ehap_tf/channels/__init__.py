@@ -11,6 +11,7 @@ from ehap_tf.channels.graph import (
 from ehap_tf.channels.ids import ZERO, ChannelIds, Flags, Ids
 from ehap_tf.channels.rules import Call, Effect, MacTerm, frozen, pass_on, register_channel_rule
 from ehap_tf.channels.scatter import ScatterChannels
+from ehap_tf.channels.slices import saved_arguments, slice_entries
 from ehap_tf.channels.walk import (
     is_nested_model,
     layer_paths,
@@ -37,6 +38,8 @@ __all__ = [
     "nodes_in_order",
     "pass_on",
     "register_channel_rule",
+    "saved_arguments",
+    "slice_entries",
     "trace_channels",
     "weight_axes",
     "zero_at_zero",

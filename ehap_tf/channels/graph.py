@@ -18,6 +18,7 @@ from ehap_tf.channels import (
     merge_rules,
     operator_rules,
     shape_rules,
+    slices,
 )
 from ehap_tf.channels.checks import require_fitting_effect
 from ehap_tf.channels.ids import ChannelIds, Flags, Ids
@@ -38,6 +39,7 @@ _RULE_MODULES = (
     merge_rules,
     operator_rules,
     shape_rules,
+    slices,
 )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tf_keras.src.layers.core.tf_op_layer import SlicingOpLambda, TFOpLambda
+from tf_keras.src.layers.core.tf_op_layer import TFOpLambda
 
 from ehap_tf.channels.ids import ZERO, Flags
 from ehap_tf.channels.merge_rules import concatenate_along, elementwise_sum, product
@@ -32,7 +32,7 @@ _PRODUCTS = frozenset(["__operators__.mul", "math.multiply"])
 _REDUCTIONS = frozenset(["math.reduce_mean", "math.reduce_sum", "math.reduce_max"])
 
 
-def _argument(call: Call, place: int, name: str, default: Any = None) -> Any:
+def argument(call: Call, place: int, name: str, default: Any = None) -> Any:
     """A non-tensor argument of an operator, given by position or by name."""
     args, kwargs = call.node.call_args, call.node.call_kwargs
     if name in kwargs:
@@ -80,7 +80,7 @@ def _zero_at_zero(call: Call) -> bool:
 
 @one_input
 def _reduction(call: Call) -> Effect:
-    axis = _argument(call, 1, "axis")
+    axis = argument(call, 1, "axis")
     rank = len(call.input_shapes[0])
     axes = range(rank) if axis is None else np.atleast_1d(axis).tolist()
     if any(a % rank in (0, rank - 1) for a in axes):
@@ -89,13 +89,13 @@ def _reduction(call: Call) -> Effect:
 
 
 def _concat(call: Call) -> Effect:
-    return concatenate_along(call, _argument(call, 1, "axis"))
+    return concatenate_along(call, argument(call, 1, "axis"))
 
 
 @one_input
 def _split(call: Call) -> Effect:
     """Along the channels every part carries its ids, and the sizes follow what is alive."""
-    axis = _argument(call, 2, "axis", 0)
+    axis = argument(call, 2, "axis", 0)
     rank = len(call.input_shapes[0])
     (ids,) = call.inputs
     if axis % rank != rank - 1:
@@ -109,7 +109,7 @@ def _split(call: Call) -> Effect:
 
     def arguments(alive: Flags, args: Any, kwargs: Any) -> Any:
         now = [int(alive[part].sum()) for part in parts]
-        return _replaced(args, kwargs, 1, "num_or_size_splits", now)
+        return replaced(args, kwargs, 1, "num_or_size_splits", now)
 
     return Effect([ids], parts, arguments=arguments, preserves_zero=True)
 
@@ -117,10 +117,10 @@ def _split(call: Call) -> Effect:
 @one_input
 def _pad(call: Call) -> Effect:
     """Zero padding; along the channels it becomes the filling in of zeros where they are needed."""
-    paddings = np.asarray(_argument(call, 1, "paddings"))
-    mode = str(_argument(call, 2, "mode", "CONSTANT")).upper()
+    paddings = np.asarray(argument(call, 1, "paddings"))
+    mode = str(argument(call, 2, "mode", "CONSTANT")).upper()
     place = 4 if call.layer.symbol.startswith("compat.v1.") else 3
-    value = _argument(call, place, "constant_values", 0) or 0
+    value = argument(call, place, "constant_values", 0) or 0
     before, after = (int(n) for n in paddings[-1])
     (ids,) = call.inputs
     if not before and not after:
@@ -145,50 +145,7 @@ _SHAPED: dict[str, Callable[[Call], Effect]] = {
 }
 
 
-@register_channel_rule(SlicingOpLambda)
-@one_input
-def slicing(call: Call) -> Effect:
-    """Slices of positions keep the channels; a slice of channels keeps its ids."""
-    (ids,) = call.inputs
-    rank = len(call.input_shapes[0])
-    spec = _argument(call, 1, "slice_spec")
-    entries = slice_entries(spec, rank)
-    if any(entry is None for entry in entries):
-        return frozen(call, f"{call.path!r} adds an axis")
-    if not all(isinstance(entry, slice) for entry in entries):
-        return frozen(call, f"{call.path!r} picks single elements")
-    of_channels = entries[-1]
-    if of_channels == slice(None):
-        return Effect([ids], [ids], preserves_zero=True)
-    if of_channels.step not in (None, 1):
-        return frozen(call, f"{call.path!r} takes every {of_channels.step}th channel")
-    part = ids[of_channels]
-    call.ids.freeze(part[:1], f"{call.path!r} needs a channel in its part")
-    start, _, _ = of_channels.indices(len(ids))
-    settled = call.ids.settle(ids, f"{call.path!r} takes a part of it")
-    part = settled[start : start + len(part)]
-
-    def arguments(alive: Flags, args: Any, kwargs: Any) -> Any:
-        first = int(alive[settled[:start]].sum())
-        new = slice(first, first + int(alive[part].sum()))
-        return _replaced(args, kwargs, 1, "slice_spec", (*entries[:-1], new))
-
-    return Effect([settled], [part], arguments=arguments, preserves_zero=True)
-
-
-def slice_entries(spec: Any, rank: int) -> list[Any]:
-    """What `x[spec]` says of each axis: a slice, an index, or None for an axis that it adds.
-
-    In a model that was loaded a slice is a dict of its three numbers.
-    """
-    entries = list(spec) if isinstance(spec, tuple | list) else [spec]
-    for place in [index for index, entry in enumerate(entries) if entry is Ellipsis]:
-        entries[place : place + 1] = [slice(None)] * (rank - len(entries) + 1)
-    entries += [slice(None)] * (rank - len(entries))
-    return [slice(e["start"], e["stop"], e["step"]) if isinstance(e, dict) else e for e in entries]
-
-
-def _replaced(args: Any, kwargs: Any, place: int, name: str, value: Any) -> Any:
+def replaced(args: Any, kwargs: Any, place: int, name: str, value: Any) -> Any:
     """The arguments of a call with one of them replaced."""
     if name in kwargs:
         return args, {**kwargs, name: value}

@@ -13,7 +13,14 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.channels import ChannelGraph, Ids, TracedCall, is_nested_model, nodes_in_order
+from ehap_tf.channels import (
+    ChannelGraph,
+    Ids,
+    TracedCall,
+    is_nested_model,
+    nodes_in_order,
+    saved_arguments,
+)
 from ehap_tf.models import ZeroInitializers, copy_trainable, kept_random_state, layer_from
 
 
@@ -90,6 +97,7 @@ class Rebuilder:
         if key not in self._new_layers:
             self._new_layers[key] = self.make_layer(call, self.config(call), self.weights(call))
         args, kwargs = self.arguments(call, *map_arguments(node, tensors))
+        args, kwargs = saved_arguments(call.layer, args, kwargs)
         return list(tf.nest.flatten(self._new_layers[key](*args, **kwargs)))
 
     def fresh_name(self, wish: str) -> str:

@@ -10,8 +10,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.channels import ScatterChannels
-from ehap_tf.channels.operator_rules import slice_entries
+from ehap_tf.channels import ScatterChannels, slice_entries
 from ehap_tf.quantization.builder import GraphBuilder
 from ehap_tf.quantization.own_layers import EhapSlice, EhapStopGradient
 from ehap_tf.quantization.rules import sum_of
