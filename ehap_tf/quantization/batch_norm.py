@@ -1,14 +1,10 @@
-"""BatchNorm statistics of a model under quantization: frozen for calibration and late training."""
+"""BatchNorm statistics of a model under quantization: listed, frozen, folded."""
 
 from __future__ import annotations
-
-import contextlib
-from collections.abc import Iterator
 
 import numpy as np
 import tf_keras
 
-from ehap_tf.models import handing_on
 from ehap_tf.models.kinds import layer_kind
 from ehap_tf.quantization.registry import IDENTITIES
 
@@ -76,23 +72,6 @@ class FreezeBatchNorm(tf_keras.callbacks.Callback):
         if self._frozen:
             self.model.train_function = None
         self._frozen = []
-
-
-@contextlib.contextmanager
-def ranges_only(qat: tf_keras.Model) -> Iterator[None]:
-    """Inside the block, a forward pass in training mode changes nothing but activation ranges.
-
-    BatchNorm is frozen; dropout, noise and augmentation are off; all are restored after the block.
-    """
-    norms = batch_norms(qat)
-    trainable = [layer.trainable for layer in norms]
-    freeze_batch_norm(qat)
-    try:
-        with handing_on(training_only(qat)):
-            yield
-    finally:
-        for layer, flag in zip(norms, trainable, strict=True):
-            layer.trainable = flag
 
 
 def inference_affine(

@@ -38,7 +38,7 @@ of a file that returns constants is at least 1. Most outputs of a softmax over m
 whatever it says, and the mean distance stays small."""
 SMALLEST_SPREAD = 3.0
 """Standard deviation over the examples, in steps, of outputs to be judged so; less is rounding."""
-CHECKED_BATCHES = 16
+CHECKED_EXAMPLES = 2048
 """Of `data`, on which a file is compared with its model."""
 
 IO_DTYPES = {"int8": tf.int8, "uint8": tf.uint8, "float32": tf.float32}
@@ -71,8 +71,7 @@ def export_tflite(
         labels: the classes' names; go into the metadata, with the one output that has as many
             numbers.
         data: real inputs, as `representative_data` of `quantize`; the file's outputs on the first
-            16 batches (up to 2,048 examples of arrays) are compared with those of `qat`, each of
-            several outputs by itself.
+            2,048 examples are compared with those of `qat`, each of several outputs by itself.
 
     Returns:
         What the file holds, read from the file.
@@ -160,7 +159,7 @@ def _compared(file: TFLiteFile, qat: tf_keras.Model, data: Any) -> TFLiteFile:
     """
     integer, names = TFLiteModel(file.path), input_names(qat)
     received, expected = [], []
-    for x in input_batches(qat, data, CHECKED_BATCHES):
+    for x in input_batches(qat, data, CHECKED_EXAMPLES):
         received.append(tf.nest.flatten(integer(dict(zip(names, x, strict=True)))))
         expected.append([y.numpy() for y in tf.nest.flatten(qat(x, training=False))])
     differences: list[float] = []

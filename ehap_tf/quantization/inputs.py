@@ -10,8 +10,7 @@ import tensorflow as tf
 import tf_keras
 
 LARGEST_BATCH = 128
-SMALLEST_BATCH = 32
-"""The extremes and statistics of fewer examples are not those of the data."""
+"""Examples of arrays in one forward pass."""
 
 FORMS = "(x, y) or (x,) arrays, an array, or a batched tf.data.Dataset"
 
@@ -52,24 +51,25 @@ def input_arrays(model: tf_keras.Model, x: Any, what: str = "data") -> list[np.n
 
 
 def input_batches(
-    model: tf_keras.Model, data: Any, count: int, what: str = "data"
+    model: tf_keras.Model, data: Any, examples: int | None, what: str = "data"
 ) -> Iterator[list[np.ndarray]]:
-    """The first batches of inputs, float32, without labels: one array for each input of `model`.
+    """The first examples in batches: float32, one array for each input of `model`, without labels.
 
     Args:
         model: that the inputs are for.
         data: `(x, y)` or `(x,)` arrays, an array, or a batched `tf.data.Dataset` of inputs or of
-            (inputs, labels); several inputs as for `input_arrays`.
-        count: how many at most; arrays are cut into that many batches of at most 128 examples, or
-            into as many as leave 32 to each.
+            (inputs, labels); several inputs as for `input_arrays`. Arrays are cut into batches of
+            at most 128.
+        examples: how many at most, however they are batched; None is all.
         what: the argument's name, for the messages.
 
     Raises:
         TypeError: the data is of another form: a generator, a function.
         ValueError: the data is empty, of the wrong shape, not finite, or a list of batches.
     """
-    empty = True
-    for batch in _batches(model, data, count, what):
+    left, empty = examples, True
+    for batch in _batches(model, data, examples, what):
+        batch = batch if left is None else [array[:left] for array in batch]
         for array, tensor in zip(batch, model.inputs, strict=True):
             if not tensor.shape.is_compatible_with(array.shape):
                 raise ValueError(
@@ -78,15 +78,23 @@ def input_batches(
                 )
             if not np.isfinite(array).all():
                 raise ValueError(f"{what} holds NaN or infinite values.")
+        if not len(batch[0]):
+            continue
         yield batch
         empty = False
+        if left is not None:
+            left -= len(batch[0])
+            if not left:
+                return
     if empty:
         raise ValueError(f"{what} is empty.")
 
 
-def _batches(model: tf_keras.Model, data: Any, count: int, what: str) -> Iterator[list[np.ndarray]]:
+def _batches(
+    model: tf_keras.Model, data: Any, examples: int | None, what: str
+) -> Iterator[list[np.ndarray]]:
     if isinstance(data, tf.data.Dataset):
-        for element in data.take(count):
+        for element in data:
             x = element[0] if isinstance(element, tuple | list) else element
             yield [array.astype(np.float32) for array in input_arrays(model, x, what)]
         return
@@ -102,9 +110,8 @@ def _batches(model: tf_keras.Model, data: Any, count: int, what: str) -> Iterato
             f"{what} must be {FORMS}, with one label for each of the {len(arrays[0])} inputs. "
             f"Received: a {type(data).__name__} of {len(parts)}; join batches with np.concatenate"
         )
-    examples = min(len(arrays[0]), count * LARGEST_BATCH)
-    batches = min(count, examples // SMALLEST_BATCH) or 1
-    for part in np.array_split(np.arange(examples), batches):
+    count = len(arrays[0]) if examples is None else min(len(arrays[0]), examples)
+    for part in np.array_split(np.arange(count), -(-count // LARGEST_BATCH) or 1):
         if len(part):
             yield [array[part[0] : part[-1] + 1].astype(np.float32) for array in arrays]
 

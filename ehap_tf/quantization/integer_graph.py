@@ -48,6 +48,7 @@ class IntegerGraph:
     Args:
         qat: a calibrated or trained model from `quantize`.
         rounding: False computes in float what the file computes in integers.
+        round_kernels: whether the kernels are rounded all the same; None is as `rounding`.
         observe: called as `observe(layer, x, y)` with every layer's first input and its output; a
             convolution's output includes its BatchNorm.
     """
@@ -57,23 +58,28 @@ class IntegerGraph:
         qat: tf_keras.Model,
         rounding: bool = True,
         observe: Observer | None = None,
+        round_kernels: bool | None = None,
     ) -> None:
         self._qat = qat
         self._rounding = rounding
+        self._round_kernels = rounding if round_kernels is None else round_kernels
         self._observe = observe
         self._readers = consumers(qat)
         self._sources = producers(qat)
         self._layers = {layer.name: layer for layer in qat.layers}
         self._scatters = self._find_foldable_scatters()
         # Read here, because variables have no values inside the function being converted.
-        self._limits = {layer.name: output_range(layer) for layer in qat.layers}
+        # In float there are none, and need not be.
+        self._limits = {
+            layer.name: output_range(layer) if rounding else None for layer in qat.layers
+        }
         self.kernels = {
             layer.name: self._kernel(layer)
             for layer in qat.layers
             if layer_kind(unwrapped(layer)) in KERNELS
         }
         self._slopes = {
-            layer.name: _slopes(layer, rounding)
+            layer.name: _slopes(layer, self._round_kernels)
             for layer in qat.layers
             if layer_kind(unwrapped(layer)) == "PReLU" and hasattr(layer, "_weight_vars")
         }
@@ -110,8 +116,7 @@ class IntegerGraph:
             y = inner(*args, **kwargs)
         limits = self._limits[layer.name]
         if limits is not None:
-            if self._rounding:
-                y = tf.quantization.fake_quant_with_min_max_args(y, *limits)
+            y = tf.quantization.fake_quant_with_min_max_args(y, *limits)
         elif kind in KEEPS_GRID:
             limits = self._ranges.get(id(x))
         if limits is not None:
@@ -129,7 +134,7 @@ class IntegerGraph:
 
     def _kernel(self, wrapper: QuantizeWrapper) -> FoldedKernel:
         """The kernel of a convolution or Dense, its BatchNorm folded in, its scatter spread out."""
-        kernel = fold(wrapper, self.batch_norm_of(wrapper.name), self._rounding)
+        kernel = fold(wrapper, self.batch_norm_of(wrapper.name), self._round_kernels)
         scatter = self._layers.get(self._scatters.get(wrapper.name, ""))
         if scatter is None:
             return kernel
@@ -137,7 +142,7 @@ class IntegerGraph:
 
     def _matrix_layer(self, wrapper: QuantizeWrapper, x: tf.Tensor) -> tf.Tensor:
         kernel = self.kernels[wrapper.name]
-        if id(x) in self._ranges and self._rounding:
+        if id(x) in self._ranges:
             low, high = self._ranges[id(x)]
             kernel = self.stored[wrapper.name] = kernel.on_input_grid((high - low) / 255.0)
         return kernel.operate(wrapper.layer, x) + kernel.bias
@@ -187,7 +192,7 @@ class IntegerGraph:
             padding = [[0, 0]] * (x.shape.rank - 1)
             return tf.pad(x, [*padding, [first, channels - first - len(positions)]])
         wide = len(positions) * channels > LARGEST_SELECTION
-        if wide or x.shape.rank != 4 or id(x) not in self._ranges or not self._rounding:
+        if wide or x.shape.rank != 4 or id(x) not in self._ranges:
             return scatter(x)
         selection = np.zeros((1, 1, len(positions), channels), np.float32)
         selection[0, 0, range(len(positions)), positions] = 1.0
@@ -218,12 +223,10 @@ def _slopes(wrapper: QuantizeWrapper, rounding: bool) -> np.ndarray:
     return quantizer(slopes, False, {}).numpy() if rounding else slopes.numpy()
 
 
-def output_range(layer: tf_keras.layers.Layer) -> Range | None:
-    """The range that a layer of a QAT model quantizes its output to, or None.
-
-    Raises:
-        ValueError: the range has never seen data.
-    """
+def output_quantizer(
+    layer: tf_keras.layers.Layer,
+) -> tuple[EhapActivationQuantizer | EhapFixedQuantizer, dict[str, tf.Variable]] | None:
+    """What a layer of a QAT model quantizes its output with, and its variables, or None."""
     if isinstance(layer, QuantizeLayer):
         quantizer, variables = layer.quantizer, layer.quantizer_vars
     elif isinstance(layer, QuantizeWrapper) and layer._output_quantizers:
@@ -231,6 +234,19 @@ def output_range(layer: tf_keras.layers.Layer) -> Range | None:
     else:
         return None
     assert isinstance(quantizer, EhapActivationQuantizer | EhapFixedQuantizer)
+    return quantizer, variables
+
+
+def output_range(layer: tf_keras.layers.Layer) -> Range | None:
+    """The range that a layer of a QAT model quantizes its output to, or None.
+
+    Raises:
+        ValueError: the range has never seen data.
+    """
+    found = output_quantizer(layer)
+    if found is None:
+        return None
+    quantizer, variables = found
     if "batches" in variables and not float(variables["batches"]):
         raise ValueError(
             f"layer {layer.name!r} has not seen data yet: give quantize() representative_data, or "

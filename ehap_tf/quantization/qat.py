@@ -12,7 +12,8 @@ import tf_keras
 
 from ehap_tf.models import kept_random_state
 from ehap_tf.models.keras3 import either_keras
-from ehap_tf.quantization.batch_norm import batch_norms, ranges_only
+from ehap_tf.quantization.batch_norm import batch_norms
+from ehap_tf.quantization.calibration import CALIBRATION_EXAMPLES, calibrate
 from ehap_tf.quantization.correction import correct_biases, reestimate_batch_norm
 from ehap_tf.quantization.graph import output_layers, rebuild
 from ehap_tf.quantization.inputs import input_batches
@@ -20,13 +21,10 @@ from ehap_tf.quantization.scheme import EhapQuantizeScheme, quantization_scope
 from ehap_tf.quantization.wrappers import (
     NAME_PREFIX,
     EhapQuantizeWrapper,
-    require_qat,
-    training_forward,
     unwrapped,
 )
 
 METHODS = ("qat", "ptq")
-CALIBRATION_BATCHES = 10
 
 
 @kept_random_state()
@@ -66,12 +64,12 @@ def quantize(
         activation_bits: 8.
         representative_data: `(x, y)` or `(x,)` arrays, an array, or a batched `tf.data.Dataset` of
             inputs or of (inputs, labels), preprocessed as for `model`; several inputs are a list of
-            arrays or a dict in the place of `x`. The first 10 batches (of arrays up to 1,280
-            examples, in fewer batches where 10 would not have 32 each) set the ranges of the
-            activations, with BatchNorm frozen. None leaves the ranges to the first batches of
-            training, which they follow quickly; such a model cannot be exported before.
-        act_percentile: share in percent of an activation's values that its range holds; 100 takes
-            the extremes, a little less clips outliers.
+            arrays or a dict in the place of `x`. The first 2,048 examples, however they are
+            batched, set the ranges of the activations, see `calibrate`, which reads more when it
+            is called on the result. None leaves the ranges to the first batches of training, which
+            they follow quickly; such a model cannot be exported before.
+        act_percentile: share in percent of an activation's values, over all those examples, that
+            its range holds; 100 takes the extremes, a little less clips outliers.
         allow_float: keep layers without an integer kernel in float, instead of refusing them. What
             they read is quantized all the same, the inputs too: none may be ids to be looked up.
         reestimate: average BatchNorm's statistics over the representative data under quantization,
@@ -207,31 +205,5 @@ def _wrap(
     return rebuild(flat, visit)
 
 
-def calibrate(
-    qat: tf_keras.Model, representative_data: Any, batches: int = CALIBRATION_BATCHES
-) -> None:
-    """Moves the activation ranges of a QAT model towards representative data, in place.
-
-    Weights and BatchNorm statistics stay. Repeated calls continue the moving average.
-
-    Args:
-        qat: a model from `quantize`.
-        representative_data: see `quantize`.
-        batches: at most this many are read.
-
-    Raises:
-        TypeError: `qat` does not come from `quantize`, or the data is of another form.
-        ValueError: the data is empty, of the wrong shape, not finite, or a list of batches.
-    """
-    require_qat(qat)
-    with ranges_only(qat):
-        # A function of its own, traced while nothing but the ranges can change.
-        forward = training_forward(qat)
-        for x in _batches(qat, representative_data, batches):
-            forward([tf.constant(array) for array in x])
-
-
-def _batches(
-    qat: tf_keras.Model, representative_data: Any, count: int = CALIBRATION_BATCHES
-) -> Iterator[list[np.ndarray]]:
-    return input_batches(qat, representative_data, count, "representative_data")
+def _batches(qat: tf_keras.Model, representative_data: Any) -> Iterator[list[np.ndarray]]:
+    return input_batches(qat, representative_data, CALIBRATION_EXAMPLES, "representative_data")

@@ -13,6 +13,8 @@ import tf_keras
 from tensorflow_model_optimization.quantization.keras import quantizers
 
 MOVING_AVERAGE_DECAY = 0.99
+CALIBRATED_BATCHES = 100.0
+"""That a calibrated range counts as in the moving average: it goes on at its final decay."""
 SMALLEST_RANGE = 1e-4
 """Of an activation: a tensor that is always zero still needs a scale that is not."""
 SMALLEST_LIMIT = 1e-20
@@ -112,15 +114,15 @@ def fake_quantize_symmetric(values: tf.Tensor, limits: tf.Tensor, bits: int) -> 
 class EhapActivationQuantizer(quantizers.Quantizer):
     """Asymmetric quantization of an activation to the full range of `bits`-bit integers.
 
-    The range is a moving average of the batches' smallest and largest values, both stretched to
-    contain 0. It is warm-started: after n batches the decay is min(0.99, n / (n + 1)), so that the
-    first batch sets the range, the first hundred are plainly averaged, and a short calibration
-    does what a long training would.
+    `calibrate` sets the range. In training it becomes a moving average of the batches' smallest and
+    largest values, both stretched to contain 0, with a decay of 0.99. Without a calibration the
+    average is warm-started: after n batches the decay is min(0.99, n / (n + 1)), so that the first
+    batch sets the range and the first hundred are plainly averaged.
 
     Args:
         bits: 2 to 8.
-        percentile: of the values of a batch that the range holds, 50 to 100. Below 100, as many
-            of the largest as of the smallest values are clipped.
+        percentile: of the values (in training, of a batch) that the range holds, 50 to 100. Below
+            100, as many of the largest as of the smallest values are clipped.
     """
 
     def __init__(self, bits: int = 8, percentile: float = 100.0) -> None:
@@ -187,6 +189,11 @@ def activation_range(values: tf.Tensor, percentile: float) -> tuple[tf.Tensor, t
         clipped = tf.cast(tf.cast(tf.size(flat), tf.float32) * share, tf.int32)
         low = -tf.math.top_k(-flat, clipped + 1).values[-1]
         high = tf.math.top_k(flat, clipped + 1).values[-1]
+    return range_with_zero(low, high)
+
+
+def range_with_zero(low: Any, high: Any) -> tuple[tf.Tensor, tf.Tensor]:
+    """The range stretched to contain 0 and to be at least `SMALLEST_RANGE` wide."""
     low, high = tf.minimum(low, 0.0), tf.maximum(high, 0.0)
     return low, tf.maximum(high, low + SMALLEST_RANGE)
 

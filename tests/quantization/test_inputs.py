@@ -59,9 +59,8 @@ def test_every_form_of_several_inputs_calibrates_alike(form):
     qat = quantize(model(), method="ptq", representative_data=FORMS[form])
     for name, x in X.items():
         low, high = output_range(qat.get_layer(f"{name}_quantize"))
-        parts = np.array_split(x, 2) if "dataset" not in form else [x]
-        assert low == pytest.approx(np.mean([part.min() for part in parts]), rel=1e-5)
-        assert high == pytest.approx(np.mean([part.max() for part in parts]), rel=1e-5)
+        assert low == pytest.approx(x.min(), rel=1e-6)
+        assert high == pytest.approx(x.max(), rel=1e-6)
 
 
 @pytest.mark.parametrize("option", ["reestimate", "bias_correction"])
@@ -78,24 +77,30 @@ def test_every_form_of_several_inputs_corrects_alike(qat, option):
 
 
 @pytest.mark.parametrize(
-    ("examples", "sizes"),
+    ("given", "asked", "sizes"),
     [
-        (1, [1]),
-        (9, [9]),
-        (19, [19]),
-        (63, [63]),
-        (65, [33, 32]),
-        (327, 7 * [33] + 3 * [32]),
-        (1280, 10 * [128]),
-        (1300, 10 * [128]),
+        (1, 9, [1]),
+        (128, 2048, [128]),
+        (129, 2048, [65, 64]),
+        (300, 200, [100, 100]),
+        (300, None, [100, 100, 100]),
     ],
 )
-def test_arrays_are_cut_into_batches_that_are_not_small(examples, sizes):
+def test_arrays_are_cut_into_batches_of_about_one_size(given, asked, sizes):
     network = tf_keras.Sequential([layers.Input((2,)), layers.Dense(1)])
-    x = np.arange(2.0 * examples).reshape(examples, 2)
-    batches = [batch for (batch,) in input_batches(network, (x,), 10)]
+    x = np.arange(2.0 * given).reshape(given, 2)
+    batches = [batch for (batch,) in input_batches(network, (x,), asked)]
     assert [len(batch) for batch in batches] == sizes
     np.testing.assert_array_equal(np.concatenate(batches), x[: sum(sizes)])
+
+
+def test_examples_of_datasets_are_counted_not_batches():
+    network = tf_keras.Sequential([layers.Input((2,)), layers.Dense(1)])
+    x = np.arange(40.0, dtype=np.float32).reshape(20, 2)
+    for size in (1, 3, 20, 50):
+        dataset = tf.data.Dataset.from_tensor_slices(x).batch(size).repeat()
+        batches = [batch for (batch,) in input_batches(network, dataset, 17)]
+        np.testing.assert_array_equal(np.concatenate(batches), x[:17])
 
 
 def test_a_model_of_one_batch_size_is_given_arrays(tmp_path):
@@ -201,8 +206,8 @@ def test_what_is_no_inputs_with_labels_is_refused(data, error, text):
 )
 def test_labels_of_every_form_are_left_out(y):
     for data in ((images(), y), [images(), y]):
-        (first,), (second,) = input_batches(FLAT, data, 10)
-        np.testing.assert_array_equal(np.concatenate([first, second]), images())
+        ((batch,),) = input_batches(FLAT, data, None)
+        np.testing.assert_array_equal(batch, images())
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from ehap_tf.quantization import (
     measure_latency_ms,
     quantization_report,
 )
-from ehap_tf.quantization.export import CHECKED_BATCHES
+from ehap_tf.quantization.export import CHECKED_EXAMPLES
 
 COMPARED_BATCHES, COMPARED_BATCH_SIZE = 4, 32
 """Validation images on which the error of each layer is measured."""
@@ -65,7 +65,7 @@ def run(job: Job, fingerprint: str) -> Figures:
         "tflite_float_ops": exported.float_ops,
         "tflite_operators": dict(exported.operators),
         "tflite_agreement": exported.agreement,
-        "tflite_agreement_examples": min(total, CHECKED_BATCHES * TEST_BATCH_SIZE),
+        "tflite_agreement_examples": min(total, CHECKED_EXAMPLES),
         "tflite_difference": exported.difference,
         "baseline_tflite_bytes": baseline_bytes,
         "slim_tflite_bytes": slim_bytes,
