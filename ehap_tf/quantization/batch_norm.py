@@ -89,7 +89,8 @@ def inference_affine(
     if batch_norm is None:
         return np.ones(channels), np.zeros(channels)
     variance = batch_norm.moving_variance.numpy().astype(np.float64)
-    gain = 1.0 / np.sqrt(variance + batch_norm.epsilon)
+    with np.errstate(invalid="ignore", divide="ignore"):  # Who folds looks at the result.
+        gain = 1.0 / np.sqrt(variance + batch_norm.epsilon)
     if batch_norm.scale:
         gain = gain * batch_norm.gamma.numpy()
     shift = -batch_norm.moving_mean.numpy() * gain

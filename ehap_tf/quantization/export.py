@@ -23,6 +23,7 @@ from ehap_tf.models.keras3 import either_keras
 from ehap_tf.quantization.canonical import canonical_model
 from ehap_tf.quantization.correction import round_biases
 from ehap_tf.quantization.evaluate import TFLiteModel, classes
+from ehap_tf.quantization.finite import require_finite_weights
 from ehap_tf.quantization.inputs import input_batches, input_names
 from ehap_tf.quantization.integer_graph import IntegerGraph, float_output_names, output_step
 from ehap_tf.quantization.metadata import Normalization, write_metadata
@@ -79,13 +80,15 @@ def export_tflite(
     Raises:
         OSError: the path cannot be written (noticed before converting).
         TypeError: `qat` does not come from `quantize`.
-        ValueError: the model has not seen data; the file holds float operators, or computes
-            something else than the model or holds other types than it was asked for; `data` is
-            empty or of another shape; `labels` fit no output, or several.
+        ValueError: the model has not seen data; a weight or range is NaN or infinite; the file
+            holds float operators, or computes something else than the model or holds other types
+            than it was asked for; `data` is empty or of another shape; `labels` fit no output, or
+            several.
     """
     if io_dtype not in IO_DTYPES:
         raise ValueError(f"io_dtype must be one of {tuple(IO_DTYPES)}. Received: {io_dtype!r}")
     require_qat(qat)
+    require_finite_weights(qat)
     labelled = None if labels is None else _labelled_output(qat, labels)
     with atomic_path(path) as temporary:
         round_biases(qat)
@@ -212,9 +215,11 @@ def export_float_tflite(model: tf_keras.Model, path: str | os.PathLike[str]) -> 
     Raises:
         OSError: the path cannot be written (noticed before converting).
         TypeError: `model` is neither Functional nor Sequential.
+        ValueError: a weight is NaN or infinite.
     """
     with atomic_path(path) as temporary:
         flat = canonical_model(model)
+        require_finite_weights(model)
         # Layers that augment images train where nobody says otherwise.
         converter = _converter(flat, lambda inputs: tf.nest.flatten(flat(inputs, training=False)))
         temporary.write_bytes(_convert(converter))

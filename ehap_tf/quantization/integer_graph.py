@@ -134,7 +134,15 @@ class IntegerGraph:
 
     def _kernel(self, wrapper: QuantizeWrapper) -> FoldedKernel:
         """The kernel of a convolution or Dense, its BatchNorm folded in, its scatter spread out."""
-        kernel = fold(wrapper, self.batch_norm_of(wrapper.name), self._round_kernels)
+        norm = self.batch_norm_of(wrapper.name)
+        kernel = fold(wrapper, norm, self._round_kernels)
+        if not (np.isfinite(kernel.values).all() and np.isfinite(kernel.bias).all()):
+            # Of finite weights: a variance below zero, a gain beyond float32.
+            raise ValueError(
+                f"layer {unwrapped(wrapper).name!r} and its BatchNorm "
+                f"{getattr(norm, 'name', None)!r} must have a product of finite numbers. "
+                "Received: NaN or infinite values"
+            )
         scatter = self._layers.get(self._scatters.get(wrapper.name, ""))
         if scatter is None:
             return kernel

@@ -15,6 +15,7 @@ from ehap_tf.models.keras3 import either_keras
 from ehap_tf.quantization.batch_norm import batch_norms
 from ehap_tf.quantization.calibration import CALIBRATION_EXAMPLES, calibrate
 from ehap_tf.quantization.correction import correct_biases, reestimate_batch_norm
+from ehap_tf.quantization.finite import require_finite_weights
 from ehap_tf.quantization.graph import output_layers, rebuild
 from ehap_tf.quantization.inputs import input_batches
 from ehap_tf.quantization.scheme import EhapQuantizeScheme, quantization_scope
@@ -82,8 +83,8 @@ def quantize(
         TypeError: `model` is neither Functional nor Sequential, or the data is of another form,
             such as a generator.
         ValueError: a layer has no integer kernel, needs the exact numbers of an input, or is
-            quantized already, the model takes inputs of any size, or an argument is outside its
-            values, such as a list of batches for data.
+            quantized already, a weight or an activation is NaN or infinite, the model takes inputs
+            of any size, or an argument is outside its values, such as a list of batches for data.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {METHODS}. Received: {method!r}")
@@ -134,7 +135,9 @@ def _rewritten(
 ) -> tuple[tf_keras.Model, Mapping[str, Mapping[str, Any]]]:
     """The operators of the file as a float model, and the config of each that is quantized."""
     _require_fixed_size(model)
-    return scheme.get_layout_transformer().apply(model, {})
+    rewritten = scheme.get_layout_transformer().apply(model, {})
+    require_finite_weights(model)
+    return rewritten
 
 
 def _correct_biases(qat: tf_keras.Model, representative_data: Any) -> None:
