@@ -37,6 +37,7 @@ setup(
             "hypothesis>=6.100,<7",
             "ruff>=0.9",
             "mypy>=1.14",
+            "import-linter>=2.1",
             "pre-commit>=4",
         ],
     },
