@@ -11,12 +11,9 @@ import tensorflow as tf
 import tf_keras
 
 from ehap_tf.models import handing_on
-from ehap_tf.models.kinds import layer_kind
 from ehap_tf.quantization.batch_norm import batch_norms, inference_affine, training_only
-from ehap_tf.quantization.folding import fold
 from ehap_tf.quantization.integer_graph import IntegerGraph
-from ehap_tf.quantization.registry import KERNELS
-from ehap_tf.quantization.wrappers import require_qat, training_forward, unwrapped
+from ehap_tf.quantization.wrappers import require_qat, training_forward
 
 
 def reestimate_batch_norm(qat: tf_keras.Model, batches: Iterable[Sequence[np.ndarray]]) -> None:
@@ -68,53 +65,6 @@ def reestimate_batch_norm(qat: tf_keras.Model, batches: Iterable[Sequence[np.nda
         variable.assign(np.average(values, axis=0, weights=sizes))
 
 
-def correct_biases(
-    qat: tf_keras.Model, batches: Iterable[np.ndarray | Sequence[np.ndarray]]
-) -> tuple[str, ...]:
-    """Takes out the mean error that rounding the kernels adds to each output channel, in place.
-
-    For a layer with kernel W, rounded to Q, the correction of an output channel is the mean of
-    conv(x, W - Q) over the data, x being the layer's quantized input (Nagel et al., "Data-Free
-    Quantization Through Weight Equalization and Bias Correction", 2019, section 4.2, with measured
-    instead of assumed inputs).
-
-    Args:
-        qat: a calibrated model from `quantize`.
-        batches: inputs; a sequence of arrays where the model has several.
-
-    Returns:
-        The layers that could not be corrected, having neither a bias nor a BatchNorm.
-    """
-    probe = IntegerGraph(qat)
-    errors = {}
-    for layer in qat.layers:
-        if layer_kind(unwrapped(layer)) in KERNELS:
-            norm = probe.batch_norm_of(layer.name)
-            exact, rounded = fold(layer, norm, rounding=False), fold(layer, norm)
-            errors[layer.name] = exact.minus(rounded)
-    sums = dict.fromkeys(errors, 0.0)
-    examples = 0
-
-    def measure(layer: tf_keras.layers.Layer, x: tf.Tensor, y: tf.Tensor) -> None:
-        del y
-        if layer.name in errors:
-            lost = errors[layer.name].operate(layer.layer, x).numpy()
-            means = lost.mean(axis=tuple(range(lost.ndim - 1)), dtype=np.float64)
-            sums[layer.name] = sums[layer.name] + means * len(lost)
-
-    graph = IntegerGraph(qat, observe=measure)
-    for x in batches:
-        arrays = tf.nest.flatten(x)
-        graph([tf.constant(array) for array in arrays])
-        examples += len(arrays[0])
-    skipped = []
-    for name, total in sums.items():
-        correction = np.asarray(total / examples)
-        if not _add_to_output(qat.get_layer(name), probe.batch_norm_of(name), correction):
-            skipped.append(name)
-    return tuple(skipped)
-
-
 def round_biases(qat: tf_keras.Model) -> None:
     """Moves every bias to the nearest value that the int32 biases of the file can hold, in place.
 
@@ -135,10 +85,11 @@ def round_biases(qat: tf_keras.Model) -> None:
     graph([tf.zeros((1, *tensor.shape[1:])) for tensor in qat.inputs])
     for name in graph.stored:
         # A layer with neither a bias nor a BatchNorm has nothing to round.
-        _add_to_output(qat.get_layer(name), graph.batch_norm_of(name), graph.bias_rounding(name))
+        add_to_output(qat.get_layer(name), graph.batch_norm_of(name), graph.bias_rounding(name))
 
 
-def _add_to_output(layer: Any, norm: Any, correction: np.ndarray) -> bool:
+def add_to_output(layer: Any, norm: Any, correction: np.ndarray) -> bool:
+    """Adds to each output channel of a layer and its BatchNorm; False where nothing there can."""
     if norm is not None and norm.center:
         norm.beta.assign_add(correction.astype(np.float32))
     elif norm is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ def walk(model: tf_keras.Model, inputs: Sequence[Any], visit: Visit) -> list[Any
     """Replays the calls that a functional model is made of, on other tensors.
 
     Nodes are *calls* of layers, so shared layers, repeated inputs and tensors among the keyword
-    arguments need no special case.
+    arguments need no special case. A tensor is dropped after its last reader.
 
     Args:
         model: a Functional or (built) Sequential model.
@@ -35,6 +36,9 @@ def walk(model: tf_keras.Model, inputs: Sequence[Any], visit: Visit) -> list[Any
         return values.get(id(argument), argument)
 
     nodes_by_depth = model._nodes_by_depth
+    nodes = [node for depth in nodes_by_depth.values() for node in depth]
+    readers = collections.Counter(id(x) for node in nodes for x in node.keras_inputs)
+    readers.update(id(output) for output in model.outputs)
     for depth in sorted(nodes_by_depth, reverse=True):
         for node in nodes_by_depth[depth]:
             if node.is_input:
@@ -46,6 +50,10 @@ def walk(model: tf_keras.Model, inputs: Sequence[Any], visit: Visit) -> list[Any
                 tf.nest.flatten(node.outputs), tf.nest.flatten(outputs), strict=True
             ):
                 values[id(old)] = new
+            for read in node.keras_inputs:
+                readers[id(read)] -= 1
+                if not readers[id(read)]:
+                    values.pop(id(read), None)
     return [values[id(output)] for output in model.outputs]
 
 

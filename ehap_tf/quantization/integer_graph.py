@@ -85,28 +85,36 @@ class IntegerGraph:
         }
         self.stored: dict[str, FoldedKernel] = {}
         """After a call: the kernels whose inputs are integers, as the file stores them."""
-        self._ranges: dict[int, Range] = {}
-        self._alive: list[tf.Tensor] = []
+        self._grids: dict[str, Range | None] = {}
+        for layer in qat.layers:
+            keeps = layer_kind(unwrapped(layer)) in KEEPS_GRID
+            kept = self._input_grid(layer.name) if keeps else None
+            self._grids[layer.name] = self._limits[layer.name] or kept
 
     def __call__(self, inputs: list[tf.Tensor]) -> list[tf.Tensor]:
         """Returns the outputs of the model for one example."""
-        self._ranges, self._alive = {}, []
-        return walk(self._qat, inputs, self._visit)
+        return walk(self._qat, inputs, self.compute)
 
-    def _visit(
+    def _input_grid(self, name: str) -> Range | None:
+        """The range of the integers that the layer called `name` reads first; None for floats."""
+        source, *_ = self._sources[name] or [None]
+        return self._grids.get(source)
+
+    def compute(
         self, layer: tf_keras.layers.Layer, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tf.Tensor:
+    ) -> Any:
+        """Returns what a call of one layer of the QAT model computes."""
         x, inner = args[0], unwrapped(layer)
         kind = layer_kind(inner)
         if isinstance(inner, QuantizeLayer) or is_batch_norm(inner) or kind in IDENTITIES:
             y = x
         elif kind in KERNELS:
-            y = self._matrix_layer(layer, x)
+            y = self.products(layer, x)
         elif layer.name in self._slopes:
             # In the shape in which the converter sees its PRELU.
             y = tf.nn.relu(x) + (-self._slopes[layer.name]) * tf.nn.relu(-x)
         elif isinstance(inner, ScatterChannels):
-            y = x if layer.name in self._scatters.values() else self._scatter(inner, x)
+            y = x if layer.name in self._scatters.values() else self._scatter(layer, x)
         elif self._rounding and is_plain_relu(inner) and self._ends_with_range(layer):
             # An upper limit is the end of the output's range already, and costs nothing there.
             y = tf.nn.relu(x)
@@ -114,17 +122,15 @@ class IntegerGraph:
             if inner._expects_training_arg:
                 kwargs = {**kwargs, "training": False}  # A layer's own default can be True.
             y = inner(*args, **kwargs)
-        limits = self._limits[layer.name]
-        if limits is not None:
-            y = tf.quantization.fake_quant_with_min_max_args(y, *limits)
-        elif kind in KEEPS_GRID:
-            limits = self._ranges.get(id(x))
-        if limits is not None:
-            self._ranges[id(y)] = limits
-            self._alive.append(y)  # So that its id stays its own.
+        y = self.on_grid(layer.name, y)
         if self._observe is not None:
             self._observe(layer, x, y)
         return y
+
+    def on_grid(self, name: str, y: Any) -> Any:
+        """The outputs of a layer, rounded to its range where it has one."""
+        limits = self._limits[name]
+        return y if limits is None else tf.quantization.fake_quant_with_min_max_args(y, *limits)
 
     def _ends_with_range(self, layer: tf_keras.layers.Layer) -> bool:
         """Whether an output gets a range that was observed on it alone."""
@@ -148,10 +154,11 @@ class IntegerGraph:
             return kernel
         return kernel.scattered(scatter.layer.positions, scatter.layer.channels)
 
-    def _matrix_layer(self, wrapper: QuantizeWrapper, x: tf.Tensor) -> tf.Tensor:
-        kernel = self.kernels[wrapper.name]
-        if id(x) in self._ranges:
-            low, high = self._ranges[id(x)]
+    def products(self, wrapper: QuantizeWrapper, x: tf.Tensor) -> tf.Tensor:
+        """What the accumulators of a convolution or Dense hold, BatchNorm and bias included."""
+        kernel, grid = self.kernels[wrapper.name], self._input_grid(wrapper.name)
+        if grid is not None:
+            low, high = grid
             kernel = self.stored[wrapper.name] = kernel.on_input_grid((high - low) / 255.0)
         return kernel.operate(wrapper.layer, x) + kernel.bias
 
@@ -163,9 +170,33 @@ class IntegerGraph:
 
     def bias_rounding(self, name: str) -> np.ndarray:
         """What storing it in int32 adds to the bias of the layer called `name`, by its channels."""
-        added = self.stored[name].bias - self.kernels[name].bias
+        return self.own_channels(name, self.stored[name].bias - self.kernels[name].bias)
+
+    def own_channels(self, name: str, values: np.ndarray) -> np.ndarray:
+        """Of one value for each channel of `products`, those that the layer itself has."""
         scatter = self._layers.get(self._scatters.get(name, ""))
-        return added if scatter is None else added[list(scatter.layer.positions)]
+        return values if scatter is None else values[list(scatter.layer.positions)]
+
+    def behind(self, name: str) -> list[tf_keras.layers.Layer]:
+        """The layers from the `products` of a layer to the integers that are stored of them.
+
+        BatchNorm, ReLU and what is identity at inference; the last has a range, unless something
+        else comes first or several layers read the values.
+        """
+        found: list[tf_keras.layers.Layer] = []
+        while self._limits[name] is None and len(self._readers[name]) == 1:
+            (name,) = self._readers[name]
+            layer = self._layers.get(name)
+            inner = unwrapped(layer)
+            if not (
+                isinstance(inner, QuantizeLayer)
+                or is_plain_relu(inner)
+                or is_batch_norm(inner)
+                or layer_kind(inner) in IDENTITIES
+            ):
+                break
+            found.append(layer)
+        return found
 
     # -- ScatterChannels ------------------------------------------------------------------------
 
@@ -188,19 +219,20 @@ class IntegerGraph:
                 (name,) = self._sources[name]
         return found
 
-    def _scatter(self, scatter: ScatterChannels, x: tf.Tensor) -> tf.Tensor:
+    def _scatter(self, wrapper: QuantizeWrapper, x: tf.Tensor) -> tf.Tensor:
         """A scatter that no convolution takes in: a PAD, or else a 1x1 selection convolution.
 
         Both are exact, and both run in XNNPACK, as the PAD and GATHER of the layer itself do not;
         with many channels these two are cheaper all the same.
         """
+        scatter, grid = unwrapped(wrapper), self._input_grid(wrapper.name)
         positions, channels = scatter.positions, scatter.channels
         first = positions[0]
         if positions == tuple(range(first, first + len(positions))):
             padding = [[0, 0]] * (x.shape.rank - 1)
             return tf.pad(x, [*padding, [first, channels - first - len(positions)]])
         wide = len(positions) * channels > LARGEST_SELECTION
-        if wide or x.shape.rank != 4 or id(x) not in self._ranges:
+        if wide or x.shape.rank != 4 or grid is None:
             return scatter(x)
         selection = np.zeros((1, 1, len(positions), channels), np.float32)
         selection[0, 0, range(len(positions)), positions] = 1.0
@@ -213,7 +245,7 @@ class IntegerGraph:
             shape=selection.shape,
         )
         y = tf.nn.conv2d(x, kernel.constant(), 1, "VALID")
-        return tf.quantization.fake_quant_with_min_max_args(y, *self._ranges[id(x)])
+        return tf.quantization.fake_quant_with_min_max_args(y, *grid)
 
 
 def _keeps_zeros(layer: tf_keras.layers.Layer) -> bool:

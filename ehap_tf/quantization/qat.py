@@ -13,8 +13,9 @@ import tf_keras
 from ehap_tf.models import kept_random_state
 from ehap_tf.models.keras3 import either_keras
 from ehap_tf.quantization.batch_norm import batch_norms
+from ehap_tf.quantization.bias_correction import correct_biases, correction_examples
 from ehap_tf.quantization.calibration import CALIBRATION_EXAMPLES, calibrate
-from ehap_tf.quantization.correction import correct_biases, reestimate_batch_norm
+from ehap_tf.quantization.correction import reestimate_batch_norm
 from ehap_tf.quantization.finite import require_finite_weights
 from ehap_tf.quantization.graph import output_layers, rebuild
 from ehap_tf.quantization.inputs import input_batches
@@ -40,7 +41,7 @@ def quantize(
     act_percentile: float = 100.0,
     allow_float: bool = False,
     reestimate: bool = False,
-    bias_correction: bool = False,
+    bias_correction: bool | None = None,
 ) -> tf_keras.Model:
     """Returns a twin of `model` that computes with the numbers of the integer file.
 
@@ -76,8 +77,10 @@ def quantize(
         reestimate: average BatchNorm's statistics over the representative data under quantization,
             with dropout, noise and augmentation off; a warning names those left out, which are part
             of the Dense or Conv2DTranspose before them.
-        bias_correction: take out the mean error that rounding the kernels adds to each channel; a
-            warning names the layers that have neither a bias nor a BatchNorm to take it from.
+        bias_correction: take out the mean error that quantization leaves in each channel, layer by
+            layer where that brings the layer's quantized output nearer to the float model's, see
+            `correct_biases`. None does it for "ptq". With True a warning names the layers that have
+            neither a bias nor a BatchNorm to take it from.
 
     Raises:
         TypeError: `model` is neither Functional nor Sequential, or the data is of another form,
@@ -105,8 +108,8 @@ def quantize(
             reestimate_batch_norm(qat, _batches(qat, representative_data))
             _name_folded_batch_norms(model, qat)
         calibrate(qat, representative_data)
-        if bias_correction:
-            _correct_biases(qat, representative_data)
+        if method == "ptq" if bias_correction is None else bias_correction:
+            _correct_biases(qat, representative_data, warn=bool(bias_correction))
     return qat
 
 
@@ -140,9 +143,12 @@ def _rewritten(
     return rewritten
 
 
-def _correct_biases(qat: tf_keras.Model, representative_data: Any) -> None:
-    skipped = correct_biases(qat, _batches(qat, representative_data))
-    if skipped:
+def _correct_biases(qat: tf_keras.Model, representative_data: Any, warn: bool) -> None:
+    batches = list(input_batches(qat, representative_data, correction_examples(qat)))
+    skipped = correct_biases(qat, [np.concatenate(parts) for parts in zip(*batches, strict=True)])
+    # The ranges of what is corrected.
+    calibrate(qat, representative_data)
+    if warn and skipped:
         names = ", ".join(unwrapped(qat.get_layer(name)).name for name in skipped)
         warnings.warn(
             "bias_correction left these layers out, which have neither a bias nor a BatchNorm: "

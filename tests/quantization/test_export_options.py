@@ -29,7 +29,6 @@ from ehap_tf.quantization import (
     read_metadata,
     save_qat,
 )
-from ehap_tf.quantization.correction import correct_biases
 from ehap_tf.quantization.export import IO_DTYPES
 from ehap_tf.quantization.folding import FoldedKernel
 from ehap_tf.quantization.quality import worst_filters
@@ -355,25 +354,6 @@ def test_filters_are_judged_by_their_median_weight(layer, axis):
     assert found[0][0] == 1
     assert 0 not in dict(found)
     assert found[0][1] < found[1][1] - 20.0
-
-
-def test_bias_correction_removes_the_mean_error(model):
-    def mean_error(qat):
-        difference = qat.predict(images(), verbose=0) - model.predict(images(), verbose=0)
-        return np.abs(difference.mean(axis=0)).mean()
-
-    qat = quantize(model, weight_bits=4, representative_data=(images(),))
-    before = mean_error(qat)
-    assert correct_biases(qat, [images()]) == ()
-    assert mean_error(qat) < 0.7 * before
-
-
-def test_layers_that_no_bias_corrects_are_named():
-    bare = layers.Conv2D(4, 3, use_bias=False, name="bare")
-    model = tf_keras.Sequential([layers.Input((8, 8, 3)), bare, layers.Flatten(), layers.Dense(3)])
-    with pytest.warns(RuntimeWarning, match=r"neither a bias nor a BatchNorm: bare$") as caught:
-        quantize(model, "ptq", representative_data=(images(),), bias_correction=True)
-    assert caught[0].filename == __file__
 
 
 def test_fresh_process_loads_the_qat_model(qat, tmp_path):
