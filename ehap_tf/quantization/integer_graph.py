@@ -97,8 +97,8 @@ class IntegerGraph:
 
     def _input_grid(self, name: str) -> Range | None:
         """The range of the integers that the layer called `name` reads first; None for floats."""
-        source, *_ = self._sources[name] or [None]
-        return self._grids.get(source)
+        sources = self._sources[name]
+        return self._grids[sources[0]] if sources else None
 
     def compute(
         self, layer: tf_keras.layers.Layer, args: tuple[Any, ...], kwargs: dict[str, Any]
