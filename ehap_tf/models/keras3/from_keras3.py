@@ -7,6 +7,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
+from ehap_tf.models.keras3.call_arguments import automatic_masks, given_arguments
 from ehap_tf.models.keras3.compile_state import copy_compile_state
 from ehap_tf.models.keras3.detection import is_keras3_model
 from ehap_tf.models.keras3.layers import translated_layer
@@ -63,13 +64,11 @@ class _Conversion:
             return self._sequential(model)
         inputs = [_input(tensor) for tensor in model.inputs]
         of_tensor = {id(old): new for old, new in zip(model.inputs, inputs, strict=True)}
-        for depth in sorted(model._nodes_by_depth, reverse=True):
-            for node in model._nodes_by_depth[depth]:
-                if node.operation is None or node.is_input:
-                    continue
-                args, kwargs = node.arguments.fill_in(of_tensor)
-                outputs = tf.nest.flatten(self._call(node.operation, args, kwargs))
-                of_tensor |= {id(old): new for old, new in zip(node.outputs, outputs, strict=True)}
+        for node, masks in _calls(model):
+            args, kwargs = node.arguments.fill_in(of_tensor)
+            kwargs = {name: value for name, value in kwargs.items() if name not in masks}
+            outputs = tf.nest.flatten(self._call(node.operation, args, kwargs))
+            of_tensor |= {id(old): new for old, new in zip(node.outputs, outputs, strict=True)}
         return tf_keras.Model(
             _replaced(model._inputs_struct, of_tensor),
             _replaced(model._outputs_struct, of_tensor),
@@ -106,16 +105,11 @@ class _Conversion:
     def _call(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         import keras
 
-        if not isinstance(operation, keras.layers.Layer):
-            call: Any = lambda *a, **k: call_in_tf_keras(operation, a, k)  # noqa: E731
+        if isinstance(operation, keras.layers.Layer):
+            call: Any = self._layer(operation)
+            args, kwargs = given_arguments(operation, args, kwargs, call)
         else:
-            call = self._layer(operation)
-            # None is the default of both, and not every layer of tf_keras takes them.
-            kwargs = {
-                name: value
-                for name, value in kwargs.items()
-                if value is not None or name not in ("training", "mask")
-            }
+            call = lambda *a, **k: call_in_tf_keras(operation, a, k)  # noqa: E731
         try:
             return call(*args, **kwargs)
         except CannotTranslateError:
@@ -125,6 +119,30 @@ class _Conversion:
                 f"layer {operation.name!r} ({type(operation).__name__}): its call cannot be "
                 f"repeated in tf_keras: {error}"
             ) from error
+
+
+def _calls(model: Any) -> list[tuple[Any, frozenset[str]]]:
+    """The nodes of a graph of Keras 3, producers first, and the masks not to repeat in each call.
+
+    Without the nodes that only make such masks.
+    """
+    import keras
+
+    calls = []
+    wanted = {id(tensor) for tensor in model.outputs}
+    for depth in sorted(model._nodes_by_depth):
+        for node in reversed(model._nodes_by_depth[depth]):
+            if node.operation is None or node.is_input:
+                continue
+            if wanted.isdisjoint(map(id, node.outputs)):
+                continue
+            masks: frozenset[str] = frozenset()
+            if isinstance(node.operation, keras.layers.Layer):
+                masks = automatic_masks(node.operation, node.arguments)
+            kwargs = {k: v for k, v in node.arguments.kwargs.items() if k not in masks}
+            wanted |= set(map(id, tf.nest.flatten((node.arguments.args, kwargs))))
+            calls.append((node, masks))
+    return calls[::-1]
 
 
 def _input(tensor: Any) -> Any:

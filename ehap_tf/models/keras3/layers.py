@@ -15,6 +15,7 @@ from ehap_tf.models.keras3.objects import (
     CannotTranslateError,
     parameters,
     registered,
+    takes,
     translated_activation,
     translated_object,
 )
@@ -22,7 +23,8 @@ from ehap_tf.models.keras3.objects import (
 # Arguments of which no output depends: dropped with a warning when they are not the default.
 _WITHOUT_EFFECT = frozenset(["use_cudnn", "flash_attention", "autocast", "seed", "input_length"])
 # What a config holds that no constructor of the other Keras has to be told.
-_IMPLIED = frozenset(["batch_input_shape", "build_config", "registered_name"])
+# `trainable` is set on the layer itself.
+_IMPLIED = frozenset(["batch_input_shape", "build_config", "registered_name", "trainable"])
 _WRAPPED = ("layer", "backward_layer", "cell")
 
 
@@ -83,10 +85,12 @@ def _counterpart(layer: Any, target: ModuleType) -> Any:
 def _arguments(layer: Any, kind: type, target: ModuleType) -> dict[str, Any]:
     config = {name: _plain(value) for name, value in layer.get_config().items()}
     regularizer = getattr(layer, "activity_regularizer", None)
-    if config.get("activity_regularizer") is None and regularizer is not None:
-        # Keras 3's Dense leaves it out of its config.
-        room = importlib.import_module(f"{_source(layer).__name__}.regularizers")
-        config["activity_regularizer"] = room.serialize(regularizer)
+    if regularizer is not None and not config.get("activity_regularizer"):
+        again = type(layer).from_config(layer.get_config())
+        if again.activity_regularizer is None:
+            # Keras 3's Dense leaves it out of its config.
+            room = importlib.import_module(f"{_source(layer).__name__}.regularizers")
+            config["activity_regularizer"] = room.serialize(regularizer)
     for rename in _RENAMES.get(type(layer).__name__, ()):
         config = rename(config, target)
     defaults, taken = parameters(type(layer)), parameters(kind)
@@ -94,12 +98,19 @@ def _arguments(layer: Any, kind: type, target: ModuleType) -> dict[str, Any]:
     for name, value in config.items():
         if name == "dtype":
             arguments[name] = _policy(layer, target)
-        elif name not in taken:
-            _check_dropped(layer, name, value, defaults, target)
-        elif name == "name" or not (
-            name in defaults and _same(value, defaults[name]) and _same(value, taken[name])
+        elif name in taken and (
+            name == "name"
+            or name not in defaults
+            or not (_same(value, defaults[name]) and _same(value, taken[name]))
         ):
             arguments[name] = _argument(layer, name, value, target)
+    for name, value in config.items():
+        if name in taken or not _matters(layer, name, value, defaults):
+            continue
+        if takes(kind, arguments, name, value):
+            arguments[name] = value
+        else:
+            _check_dropped(layer, name, value, target)
     return arguments
 
 
@@ -137,15 +148,26 @@ def _wrapped(layer: Any, serialized: Mapping[str, Any], target: ModuleType) -> A
     return translated_layer(_source(layer).layers.deserialize(dict(serialized)), target)
 
 
-def _check_dropped(
-    layer: Any, name: str, value: Any, defaults: Mapping[str, Any], target: ModuleType
-) -> None:
+def _matters(layer: Any, name: str, value: Any, defaults: Mapping[str, Any]) -> bool:
+    """Whether an argument that the counterpart's constructor does not list says anything."""
     if name in _IMPLIED or value is None or _same(value, defaults.get(name)):
-        return
+        return False
     if name == "data_format" and value == "channels_last":
-        return
-    if name == "trainable":
-        return  # set on the layer itself
+        return False
+    # Some constructors take arguments, and their defaults, from **kwargs.
+    config = dict(layer.get_config())
+    known = {key: given for key, given in config.items() if key in defaults}
+    if name not in defaults and not takes(type(layer), known, name, config[name]):
+        return False  # what the layer was built for, not how
+    del config[name]
+    try:
+        without = type(layer).from_config(config).get_config()
+    except (TypeError, ValueError, KeyError):
+        return True  # it has no default
+    return not _same(_plain(without.get(name)), value)
+
+
+def _check_dropped(layer: Any, name: str, value: Any, target: ModuleType) -> None:
     if name not in _WITHOUT_EFFECT:
         raise CannotTranslateError(
             f"{_where(layer)}, argument {name!r}: {type(layer).__name__} of {target.__name__} has "
@@ -212,9 +234,22 @@ def _no_rms_scaling(config: dict[str, Any], target: ModuleType) -> dict[str, Any
     return {k: v for k, v in config.items() if k != "rms_scaling" or v}
 
 
+def _prefixed_directions(config: dict[str, Any], target: ModuleType) -> dict[str, Any]:
+    """Both set "forward_" before the names inside, tf_keras also where it stands there already."""
+    named = dict(config)
+    for key, prefix in (("layer", "forward_"), ("backward_layer", "backward_")):
+        if isinstance(config.get(key), dict):
+            inner = config[key]["config"]
+            name = inner["name"].removeprefix(prefix)
+            name = name if target is tf_keras else prefix + name
+            named[key] = {**config[key], "config": {**inner, "name": name}}
+    return named
+
+
 # Class -> what changes in its arguments on the way from one Keras to the other.
 _RENAMES: dict[str, tuple[Callable[[dict[str, Any], ModuleType], dict[str, Any]], ...]] = {
     "BatchNormalization": (_single_axis,),
+    "Bidirectional": (_prefixed_directions,),
     "LayerNormalization": (_no_rms_scaling,),
     "LeakyReLU": (_leaky_slope,),
     "SeparableConv1D": (_no_whole_kernel,),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
@@ -32,6 +33,28 @@ def parameters(kind: type) -> dict[str, Any]:
         if not any(p.kind == p.VAR_KEYWORD for p in signature.parameters.values()):
             break
     return found
+
+
+def takes(kind: type, arguments: Mapping[str, Any], name: str, value: Any) -> bool:
+    """Whether a constructor takes an argument by this name that its signature does not list.
+
+    Args:
+        kind: class whose constructor is tried.
+        arguments: with which it works.
+        name: of the argument.
+        value: of the argument.
+    """
+    try:
+        kind(**arguments)
+    except (TypeError, ValueError):
+        return False
+    try:
+        kind(**{**arguments, name: value})
+    except TypeError:
+        return False
+    except ValueError:
+        return True  # the argument is known, and this value is not
+    return True
 
 
 def registered(target: ModuleType, name: str | None) -> Any:

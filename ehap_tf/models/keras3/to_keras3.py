@@ -8,6 +8,7 @@ import tensorflow as tf
 import tf_keras
 
 from ehap_tf.models.checks import require_functional
+from ehap_tf.models.keras3.call_arguments import given_arguments
 from ehap_tf.models.keras3.layers import translated_layer
 from ehap_tf.models.keras3.operators import call_in_keras3, is_operator
 from ehap_tf.models.keras3.weights import copy_weights
@@ -98,12 +99,13 @@ class _Conversion:
     def _call(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if is_operator(layer):
             return call_in_keras3(layer, args, kwargs)
-        kwargs = {
-            name: value
-            for name, value in kwargs.items()
-            if value is not None or name not in ("training", "mask")
-        }
-        return self._layer(layer)(*_plain(args), **kwargs)
+        counterpart = self._layer(layer)
+        args, kwargs = given_arguments(layer, _plain(args), kwargs, counterpart)
+        recurrent = (tf_keras.layers.RNN, tf_keras.layers.Bidirectional)
+        if isinstance(layer, recurrent) and isinstance(args[0], list):
+            # tf_keras puts the states that a call is given behind its input.
+            args, kwargs = args[0][:1], {**kwargs, "initial_state": args[0][1:]}
+        return counterpart(*args, **kwargs)
 
 
 def _input(tensor: Any) -> Any:

@@ -1,0 +1,133 @@
+"""What a call of a layer was given, as the layer's counterpart takes it.
+
+Keras 3 records in a graph also what nobody gave: the default of `training`, and the mask that the
+input carries. tf_keras would hold on to them as to what the user chose.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow as tf
+
+
+def given_arguments(
+    layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], counterpart: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The recorded arguments of a call, without those that say nothing.
+
+    Left out are None and defaults of the layer's `call`. A `training` that equals the default is
+    what Keras fills in for itself; another default that the counterpart does not share is passed.
+
+    Args:
+        layer: that was called.
+        args: recorded; tensors may be replaced already.
+        kwargs: recorded.
+        counterpart: the layer in the other Keras, whose `call` may have other defaults.
+
+    Returns:
+        (args, kwargs) for the counterpart. Keras 3 takes only tensors by position.
+    """
+    parameters = list(inspect.signature(layer.call).parameters.values())
+    names = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters) or len(args) > len(names):
+        return args, dict(kwargs)
+    by_name = {**dict(zip(names, args, strict=False)), **kwargs}
+    first = () if names[0] not in by_name else (by_name.pop(names[0]),)
+    defaults = {p.name: p.default for p in parameters}
+    theirs = _defaults(counterpart)
+    given = {
+        name: value
+        for name, value in by_name.items()
+        if not _says_nothing(name, value, defaults, theirs)
+    }
+    # Names of tensors that both take by position need not agree.
+    others = names[1 : len(args)]
+    positional = []
+    for name in others:
+        if name not in given or not _is_tensor(given[name]):
+            break
+        positional.append(given.pop(name))
+    return (*first, *positional), given
+
+
+def automatic_masks(layer: Any, arguments: Any) -> frozenset[str]:
+    """The mask arguments of a recorded call of Keras 3 that are those its inputs carry anyway.
+
+    Args:
+        layer: of Keras 3, that was called.
+        arguments: of its node in the graph.
+    """
+    names = list(inspect.signature(layer.call).parameters)
+    values = {**dict(zip(names, arguments.args, strict=False)), **arguments.kwargs}
+    return frozenset(
+        name
+        for name, mask in arguments.kwargs.items()
+        if name.endswith("mask")
+        and mask is not None
+        and _same_masks(mask, values.get(name.removesuffix("_mask"), values[names[0]]))
+    )
+
+
+def _defaults(layer: Any) -> dict[str, Any]:
+    return {name: p.default for name, p in inspect.signature(layer.call).parameters.items()}
+
+
+def _says_nothing(
+    name: str, value: Any, defaults: Mapping[str, Any], theirs: Mapping[str, Any]
+) -> bool:
+    if not isinstance(value, (bool, int, float, str, type(None))):
+        return all(part is None for part in tf.nest.flatten(value))
+    default = defaults.get(name)
+    if value is not None and (type(value) is not type(default) or value != default):
+        return False
+    return name == "training" or value == theirs.get(name, value)
+
+
+def _is_tensor(value: Any) -> bool:
+    return hasattr(value, "_keras_history") or tf.is_tensor(value)
+
+
+def _same_masks(masks: Any, tensors: Any) -> bool:
+    pairs = zip(tf.nest.flatten(masks), tf.nest.flatten(tensors), strict=False)
+    return all(
+        mask is None or _same_expression(mask, getattr(tensor, "_keras_mask", None))
+        for mask, tensor in pairs
+    )
+
+
+def _same_expression(one: Any, other: Any) -> bool:
+    """Whether two symbolic tensors are the same function of the same tensors.
+
+    A model that was read from a file has the mask of a layer's output twice: as the layer makes
+    it, and as the nodes that the file lists.
+    """
+    if one is other:
+        return True
+    first, second = (getattr(tensor, "_keras_history", None) for tensor in (one, other))
+    if first is None or second is None:
+        return False
+    if first.operation is second.operation and first[1:] == second[1:]:
+        return True
+    if type(first.operation) is not type(second.operation) or first[2] != second[2]:
+        return False
+    import keras
+
+    if isinstance(first.operation, keras.layers.Layer):
+        return False
+    nodes = [history.operation._inbound_nodes[history.node_index] for history in (first, second)]
+    flat = [tf.nest.flatten((n.arguments.args, n.arguments.kwargs)) for n in nodes]
+    settings = [
+        {k: v for k, v in vars(h.operation).items() if not k.startswith("_") and k != "name"}
+        for h in (first, second)
+    ]
+    return (
+        len(flat[0]) == len(flat[1])
+        and str(settings[0]) == str(settings[1])
+        and all(
+            _same_expression(a, b) if hasattr(a, "_keras_history") else bool(a == b)
+            for a, b in zip(*flat, strict=True)
+        )
+    )
