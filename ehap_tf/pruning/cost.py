@@ -9,13 +9,13 @@ from ehap_tf.channels import trace_channels
 from ehap_tf.models.keras3 import either_keras
 
 
-@either_keras()
+@either_keras(None)
 def count_parameters(model: tf_keras.Model) -> int:
     """Numbers in all weights of the model, trained or not (BatchNorm's statistics included)."""
     return int(model.count_params())
 
 
-@either_keras()
+@either_keras(None)
 def count_macs(model: tf_keras.Model) -> int:
     """Multiply-accumulates of one example in convolutions and dense layers.
 

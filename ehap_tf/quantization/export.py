@@ -208,7 +208,7 @@ def _difference(received: np.ndarray, expected: np.ndarray, step: float) -> tupl
 
 
 @kept_random_state()
-@either_keras()
+@either_keras(None)
 def export_float_tflite(model: tf_keras.Model, path: str | os.PathLike[str]) -> TFLiteFile:
     """Writes a float model as a float32 TFLite file with a batch of one, the INT8 file's yardstick.
 

@@ -30,7 +30,7 @@ METHODS = ("qat", "ptq")
 
 
 @kept_random_state()
-@either_keras(lambda qat: qat)
+@either_keras(None)
 def quantize(
     model: tf_keras.Model,
     method: str = "qat",
@@ -114,7 +114,7 @@ def quantize(
 
 
 @kept_random_state()
-@either_keras()
+@either_keras(None)
 def require_quantizable(
     model: tf_keras.Model, weight_bits: int = 8, *, allow_float: bool = False
 ) -> None:

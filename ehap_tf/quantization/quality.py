@@ -94,7 +94,7 @@ class QuantizationReport:
         return _finite(dataclasses.asdict(self))
 
 
-@either_keras()
+@either_keras(None)
 def quantization_report(
     float_model: tf_keras.Model,
     qat: tf_keras.Model,

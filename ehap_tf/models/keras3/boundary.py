@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ParamSpec, TypeVar
 
@@ -11,6 +12,7 @@ import tf_keras
 from ehap_tf.models.keras3.compile_state import translated_loss
 from ehap_tf.models.keras3.detection import is_keras3_loss, is_keras3_model
 from ehap_tf.models.keras3.from_keras3 import to_tf_keras
+from ehap_tf.models.keras3.objects import CannotTranslateError
 from ehap_tf.models.keras3.to_keras3 import to_keras3
 
 P = ParamSpec("P")
@@ -21,18 +23,24 @@ def _model_back(value: Any) -> Any:
     return to_keras3(value) if isinstance(value, tf_keras.Model) else value
 
 
+# Models of Keras 3 that were converted back once; the layers of a graph do not change.
+_returning: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
 def either_keras(
-    result: Callable[[Any], Any] = _model_back,
+    result: Callable[[Any], Any] | None = _model_back,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Lets a function that takes tf_keras models take Keras 3 models too.
 
     Keras 3 models and losses among the arguments are translated before the call. Where there was
     such a model, `result` makes what the function returned the caller's kind. A call without Keras
-    3 passes straight through.
+    3 passes straight through. A model that could not come back to Keras 3 is refused before the
+    call, so that no work on it is lost.
 
     Args:
         result: what to do with the result of a call with a Keras 3 model; by default, a tf_keras
-            model becomes a Keras 3 model and anything else stays.
+            model becomes a Keras 3 model and anything else stays. None where neither this function
+            nor a next step gives a model back: the result stays, and nothing has to come back.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
@@ -41,11 +49,14 @@ def either_keras(
             values = (*args, *kwargs.values())
             if not any(is_keras3_model(v) or is_keras3_loss(v) for v in _leaves(values)):
                 return function(*args, **kwargs)
+            back = result is not None
             translated: Any = function(
-                *(_translated(v) for v in args),
-                **{name: _translated(v) for name, v in kwargs.items()},
+                *(_translated(v, back) for v in args),
+                **{name: _translated(v, back) for name, v in kwargs.items()},
             )
-            return result(translated) if any(map(is_keras3_model, values)) else translated
+            if result is None or not any(map(is_keras3_model, values)):
+                return translated
+            return result(translated)
 
         return call
 
@@ -62,11 +73,25 @@ def _leaves(values: Iterable[Any]) -> Iterator[Any]:
         yield value
 
 
-def _translated(value: Any) -> Any:
+def _translated(value: Any, back: bool) -> Any:
     if isinstance(value, dict):
-        return {name: _translated(item) for name, item in value.items()}
+        return {name: _translated(item, back) for name, item in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(_translated(item) for item in value)
+        return type(value)(_translated(item, back) for item in value)
     if is_keras3_model(value):
-        return to_tf_keras(value)
+        twin = to_tf_keras(value)
+        if back and value not in _returning:
+            _require_way_back(twin)
+            _returning.add(value)
+        return twin
     return translated_loss(value) if is_keras3_loss(value) else value
+
+
+def _require_way_back(twin: tf_keras.Model) -> None:
+    try:
+        to_keras3(twin)
+    except (TypeError, ValueError) as error:
+        raise CannotTranslateError(
+            f"model {twin.name!r} could not be given back as a model of Keras 3: {error}. To go on "
+            "with tf_keras, convert it first: model = ehap_tf.to_tf_keras(model)"
+        ) from error

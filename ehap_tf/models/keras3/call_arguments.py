@@ -12,6 +12,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from ehap_tf.models.keras3.objects import CannotTranslateError
+
 
 def given_arguments(
     layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], counterpart: Any
@@ -60,15 +62,53 @@ def automatic_masks(layer: Any, arguments: Any) -> frozenset[str]:
         layer: of Keras 3, that was called.
         arguments: of its node in the graph.
     """
-    names = list(inspect.signature(layer.call).parameters)
-    values = {**dict(zip(names, arguments.args, strict=False)), **arguments.kwargs}
     return frozenset(
         name
-        for name, mask in arguments.kwargs.items()
-        if name.endswith("mask")
-        and mask is not None
-        and _same_masks(mask, values.get(name.removesuffix("_mask"), values[names[0]]))
+        for name, tensors in _masked_tensors(layer, arguments.args, arguments.kwargs).items()
+        if arguments.kwargs.get(name) is not None and _same_masks(arguments.kwargs[name], tensors)
     )
+
+
+def require_same_masks(layer: Any, arguments: Any, of_tensor: Mapping[int, Any]) -> None:
+    """Checks that the inputs of a call carry masks in tf_keras where they do in Keras 3.
+
+    The two do not agree on which layers hand a mask on, nested models among them.
+
+    Args:
+        layer: of Keras 3, that is called.
+        arguments: of its node in the graph.
+        of_tensor: the tensor of tf_keras for the id of each of Keras 3.
+
+    Raises:
+        CannotTranslateError: they do not.
+    """
+    for name, tensors in _masked_tensors(layer, arguments.args, arguments.kwargs).items():
+        mask = arguments.kwargs.get(name)
+        if mask is not None and not _same_masks(mask, tensors):
+            continue  # given by the user, so handed over
+        for tensor in tf.nest.flatten(tensors):
+            here = getattr(tensor, "_keras_mask", None) is not None
+            there = getattr(of_tensor.get(id(tensor)), "_keras_mask", None) is not None
+            if here != there:
+                with_mask, without = ("Keras 3", "tf_keras")[:: 1 if here else -1]
+                raise CannotTranslateError(
+                    f"layer {layer.name!r} ({type(layer).__name__}): its input carries a mask in "
+                    f"{with_mask} and none in {without}. Give the mask to the call, mask=..., or "
+                    "leave masking out"
+                )
+
+
+def _masked_tensors(layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The mask arguments of a layer of Keras 3, each with the input whose mask it takes."""
+    names = list(inspect.signature(layer.call).parameters)
+    values = {**dict(zip(names, args, strict=False)), **kwargs}
+    found = {}
+    for name in names:
+        if name == "mask":
+            found[name] = values.get(names[0])
+        elif name.endswith("_mask") and name.removesuffix("_mask") in names:
+            found[name] = values.get(name.removesuffix("_mask"))
+    return found
 
 
 def _defaults(layer: Any) -> dict[str, Any]:

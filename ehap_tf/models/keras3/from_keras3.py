@@ -7,7 +7,11 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.models.keras3.call_arguments import automatic_masks, given_arguments
+from ehap_tf.models.keras3.call_arguments import (
+    automatic_masks,
+    given_arguments,
+    require_same_masks,
+)
 from ehap_tf.models.keras3.compile_state import copy_compile_state
 from ehap_tf.models.keras3.detection import is_keras3_model
 from ehap_tf.models.keras3.layers import translated_layer
@@ -65,6 +69,8 @@ class _Conversion:
         inputs = [_input(tensor) for tensor in model.inputs]
         of_tensor = {id(old): new for old, new in zip(model.inputs, inputs, strict=True)}
         for node, masks in _calls(model):
+            if _is_layer(node.operation):
+                require_same_masks(node.operation, node.arguments, of_tensor)
             args, kwargs = node.arguments.fill_in(of_tensor)
             kwargs = {name: value for name, value in kwargs.items() if name not in masks}
             outputs = tf.nest.flatten(self._call(node.operation, args, kwargs))
@@ -103,9 +109,7 @@ class _Conversion:
         return self._made[id(layer)][1]
 
     def _call(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        import keras
-
-        if isinstance(operation, keras.layers.Layer):
+        if _is_layer(operation):
             call: Any = self._layer(operation)
             args, kwargs = given_arguments(operation, args, kwargs, call)
         else:
@@ -126,8 +130,6 @@ def _calls(model: Any) -> list[tuple[Any, frozenset[str]]]:
 
     Without the nodes that only make such masks.
     """
-    import keras
-
     calls = []
     wanted = {id(tensor) for tensor in model.outputs}
     for depth in sorted(model._nodes_by_depth):
@@ -137,7 +139,7 @@ def _calls(model: Any) -> list[tuple[Any, frozenset[str]]]:
             if wanted.isdisjoint(map(id, node.outputs)):
                 continue
             masks: frozenset[str] = frozenset()
-            if isinstance(node.operation, keras.layers.Layer):
+            if _is_layer(node.operation):
                 masks = automatic_masks(node.operation, node.arguments)
             kwargs = {k: v for k, v in node.arguments.kwargs.items() if k not in masks}
             wanted |= set(map(id, tf.nest.flatten((node.arguments.args, kwargs))))
@@ -161,6 +163,12 @@ def _replaced(structure: Any, of_tensor: dict[int, Any]) -> Any:
     if isinstance(structure, (list, tuple)):
         return [_replaced(value, of_tensor) for value in structure]
     return of_tensor[id(structure)]
+
+
+def _is_layer(operation: Any) -> bool:
+    import keras
+
+    return isinstance(operation, keras.layers.Layer)
 
 
 def _is_sequential(model: Any) -> bool:

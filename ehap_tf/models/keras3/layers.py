@@ -25,6 +25,10 @@ _WITHOUT_EFFECT = frozenset(["use_cudnn", "flash_attention", "autocast", "seed",
 # What a config holds that no constructor of the other Keras has to be told.
 # `trainable` is set on the layer itself.
 _IMPLIED = frozenset(["batch_input_shape", "build_config", "registered_name", "trainable"])
+# Layers of one name that do different things, each with what they do.
+_DIFFERENT = {
+    "RandomCrop": "at inference Keras 3 leaves the images whole, and tf_keras resizes them"
+}
 _WRAPPED = ("layer", "backward_layer", "cell")
 
 
@@ -42,7 +46,12 @@ def translated_layer(layer: Any, target: ModuleType) -> Any:
     if type(layer).__name__ == "Lambda":
         new = _lambda(layer, kind)
     elif not _is_built_in(layer):
-        new = kind.from_config({**layer.get_config(), "dtype": _policy(layer, target)})
+        try:
+            new = kind.from_config({**layer.get_config(), "dtype": _policy(layer, target)})
+        except (TypeError, ValueError) as error:
+            raise CannotTranslateError(
+                f"{_where(layer)}: {kind} does not take its configuration: {error}"
+            ) from error
     else:
         arguments = _arguments(layer, kind, target)
         try:
@@ -58,6 +67,10 @@ def _counterpart(layer: Any, target: ModuleType) -> Any:
     """The class by which `target` knows the layer; for custom layers the one registered so."""
     kind = type(layer)
     if _is_built_in(layer):
+        if kind.__name__ in _DIFFERENT:
+            raise CannotTranslateError(
+                f"{_where(layer)}: {_DIFFERENT[kind.__name__]}. Crop before the model"
+            )
         found = getattr(target.layers, kind.__name__, None)
         if found is not None:
             return found

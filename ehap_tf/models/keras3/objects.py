@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Mapping
 from types import ModuleType
@@ -20,8 +21,14 @@ class CannotTranslateError(ValueError):
     """Something of a model has no counterpart in the other Keras."""
 
 
-def parameters(kind: type) -> dict[str, Any]:
+def parameters(kind: type) -> Mapping[str, Any]:
     """The arguments that a constructor takes, those that it hands on included, with defaults."""
+    key: Any = kind  # mypy does not know that classes can be hashed
+    return _parameters(key)
+
+
+@functools.cache
+def _parameters(kind: Any) -> Mapping[str, Any]:
     found: dict[str, Any] = {}
     for base in kind.__mro__:
         if "__init__" not in vars(base):

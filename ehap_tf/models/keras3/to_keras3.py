@@ -104,7 +104,7 @@ class _Conversion:
         recurrent = (tf_keras.layers.RNN, tf_keras.layers.Bidirectional)
         if isinstance(layer, recurrent) and isinstance(args[0], list):
             # tf_keras puts the states that a call is given behind its input.
-            args, kwargs = args[0][:1], {**kwargs, "initial_state": args[0][1:]}
+            args, kwargs = (args[0][0],), {**kwargs, "initial_state": args[0][1:]}
         return counterpart(*args, **kwargs)
 
 
