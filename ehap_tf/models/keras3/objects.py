@@ -33,7 +33,7 @@ def _parameters(kind: Any) -> Mapping[str, Any]:
     for base in kind.__mro__:
         if "__init__" not in vars(base):
             continue
-        signature = inspect.signature(base.__init__)  # type: ignore[misc]
+        signature = inspect.signature(base.__init__)
         for name, parameter in list(signature.parameters.items())[1:]:
             if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
                 found.setdefault(name, parameter.default)
