@@ -1,0 +1,250 @@
+"""What a layer that owns kernels computes, as a product of unfolded inputs and a matrix."""
+
+from __future__ import annotations
+
+import abc
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tf_keras
+
+Floats = npt.NDArray[Any]
+Indices = npt.NDArray[np.int64]
+
+layers = tf_keras.layers
+
+
+class Kernel(abc.ABC):
+    """A layer's outputs before its activation, without bias, are unfolded inputs times a matrix.
+
+    There are `groups` independent products: filter f is column f % size of group f // size.
+
+    Args:
+        layer: built.
+    """
+
+    attribute = "kernel"
+
+    def __init__(self, layer: tf_keras.layers.Layer) -> None:
+        self.layer = layer
+
+    @property
+    def value(self) -> Floats:
+        """The weights to solve for, float32."""
+        return np.asarray(getattr(self.layer, self.attribute), np.float32)
+
+    @property
+    def bias(self) -> Floats | None:
+        """Of every filter, where there is one."""
+        return np.asarray(self.layer.bias, np.float32) if self.layer.use_bias else None
+
+    @property
+    def filters(self) -> int:
+        """The number of outputs."""
+        groups, _, columns = self.matrix(self.value).shape
+        return int(groups * columns)
+
+    @abc.abstractmethod
+    def output_positions(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The sizes of the spatial axes of the output for inputs of a shape (batch first)."""
+
+    @abc.abstractmethod
+    def unfolded(self, inputs: Floats, positions: Indices) -> Floats:
+        """What some output positions see of the inputs.
+
+        Args:
+            inputs: float32, batch first, channels last.
+            positions: indices into (batch, *output positions), flattened.
+
+        Returns:
+            Shape (positions, groups, rows of the matrix), float32.
+        """
+
+    @abc.abstractmethod
+    def matrix(self, value: Floats) -> Floats:
+        """A kernel as a matrix, shape (groups, rows, columns)."""
+
+    @abc.abstractmethod
+    def from_matrix(self, matrix: Floats) -> Floats:
+        """The inverse of `matrix`."""
+
+    def outputs(self, inputs: Floats, positions: Indices) -> Floats:
+        """The outputs before the activation, bias included, shape (positions, filters)."""
+        product = products(self.unfolded(inputs, positions), self.matrix(self.value))
+        return product if self.bias is None else product + self.bias
+
+
+def products(unfolded: Floats, matrix: Floats) -> Floats:
+    """Unfolded inputs times a matrix, shape (positions, filters)."""
+    if len(matrix) == 1:
+        return unfolded[:, 0] @ matrix[0]
+    return np.einsum("mgd,gdf->mgf", unfolded, matrix, optimize=True).reshape(len(unfolded), -1)
+
+
+class DenseKernel(Kernel):
+    """Dense, on vectors or on every position of a map."""
+
+    def output_positions(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return shape[1:-1]
+
+    def unfolded(self, inputs: Floats, positions: Indices) -> Floats:
+        return inputs.reshape(-1, inputs.shape[-1])[positions][:, None]
+
+    def matrix(self, value: Floats) -> Floats:
+        return value[None]
+
+    def from_matrix(self, matrix: Floats) -> Floats:
+        return matrix[0]
+
+
+class _Spatial(Kernel):
+    """Kernels that see several positions of their input."""
+
+    def output_positions(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(len(table) for table in self._tables(shape[1:-1]))
+
+    def _taps(self, inputs: Floats, positions: Indices) -> Floats:
+        """Shape (positions, kernel positions, channels); zero where the kernel sees padding."""
+        tables = self._tables(inputs.shape[1:-1])
+        sizes = (len(inputs), *(len(table) for table in tables))
+        example, *places = np.unravel_index(positions, sizes)
+        index = example[:, None]
+        for size, table, place in zip(inputs.shape[1:-1], tables, places, strict=True):
+            seen = table[place]
+            inside = (index[:, :, None] >= 0) & (seen[:, None, :] >= 0)
+            index = np.where(inside, index[:, :, None] * size + seen[:, None, :], -1)
+            index = index.reshape(len(positions), -1)
+        taps = inputs.reshape(-1, inputs.shape[-1])[index]  # the last row where index is -1
+        taps[index < 0] = 0
+        return taps
+
+    def _tables(self, sizes: tuple[int, ...]) -> list[Indices]:
+        """For each axis the input position that tap j of output i sees, [i, j]; -1 for padding."""
+        layer = self.layer
+        axes = zip(sizes, layer.kernel_size, layer.strides, layer.dilation_rate, strict=True)
+        return [_table(*axis, layer.padding) for axis in axes]
+
+
+def _table(size: int, taps: int, stride: int, dilation: int, padding: str) -> Indices:
+    extent = dilation * (taps - 1) + 1
+    if padding == "same":
+        outputs = -(-size // stride)
+        first = -(max((outputs - 1) * stride + extent - size, 0) // 2)
+    elif padding == "causal":
+        outputs, first = -(-size // stride), 1 - extent
+    else:
+        outputs, first = max(-(-(size - extent + 1) // stride), 0), 0
+    seen = first + np.arange(outputs)[:, None] * stride + np.arange(taps) * dilation
+    return np.where((seen >= 0) & (seen < size), seen, -1)
+
+
+class ConvolutionKernel(_Spatial):
+    """Conv1D, Conv2D and Conv3D, grouped ones with one system for each group."""
+
+    def unfolded(self, inputs: Floats, positions: Indices) -> Floats:
+        taps = self._taps(inputs, positions)
+        rows, places, _ = taps.shape
+        grouped = taps.reshape(rows, places, self.layer.groups, -1).transpose(0, 2, 1, 3)
+        return grouped.reshape(rows, self.layer.groups, -1)
+
+    def matrix(self, value: Floats) -> Floats:
+        flat = value.reshape(math.prod(value.shape[:-1]), self.layer.groups, -1)
+        return flat.transpose(1, 0, 2)
+
+    def from_matrix(self, matrix: Floats) -> Floats:
+        return matrix.transpose(1, 0, 2).reshape(self.value.shape)
+
+
+class TransposedKernel(_Spatial):
+    """Transposed convolutions; every output position sees the taps that reach it."""
+
+    def unfolded(self, inputs: Floats, positions: Indices) -> Floats:
+        return self._taps(inputs, positions).reshape(len(positions), 1, -1)
+
+    def matrix(self, value: Floats) -> Floats:
+        return np.swapaxes(value, -1, -2).reshape(1, -1, value.shape[-2])
+
+    def from_matrix(self, matrix: Floats) -> Floats:
+        *spatial, filters, inputs = self.value.shape
+        return np.swapaxes(matrix.reshape(*spatial, inputs, filters), -1, -2)
+
+    def _tables(self, sizes: tuple[int, ...]) -> list[Indices]:
+        layer = self.layer
+        extra = layer.output_padding or (None,) * len(sizes)
+        extra = (extra,) if isinstance(extra, int) else tuple(extra)
+        axes = zip(
+            sizes, layer.kernel_size, layer.strides, layer.dilation_rate, extra, strict=True
+        )
+        return [_transposed_table(*axis, layer.padding) for axis in axes]
+
+
+def _transposed_table(
+    size: int, taps: int, stride: int, dilation: int, extra: int | None, padding: str
+) -> Indices:
+    outputs = tf_keras.src.utils.conv_utils.deconv_output_length(
+        size, taps, padding, output_padding=extra, stride=stride, dilation=dilation
+    )
+    extent = dilation * (taps - 1) + 1
+    before = max((size - 1) * stride + extent - outputs, 0) // 2 if padding == "same" else 0
+    # It is the gradient of a convolution of which tap j of output i reads i * stride + j - before.
+    origin = np.arange(outputs)[:, None] + before - np.arange(taps) * dilation
+    seen = origin // stride
+    return np.where((origin % stride == 0) & (seen >= 0) & (seen < size), seen, -1)
+
+
+class DepthwiseKernel(_Spatial):
+    """Depthwise convolutions: one system for each channel."""
+
+    attribute = "depthwise_kernel"
+
+    def unfolded(self, inputs: Floats, positions: Indices) -> Floats:
+        return self._taps(inputs, positions).transpose(0, 2, 1)
+
+    def matrix(self, value: Floats) -> Floats:
+        return value.reshape(-1, *value.shape[-2:]).transpose(1, 0, 2)
+
+    def from_matrix(self, matrix: Floats) -> Floats:
+        return matrix.transpose(1, 0, 2).reshape(self.value.shape)
+
+
+class SeparableKernel(_Spatial):
+    """The pointwise kernel of a separable convolution, on what the depthwise one hands it."""
+
+    attribute = "pointwise_kernel"
+
+    def unfolded(self, inputs: Floats, positions: Indices) -> Floats:
+        kernel = np.asarray(self.layer.depthwise_kernel, np.float32)
+        flat = kernel.reshape(-1, *kernel.shape[-2:])
+        between = np.einsum("mtc,tcf->mcf", self._taps(inputs, positions), flat, optimize=True)
+        return between.reshape(len(positions), 1, -1)
+
+    def matrix(self, value: Floats) -> Floats:
+        return value.reshape(1, *value.shape[-2:])
+
+    def from_matrix(self, matrix: Floats) -> Floats:
+        return matrix.reshape(self.value.shape)
+
+
+# The first that fits counts: transposed convolutions are subclasses of plain ones in tf_keras.
+_KERNELS: tuple[tuple[tuple[type, ...], type[Kernel]], ...] = (
+    (
+        (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose),
+        TransposedKernel,
+    ),
+    ((layers.DepthwiseConv1D, layers.DepthwiseConv2D), DepthwiseKernel),
+    ((layers.SeparableConv1D, layers.SeparableConv2D), SeparableKernel),
+    ((layers.Conv1D, layers.Conv2D, layers.Conv3D), ConvolutionKernel),
+    ((layers.Dense,), DenseKernel),
+)
+
+
+def kernel_of(layer: tf_keras.layers.Layer) -> Kernel | None:
+    """How the layer's kernel becomes a matrix; None for other layers and channels_first ones."""
+    if getattr(layer, "data_format", "channels_last") == "channels_first":
+        return None
+    for classes, kernel in _KERNELS:
+        if isinstance(layer, classes):
+            return kernel(layer)
+    return None

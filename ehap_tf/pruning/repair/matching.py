@@ -1,0 +1,152 @@
+"""Which call of the dense network each call of the slim one stands for, and what is repaired."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import tf_keras
+from tf_keras.src.layers.normalization.batch_normalization import BatchNormalizationBase
+
+from ehap_tf.channels import trace_channels
+from ehap_tf.models.kinds import function_kind
+from ehap_tf.pruning.plan import PruningPlan
+from ehap_tf.pruning.repair.kernels import Kernel, kernel_of
+from ehap_tf.pruning.repair.walk import Key, Program, Step
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """One call of a layer in the slim network, and the call that it stands for."""
+
+    slim: Step
+    dense: Step
+
+    @property
+    def reads(self) -> tuple[Key, Key]:
+        """The input of the slim call, and of the dense one."""
+        return self.slim.inputs[0], self.dense.inputs[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A layer whose kernel is solved for.
+
+    Attributes:
+        path: of the layer in the slim network.
+        slim: its kernel.
+        dense: that of the layer which it was before.
+        filters: which of the dense layer's filters it has, in its own order.
+        pairs: all its calls, in the order of computation.
+        norm: path of the BatchNorm that takes up the mean in its moving mean; None for the bias.
+        keeps_mean: the mean of the output is of no consequence: a BatchNorm behind it takes the
+            batch's.
+    """
+
+    path: str
+    slim: Kernel
+    dense: Kernel
+    filters: npt.NDArray[np.int64]
+    pairs: tuple[Pair, ...]
+    norm: str | None
+    keeps_mean: bool
+
+
+def find_targets(
+    model: tf_keras.Model, plan: PruningPlan, dense: Program, slim: Program
+) -> list[Target]:
+    """The layers that own kernels, in the order of their first calls in the slim network.
+
+    Raises:
+        ValueError: the slim network is not what the plan makes of the model.
+    """
+    graph = trace_channels(model, plan.residual)
+    alive = plan.alive(graph)
+    traced = {call.path: call for call in graph.calls.values()}
+    pairs: dict[str, list[Pair]] = collections.defaultdict(list)
+    for pair in _pairs(plan, dense, slim):
+        pairs[pair.slim.path].append(pair)
+    readers = slim.readers()
+    targets = []
+    for path, those in pairs.items():
+        before = those[0].dense
+        call = traced[before.path]
+        kernels = kernel_of(those[0].slim.layer), kernel_of(before.layer)
+        if kernels[0] is None or kernels[1] is None or not call.effect.weights:
+            continue
+        filters = np.flatnonzero(alive[call.effect.outputs[0]])
+        if len(plan.implanted.get(before.path, ())):
+            small = path != before.path or not len(plan.kept[before.path])
+            filters = (plan.implanted if small else plan.kept)[before.path]
+        found = kernels[0].filters
+        if found != len(filters):
+            raise ValueError(
+                f"slim must be prune(model, plan): its layer {path!r} should have {len(filters)} "
+                f"filters. Received: {found}"
+            )
+        norm, keeps_mean = _norm_behind(those, readers, slim)
+        targets.append(
+            Target(path, kernels[0], kernels[1], filters, tuple(those), norm, keeps_mean)
+        )
+    return targets
+
+
+def _pairs(plan: PruningPlan, dense: Program, slim: Program) -> list[Pair]:
+    """Every call of a layer of the slim network that the dense one has, and of its implants."""
+    calls, kept_paths = dense.calls(), set(slim.calls())
+    # A layer that vanished from the slim network handed on its input.
+    same: dict[Key, Key] = {}
+    for step in dense.steps:
+        if step.path not in kept_paths and len(step.inputs) == len(step.outputs):
+            same.update(zip(step.outputs, (same.get(k, k) for k in step.inputs), strict=True))
+    origin: dict[Key, Key] = dict(zip(slim.inputs, dense.inputs, strict=True))
+    taken: set[tuple[str, Step]] = set()
+    pairs = []
+    for step in slim.steps:
+        base = step.path if step.path in calls else _of_implant(step.path, plan)
+        if base not in calls:  # what surgery put in between stands for what it reads
+            origin.update((key, origin[step.inputs[0]]) for key in step.outputs if step.inputs)
+            continue
+        arriving = [origin.get(key) for key in step.inputs]
+        waiting = [one for one in calls[base] if (step.path, one) not in taken]
+        if not waiting:
+            raise ValueError(
+                f"slim must be prune(model, plan): it calls the layer {step.path!r} more often "
+                "than model does"
+            )
+        fitting = [one for one in waiting if [same.get(k, k) for k in one.inputs] == arriving]
+        chosen = (fitting or waiting)[0]
+        taken.add((step.path, chosen))
+        pairs.append(Pair(step, chosen))
+        origin.update(zip(step.outputs, chosen.outputs, strict=False))
+    return pairs
+
+
+def _of_implant(path: str, plan: PruningPlan) -> str:
+    """The layer whose 1x1 filters a layer that surgery added holds, if it does."""
+    found = re.fullmatch(r"(.*)_implant(_\d+)?", path)
+    return found.group(1) if found and len(plan.implanted.get(found.group(1), ())) else path
+
+
+def _norm_behind(
+    pairs: Sequence[Pair], readers: dict[Key, list[Step | None]], slim: Program
+) -> tuple[str | None, bool]:
+    """The BatchNorm that alone reads a layer and nothing else, and whether it is in training."""
+    if function_kind(getattr(pairs[0].slim.layer, "activation", None)) != "linear":
+        return None, False
+    behind = [step for pair in pairs for step in readers[pair.slim.outputs[0]]]
+    norms = {step.path if step is not None else "" for step in behind}
+    first = behind[0] if behind else None
+    if len(norms) != 1 or first is None or not isinstance(first.layer, BatchNormalizationBase):
+        return None, False
+    calls = slim.calls()[first.path]
+    if len(calls) != len(behind) or list(first.layer.axis) != [first.node.outputs.shape.rank - 1]:
+        return None, False
+    in_training = {step.training and step.layer.trainable for step in calls}
+    if len(in_training) > 1:
+        return None, False
+    return (None, True) if in_training == {True} else (first.path, False)
