@@ -7,6 +7,7 @@ from ehap_tf.pruning.cost import count_macs, count_parameters
 from ehap_tf.pruning.masking import ChannelMask, mask
 from ehap_tf.pruning.plan import PruningPlan
 from ehap_tf.pruning.recalibration import recalibrate
+from ehap_tf.pruning.repair import repair
 from ehap_tf.pruning.rounds import plan_further, plan_on_slim
 from ehap_tf.pruning.selection import plan_pruning
 from ehap_tf.pruning.surgery import prune
@@ -28,5 +29,6 @@ __all__ = [
     "rank_blocks",
     "recalibrate",
     "remove_blocks",
+    "repair",
     "residual_blocks",
 ]

@@ -1,5 +1,5 @@
 """Repair by least squares: kernels of a slim network solved again for the dense one's outputs."""
 
-from ehap_tf.pruning.repair.repair import repair
+from ehap_tf.pruning.repair.repairing import repair
 
 __all__ = ["repair"]

@@ -69,7 +69,9 @@ def micro_batches(
     batches = []
     for start in range(0, count, size):
         part = [tensor[start : start + size] for tensor in images]
-        values = {k: t for keys in (dense.inputs, slim.inputs) for k, t in zip(keys, part, strict=True)}
+        values = {
+            k: t for keys in (dense.inputs, slim.inputs) for k, t in zip(keys, part, strict=True)
+        }
         batches.append(MicroBatch(start, min(start + size, count), values))
     return batches
 

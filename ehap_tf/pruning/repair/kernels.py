@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import tensorflow as tf
 import tf_keras
 
 Floats = npt.NDArray[Any]
@@ -51,7 +52,7 @@ class Kernel(abc.ABC):
         """The sizes of the spatial axes of the output for inputs of a shape (batch first)."""
 
     @abc.abstractmethod
-    def unfolded(self, inputs: Floats, positions: Indices) -> Floats:
+    def unfolded(self, inputs: tf.Tensor, positions: Indices) -> tf.Tensor:
         """What some output positions see of the inputs.
 
         Args:
@@ -70,32 +71,40 @@ class Kernel(abc.ABC):
     def from_matrix(self, matrix: Floats) -> Floats:
         """The inverse of `matrix`."""
 
-    def outputs(self, inputs: Floats, positions: Indices) -> Floats:
+    def outputs(self, inputs: tf.Tensor, positions: Indices) -> tf.Tensor:
         """The outputs before the activation, bias included, shape (positions, filters)."""
         product = products(self.unfolded(inputs, positions), self.matrix(self.value))
         return product if self.bias is None else product + self.bias
 
 
-def products(unfolded: Floats, matrix: Floats) -> Floats:
+def products(unfolded: tf.Tensor, matrix: Floats) -> tf.Tensor:
     """Unfolded inputs times a matrix, shape (positions, filters)."""
-    if len(matrix) == 1:
-        return unfolded[:, 0] @ matrix[0]
-    return np.einsum("mgd,gdf->mgf", unfolded, matrix, optimize=True).reshape(len(unfolded), -1)
+    by_group = tf.matmul(tf.transpose(unfolded, [1, 0, 2]), matrix)
+    return tf.reshape(tf.transpose(by_group, [1, 0, 2]), [unfolded.shape[0], -1])
+
+
+def rows_at(tensor: tf.Tensor, positions: Indices) -> tf.Tensor:
+    """The channels at some positions of (batch, *spatial), flattened."""
+    return tf.gather(tf.reshape(tensor, [-1, tensor.shape[-1]]), positions)
 
 
 class DenseKernel(Kernel):
     """Dense, on vectors or on every position of a map."""
 
     def output_positions(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """As `Kernel` says."""
         return shape[1:-1]
 
-    def unfolded(self, inputs: Floats, positions: Indices) -> Floats:
-        return inputs.reshape(-1, inputs.shape[-1])[positions][:, None]
+    def unfolded(self, inputs: tf.Tensor, positions: Indices) -> tf.Tensor:
+        """As `Kernel` says."""
+        return rows_at(inputs, positions)[:, None]
 
     def matrix(self, value: Floats) -> Floats:
+        """As `Kernel` says."""
         return value[None]
 
     def from_matrix(self, matrix: Floats) -> Floats:
+        """As `Kernel` says."""
         return matrix[0]
 
 
@@ -103,9 +112,10 @@ class _Spatial(Kernel):
     """Kernels that see several positions of their input."""
 
     def output_positions(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """As `Kernel` says."""
         return tuple(len(table) for table in self._tables(shape[1:-1]))
 
-    def _taps(self, inputs: Floats, positions: Indices) -> Floats:
+    def _taps(self, inputs: tf.Tensor, positions: Indices) -> tf.Tensor:
         """Shape (positions, kernel positions, channels); zero where the kernel sees padding."""
         tables = self._tables(inputs.shape[1:-1])
         sizes = (len(inputs), *(len(table) for table in tables))
@@ -116,9 +126,10 @@ class _Spatial(Kernel):
             inside = (index[:, :, None] >= 0) & (seen[:, None, :] >= 0)
             index = np.where(inside, index[:, :, None] * size + seen[:, None, :], -1)
             index = index.reshape(len(positions), -1)
-        taps = inputs.reshape(-1, inputs.shape[-1])[index]  # the last row where index is -1
-        taps[index < 0] = 0
-        return taps
+        flat = tf.reshape(inputs, [-1, inputs.shape[-1]])
+        # Padding reads the row of zeros past the end.
+        flat = tf.pad(flat, [[0, 1], [0, 0]])
+        return tf.gather(flat, np.where(index < 0, flat.shape[0] - 1, index).astype(np.int32))
 
     def _tables(self, sizes: tuple[int, ...]) -> list[Indices]:
         """For each axis the input position that tap j of output i sees, [i, j]; -1 for padding."""
@@ -143,30 +154,37 @@ def _table(size: int, taps: int, stride: int, dilation: int, padding: str) -> In
 class ConvolutionKernel(_Spatial):
     """Conv1D, Conv2D and Conv3D, grouped ones with one system for each group."""
 
-    def unfolded(self, inputs: Floats, positions: Indices) -> Floats:
-        taps = self._taps(inputs, positions)
-        rows, places, _ = taps.shape
-        grouped = taps.reshape(rows, places, self.layer.groups, -1).transpose(0, 2, 1, 3)
-        return grouped.reshape(rows, self.layer.groups, -1)
+    def unfolded(self, inputs: tf.Tensor, positions: Indices) -> tf.Tensor:
+        """As `Kernel` says."""
+        taps, groups = self._taps(inputs, positions), self.layer.groups
+        if groups == 1:
+            return tf.reshape(taps, [len(positions), 1, -1])
+        grouped = tf.reshape(taps, [*taps.shape[:2], groups, -1])
+        return tf.reshape(tf.transpose(grouped, [0, 2, 1, 3]), [len(positions), groups, -1])
 
     def matrix(self, value: Floats) -> Floats:
+        """As `Kernel` says."""
         flat = value.reshape(math.prod(value.shape[:-1]), self.layer.groups, -1)
         return flat.transpose(1, 0, 2)
 
     def from_matrix(self, matrix: Floats) -> Floats:
+        """As `Kernel` says."""
         return matrix.transpose(1, 0, 2).reshape(self.value.shape)
 
 
 class TransposedKernel(_Spatial):
     """Transposed convolutions; every output position sees the taps that reach it."""
 
-    def unfolded(self, inputs: Floats, positions: Indices) -> Floats:
-        return self._taps(inputs, positions).reshape(len(positions), 1, -1)
+    def unfolded(self, inputs: tf.Tensor, positions: Indices) -> tf.Tensor:
+        """As `Kernel` says."""
+        return tf.reshape(self._taps(inputs, positions), [len(positions), 1, -1])
 
     def matrix(self, value: Floats) -> Floats:
+        """As `Kernel` says."""
         return np.swapaxes(value, -1, -2).reshape(1, -1, value.shape[-2])
 
     def from_matrix(self, matrix: Floats) -> Floats:
+        """As `Kernel` says."""
         *spatial, filters, inputs = self.value.shape
         return np.swapaxes(matrix.reshape(*spatial, inputs, filters), -1, -2)
 
@@ -174,9 +192,7 @@ class TransposedKernel(_Spatial):
         layer = self.layer
         extra = layer.output_padding or (None,) * len(sizes)
         extra = (extra,) if isinstance(extra, int) else tuple(extra)
-        axes = zip(
-            sizes, layer.kernel_size, layer.strides, layer.dilation_rate, extra, strict=True
-        )
+        axes = zip(sizes, layer.kernel_size, layer.strides, layer.dilation_rate, extra, strict=True)
         return [_transposed_table(*axis, layer.padding) for axis in axes]
 
 
@@ -199,13 +215,16 @@ class DepthwiseKernel(_Spatial):
 
     attribute = "depthwise_kernel"
 
-    def unfolded(self, inputs: Floats, positions: Indices) -> Floats:
-        return self._taps(inputs, positions).transpose(0, 2, 1)
+    def unfolded(self, inputs: tf.Tensor, positions: Indices) -> tf.Tensor:
+        """As `Kernel` says."""
+        return tf.transpose(self._taps(inputs, positions), [0, 2, 1])
 
     def matrix(self, value: Floats) -> Floats:
+        """As `Kernel` says."""
         return value.reshape(-1, *value.shape[-2:]).transpose(1, 0, 2)
 
     def from_matrix(self, matrix: Floats) -> Floats:
+        """As `Kernel` says."""
         return matrix.transpose(1, 0, 2).reshape(self.value.shape)
 
 
@@ -214,16 +233,19 @@ class SeparableKernel(_Spatial):
 
     attribute = "pointwise_kernel"
 
-    def unfolded(self, inputs: Floats, positions: Indices) -> Floats:
+    def unfolded(self, inputs: tf.Tensor, positions: Indices) -> tf.Tensor:
+        """As `Kernel` says."""
         kernel = np.asarray(self.layer.depthwise_kernel, np.float32)
         flat = kernel.reshape(-1, *kernel.shape[-2:])
-        between = np.einsum("mtc,tcf->mcf", self._taps(inputs, positions), flat, optimize=True)
-        return between.reshape(len(positions), 1, -1)
+        between = tf.einsum("mtc,tcf->mcf", self._taps(inputs, positions), flat)
+        return tf.reshape(between, [len(positions), 1, -1])
 
     def matrix(self, value: Floats) -> Floats:
+        """As `Kernel` says."""
         return value.reshape(1, *value.shape[-2:])
 
     def from_matrix(self, matrix: Floats) -> Floats:
+        """As `Kernel` says."""
         return matrix.reshape(self.value.shape)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import scipy.linalg
+import tensorflow as tf
 
 Floats = npt.NDArray[Any]
 
@@ -30,26 +30,20 @@ class Sums:
         self._squares = np.zeros((groups, targets))
         self._inputs = np.zeros((groups, 1, inputs))
         self._targets = np.zeros((groups, 1, targets))
-        self._shift: tuple[Floats, Floats] | None = None
+        self._shift: tuple[Any, ...] | None = None
 
-    def add(self, inputs: Floats, targets: Floats) -> None:
+    def add(self, inputs: Any, targets: Any) -> None:
         """Adds rows: inputs (rows, groups, inputs) and targets (rows, groups, targets)."""
-        for start in range(0, len(inputs), _ROWS):
-            part = slice(start, start + _ROWS)
-            x = np.ascontiguousarray(inputs[part].transpose(1, 0, 2))
-            y = np.ascontiguousarray(targets[part].transpose(1, 0, 2))
+        for start in range(0, inputs.shape[0], _ROWS):
+            x, y = (tf.transpose(t[start : start + _ROWS], [1, 0, 2]) for t in (inputs, targets))
             if self._shift is None:
-                self._shift = x.mean(1, keepdims=True), y.mean(1, keepdims=True)
-            x -= self._shift[0]
-            y -= self._shift[1]
-            across = x.transpose(0, 2, 1)
-            for group in range(len(x)):
-                # One product with its own transpose: BLAS computes half of it.
-                self._gram[group] += across[group] @ x[group]
-            self._cross += across @ y
-            self._squares += np.square(y).sum(1)
-            self._inputs += x.sum(1, keepdims=True)
-            self._targets += y.sum(1, keepdims=True)
+                self._shift = tuple(tf.reduce_mean(t, 1, keepdims=True) for t in (x, y))
+            x, y = x - self._shift[0], y - self._shift[1]
+            self._gram += tf.matmul(x, x, transpose_a=True).numpy()
+            self._cross += tf.matmul(x, y, transpose_a=True).numpy()
+            self._squares += tf.reduce_sum(tf.square(y), 1).numpy()
+            self._inputs += tf.reduce_sum(x, 1, keepdims=True).numpy()
+            self._targets += tf.reduce_sum(y, 1, keepdims=True).numpy()
             self.count += x.shape[1]
 
     def solve(self, ridge: float) -> tuple[Floats, Floats]:
@@ -70,12 +64,16 @@ class Sums:
         means, targets = self._means()
         return coefficients, (targets - means @ coefficients)[:, 0]
 
-    def mean_squares(self) -> Floats:
-        """The mean square of each target, mean included, shape (groups, targets)."""
-        assert self._shift is not None
-        shift, mean = self._shift[1][:, 0], self._targets[:, 0] / self.count
-        squares: Floats = self._squares / self.count + 2 * shift * mean + np.square(shift)
-        return np.maximum(squares, 0)
+    def mean_square_left(self, coefficients: Floats) -> float:
+        """What the regression leaves of the targets: mean square, over all of them.
+
+        Args:
+            coefficients: as `solve` returns them; the intercepts are right for them.
+        """
+        gram, cross = self._centered()
+        whole = self._squares / self.count - np.square(self._targets[:, 0] / self.count)
+        explained = (coefficients * (2 * cross - gram @ coefficients)).sum(1)
+        return float(np.maximum(whole - explained, 0).mean())
 
     def _centered(self) -> tuple[Floats, Floats]:
         x, y = self._inputs / self.count, self._targets / self.count
@@ -84,7 +82,8 @@ class Sums:
 
     def _means(self) -> tuple[Floats, Floats]:
         assert self._shift is not None
-        return self._shift[0] + self._inputs / self.count, self._shift[1] + self._targets / self.count
+        x, y = (np.asarray(shift, np.float64) for shift in self._shift)
+        return x + self._inputs / self.count, y + self._targets / self.count
 
 
 def _solved(gram: Floats, cross: Floats, ridge: float) -> Floats:
@@ -95,11 +94,11 @@ def _solved(gram: Floats, cross: Floats, ridge: float) -> Floats:
         return np.zeros_like(cross)
     if ridge > 0:
         try:
-            factor = scipy.linalg.cho_factor(gram + ridge * scale * np.eye(size), lower=True)
-            solution: Floats = scipy.linalg.cho_solve(factor, cross)
+            factor = tf.linalg.cholesky(gram + ridge * scale * np.eye(size))
+            solution: Floats = tf.linalg.cholesky_solve(factor, cross).numpy()
             if np.isfinite(solution).all():
                 return solution
-        except scipy.linalg.LinAlgError:
+        except tf.errors.InvalidArgumentError:
             pass  # the ridge is too small for what rounding left
     values, vectors = np.linalg.eigh(gram)
     # Sums of float32 products know the Gram matrix no better.

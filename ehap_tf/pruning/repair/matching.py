@@ -9,13 +9,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+import tensorflow as tf
 import tf_keras
 from tf_keras.src.layers.normalization.batch_normalization import BatchNormalizationBase
 
 from ehap_tf.channels import trace_channels
 from ehap_tf.models.kinds import function_kind
 from ehap_tf.pruning.plan import PruningPlan
-from ehap_tf.pruning.repair.kernels import Kernel, kernel_of
+from ehap_tf.pruning.repair.kernels import Kernel, kernel_of, rows_at
 from ehap_tf.pruning.repair.walk import Key, Program, Step
 
 
@@ -25,11 +26,6 @@ class Pair:
 
     slim: Step
     dense: Step
-
-    @property
-    def reads(self) -> tuple[Key, Key]:
-        """The input of the slim call, and of the dense one."""
-        return self.slim.inputs[0], self.dense.inputs[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +50,27 @@ class Target:
     pairs: tuple[Pair, ...]
     norm: str | None
     keeps_mean: bool
+
+    def looks_at(self, pair: Pair) -> tuple[Key, Key]:
+        """The input of the slim call, and what `wanted` takes of the dense one."""
+        dense = pair.dense.outputs if _is_linear(pair.dense.layer) else pair.dense.inputs
+        return pair.slim.inputs[0], dense[0]
+
+    @property
+    def reads(self) -> tuple[list[Key], list[Key]]:
+        """What the first call looks at, and what all of them do."""
+        all_of_them = [key for pair in self.pairs for key in self.looks_at(pair)]
+        return all_of_them[:2], all_of_them
+
+    def wanted(self, tensor: tf.Tensor, positions: npt.NDArray[np.int64]) -> tf.Tensor:
+        """The dense layer's outputs, before its activation, at some positions: one row for each."""
+        if _is_linear(self.dense.layer):
+            return rows_at(tensor, positions)
+        return self.dense.outputs(tensor, positions)
+
+
+def _is_linear(layer: tf_keras.layers.Layer) -> bool:
+    return function_kind(getattr(layer, "activation", None)) == "linear"
 
 
 def find_targets(
@@ -136,7 +153,7 @@ def _norm_behind(
     pairs: Sequence[Pair], readers: dict[Key, list[Step | None]], slim: Program
 ) -> tuple[str | None, bool]:
     """The BatchNorm that alone reads a layer and nothing else, and whether it is in training."""
-    if function_kind(getattr(pairs[0].slim.layer, "activation", None)) != "linear":
+    if not _is_linear(pairs[0].slim.layer):
         return None, False
     behind = [step for pair in pairs for step in readers[pair.slim.outputs[0]]]
     norms = {step.path if step is not None else "" for step in behind}

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import tensorflow as tf
 import tf_keras
 
 from ehap_tf.channels import layer_paths
@@ -80,20 +81,12 @@ class Solver:
         self._sampling = sampling
         self._ridge = ridge
 
-    def run(
-        self, images: list[Any], batch_size: int | None, progress: ProgressCallback
-    ) -> Changes:
+    def run(self, images: list[Any], batch_size: int | None, progress: ProgressCallback) -> Changes:
         """Solves for every kernel; returns what changed."""
         batches = micro_batches(self._dense, self._slim, images, batch_size)
         # The walk alone holds the images now, and lets go of them.
         del images[:]
-        stops = plan_stops(
-            (self._dense, self._slim),
-            [
-                (target.pairs[0].reads, [key for pair in target.pairs for key in pair.reads])
-                for target in self._targets
-            ],
-        )
+        stops = plan_stops((self._dense, self._slim), [target.reads for target in self._targets])
         changes: Changes = {}
         started = time.monotonic()
         for number, (target, stop) in enumerate(zip(self._targets, stops, strict=True)):
@@ -109,7 +102,7 @@ class Solver:
         """Gives the layer its new kernel and mean, unless its outputs are right already."""
         before = system.relative_error()
         if before <= _SAME:
-            return {"error": before}
+            return {"error": before, "error_left": before}
         step, shift = system.sums.solve(self._ridge)
         kernel = target.slim
         mine = changes.setdefault(target.path, {})
@@ -123,7 +116,7 @@ class Solver:
         elif not target.keeps_mean:
             mine["bias"] = kernel.bias + shift
             kernel.layer.bias.assign(mine["bias"])
-        return {"error": before}
+        return {"error": before, "error_left": system.relative_error_left(step)}
 
 
 class _System:
@@ -143,18 +136,24 @@ class _System:
     def look(self, call: int, batch: MicroBatch, values: Values) -> None:
         """Adds the positions of one micro-batch at one call of the layer."""
         target, pair = self._target, self._target.pairs[call]
-        slim, dense = (_array(values[key]) for key in pair.reads)
+        slim, dense = (tf.cast(values[key], tf.float32) for key in target.looks_at(pair))
         for positions in self._parts(call, batch, slim.shape):
             unfolded = target.slim.unfolded(slim, positions)
-            wanted = target.dense.outputs(dense, positions)[:, target.filters]
+            wanted = tf.gather(target.wanted(dense, positions), target.filters, axis=1)
             lacks = wanted - products(unfolded, self._matrix) - target.slim.bias
-            self._squares += (np.square(lacks).sum(), np.square(wanted).sum())
-            self.sums.add(unfolded, lacks.reshape(len(lacks), len(self._matrix), -1))
+            self._squares += [float(tf.reduce_sum(tf.square(t))) for t in (lacks, wanted)]
+            self.sums.add(unfolded, tf.reshape(lacks, [len(positions), len(self._matrix), -1]))
 
     def relative_error(self) -> float:
         """Root mean square of what is lacking, relative to that of what is wanted."""
         lacks, wanted = self._squares
-        return float(np.sqrt(lacks / wanted)) if wanted > 0 else float(np.sqrt(lacks))
+        return float(np.sqrt(lacks / wanted if wanted > 0 else lacks))
+
+    def relative_error_left(self, coefficients: Floats) -> float:
+        """The same after the kernel changed by the solution, and the mean by its intercepts."""
+        wanted = self._squares[1] / (self.sums.count * len(self._target.filters))
+        left = self.sums.mean_square_left(coefficients)
+        return float(np.sqrt(left / wanted if wanted > 0 else left))
 
     def _parts(
         self, call: int, batch: MicroBatch, shape: tuple[int, ...]
@@ -172,10 +171,6 @@ class _System:
             return []
         row = 4 * max(len(self._matrix) * self._matrix.shape[1], 1)
         return np.array_split(mine, -(-len(mine) * row // _UNFOLDED_BYTES))
-
-
-def _array(tensor: Any) -> Floats:
-    return np.asarray(tensor, np.float32)
 
 
 def _advance(stop: Stop, batch: MicroBatch, system: _System) -> None:

@@ -49,7 +49,7 @@ class Step:
         return self.node.layer
 
     def run(self, values: Values) -> None:
-        """Computes the outputs from the inputs, in inference mode unless the call says otherwise."""
+        """Computes the outputs, in inference mode unless the call says otherwise."""
         args, kwargs = map_arguments(self.node, [values[key] for key in self.inputs])
         layer = self.layer
         if getattr(layer, "_expects_training_arg", False):

@@ -65,7 +65,8 @@ def repair(
         batch_size: examples that are computed at once; chosen by the size of the model's tensors
             when None. It changes nothing but memory and rounding.
         seed: of the examples and positions.
-        progress: called after every layer.
+        progress: called after every layer with its errors relative to its outputs, root mean
+            square: `error` as it came and `error_left` once repaired (on the positions looked at).
 
     Returns:
         A new model, not compiled.

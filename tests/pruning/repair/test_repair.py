@@ -1,0 +1,267 @@
+"""Repair against independent least squares in float64, and what it promises."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+
+import ehap_tf as ehap
+from ehap_tf.pruning.repair.kernels import kernel_of
+from tests.pruning.nets import batch, random_scores, relative_error, shake, small_residual_net
+from tests.pruning.repair.nets import KINDS, behind_a_dense, images, without
+
+layers = tf_keras.layers
+
+
+def least_squares_outputs(
+    layer: tf_keras.layers.Layer, x: np.ndarray, wanted: np.ndarray, ridge: float = 0.0
+) -> np.ndarray:
+    """The layer's best outputs by np.linalg.lstsq, over its kernel and a bias for each filter.
+
+    Every column of the design matrix is what the layer makes of one kernel entry alone: nothing
+    that repair itself knows about kernels is used.
+    """
+    name = kernel_of(layer).attribute
+    kernel, bias = getattr(layer, name), layer.bias
+    before, start = layer(x).numpy().astype(np.float64), kernel.numpy()
+    old_bias = bias.numpy()
+    bias.assign(np.zeros_like(old_bias))
+    columns = []
+    for place in np.ndindex(*start.shape):
+        unit = np.zeros_like(start)
+        unit[place] = 1
+        kernel.assign(unit)
+        columns.append(layer(x).numpy().astype(np.float64).ravel())
+    kernel.assign(start)
+    bias.assign(old_bias)
+    entries = len(columns)
+    for one in range(len(old_bias)):
+        column = np.zeros(before.shape)
+        column[..., one] = 1
+        columns.append(column.ravel())
+    design, lacks = np.stack(columns, 1), (wanted - before).ravel()
+    if ridge:
+        # Of one system: the penalty is `ridge` times the mean square of a centered input.
+        (rows, _), filters = design.shape, len(old_bias)
+        one = design[np.arange(rows) % filters == 0][:, :entries:filters]
+        scale = np.sqrt(ridge * one.var(0).mean() * len(one))
+        penalty = np.eye(design.shape[1])[:entries] * scale
+        design = np.concatenate([design, penalty])
+        lacks = np.concatenate([lacks, np.zeros(entries)])
+    solution = np.linalg.lstsq(design, lacks, rcond=None)[0]
+    return before + (design @ solution)[: before.size].reshape(before.shape)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_layer_is_solved_as_by_lstsq(kind: str) -> None:
+    use_bias = "conv2d" not in kind
+    model = shake(behind_a_dense(kind, use_bias=use_bias))
+    plan = without(model, first=[1, 4])
+    x = images(model.input_shape[1:])
+    slim = ehap.prune(model, plan)
+    wanted = model(x).numpy()
+    fixed = ehap.repair(slim, model, plan, x, ridge=0)
+    found, layer = fixed(x), fixed.get_layer("layer")
+    hidden = tf_keras.Model(fixed.input, layer.input)(x)
+    layer.set_weights(weights_with_bias(slim.get_layer("layer")))
+    unrepaired = layer(hidden)
+    best = least_squares_outputs(layer, hidden, wanted)
+    scale = np.abs(wanted).max()
+    np.testing.assert_allclose(found / scale, best / scale, atol=1e-4)
+    assert np.square(found - wanted).mean() < np.square(unrepaired - wanted).mean()
+
+
+def weights_with_bias(layer: tf_keras.layers.Layer) -> list[np.ndarray]:
+    weights = layer.get_weights()
+    return weights if layer.use_bias else [*weights, np.zeros(layer.filters, np.float32)]
+
+
+def test_the_ridge_is_one_of_the_mean_square_of_an_input() -> None:
+    model = shake(behind_a_dense("conv2d"))
+    plan = without(model, first=[1, 4])
+    x = images(model.input_shape[1:])
+    slim = ehap.prune(model, plan)
+    fixed = ehap.repair(slim, model, plan, x, ridge=0.1)
+    hidden = tf_keras.Model(fixed.input, fixed.get_layer("layer").input)(x)
+    found = fixed(x)
+    fixed.get_layer("layer").set_weights(slim.get_layer("layer").get_weights())
+    best = least_squares_outputs(fixed.get_layer("layer"), hidden, model(x).numpy(), ridge=0.1)
+    np.testing.assert_allclose(found, best, atol=1e-4)
+
+
+def test_a_filter_that_others_make_up_for_goes_without_loss() -> None:
+    x = inputs = layers.Input((8, 8, 3))
+    x = layers.Conv2D(6, 3, name="first")(x)
+    x = layers.Conv2D(5, 3, use_bias=False, name="second")(layers.MaxPooling2D()(x))
+    x = layers.ReLU()(layers.BatchNormalization(name="bn")(x))
+    model = shake(tf_keras.Model(inputs, layers.Dense(4)(layers.GlobalAveragePooling2D()(x))))
+    first = model.get_layer("first")
+    kernel, bias = first.get_weights()
+    # Max-pooling hands on a positive multiple of one channel, and a constant.
+    kernel[..., 2], bias[2] = 1.5 * kernel[..., 0], 0.4
+    first.set_weights([kernel, bias])
+    plan = without(model, first=[2])
+    x = images((8, 8, 3))
+    slim = ehap.prune(model, plan)
+    fixed = ehap.repair(slim, model, plan, x, ridge=1e-7)
+    assert relative_error(fixed(x), model(x)) < 1e-4 < 1e-2 < relative_error(slim(x), model(x))
+    # The mean went into the BatchNorm, and no bias was added.
+    assert not fixed.get_layer("second").use_bias
+    assert fixed.count_params() == slim.count_params()
+
+
+@pytest.mark.parametrize("training", [None, True])
+def test_a_norm_that_takes_the_batchs_mean_is_left_alone(training: bool | None) -> None:
+    x = inputs = layers.Input((6, 6, 3))
+    x = layers.Conv2D(6, 3, name="first", activation="relu")(x)
+    x = layers.Conv2D(5, 3, use_bias=False, name="second")(x)
+    x = layers.BatchNormalization(name="bn")(x, training=training)
+    model = shake(tf_keras.Model(inputs, x))
+    plan = without(model, first=[2])
+    weights = model.get_weights()
+    slim = ehap.prune(model, plan)
+    fixed = ehap.repair(slim, model, plan, images((6, 6, 3)))
+    means = [one.get_layer("bn").moving_mean.numpy() for one in (slim, fixed)]
+    assert np.array_equal(*means) is (training is True)
+    assert not fixed.get_layer("second").use_bias
+    assert all(map(np.array_equal, weights, model.get_weights()))
+
+
+def residual_plan(model: tf_keras.Model, **options: Any) -> ehap.PruningPlan:
+    return ehap.plan_pruning(model, random_scores(model, 3), 0.4, **options)
+
+
+@pytest.mark.parametrize(("residual", "implant_ratio"), [("union", 0.6), ("tied", 0.0)])
+def test_micro_batches_and_their_order_change_rounding_alone(
+    residual: str, implant_ratio: float
+) -> None:
+    model = small_residual_net()
+    plan = residual_plan(model, residual=residual, implant_ratio=implant_ratio)
+    slim = ehap.prune(model, plan)
+    before = [one.get_weights() for one in (model, slim)]
+    x = images((8, 8, 3), 20)
+    whole, parts = (
+        ehap.repair(slim, model, plan, x, positions=500, batch_size=size) for size in (20, 3)
+    )
+    for one, other in zip(whole.get_weights(), parts.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
+    # All positions: the order of the examples is of no consequence.
+    ordered, mixed = (ehap.repair(slim, model, plan, data) for data in (x, x[::-1]))
+    assert relative_error(mixed(x), ordered(x)) < 1e-4
+    assert relative_error(ordered(x), model(x)) < relative_error(slim(x), model(x))
+    for weights, one in zip(before, (model, slim), strict=True):
+        assert all(map(np.array_equal, weights, one.get_weights()))
+
+
+def test_positions_depend_on_the_seed_alone() -> None:
+    model = small_residual_net()
+    plan = residual_plan(model)
+    slim, x = ehap.prune(model, plan), images((8, 8, 3), 20)
+    one, same, other = (
+        ehap.repair(slim, model, plan, x, positions=300, seed=seed)(x) for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(one, same)
+    assert relative_error(one, other) > 1e-5
+
+
+def test_a_plan_that_removes_nothing_changes_nothing() -> None:
+    model = small_residual_net()
+    plan = ehap.plan_pruning(model, random_scores(model), 0.0)
+    slim = ehap.prune(model, plan)
+    fixed = ehap.repair(slim, model, plan, images((8, 8, 3)))
+    for before, after in zip(slim.get_weights(), fixed.get_weights(), strict=True):
+        np.testing.assert_allclose(after, before, rtol=1e-6)
+
+
+@pytest.mark.parametrize("ridge", [0.0, 1e-2])
+def test_dead_channels_and_few_positions_are_solved(ridge: float) -> None:
+    model = small_residual_net()
+    stem = model.get_layer("stem_bn")
+    stem.gamma.assign(tf.where(tf.range(6) < 3, 0.0, stem.gamma))
+    stem.beta.assign(tf.fill([6], -1.0) + tf.cast(tf.range(6) > 2, tf.float32))
+    plan = residual_plan(model)
+    slim = ehap.prune(model, plan)
+    for x in (images((8, 8, 3), 1), np.zeros((4, 8, 8, 3), np.float32)):
+        fixed = ehap.repair(slim, model, plan, x, ridge=ridge, positions=20)
+        assert all(np.isfinite(weight).all() for weight in fixed.get_weights())
+        assert np.isfinite(fixed(images((8, 8, 3)))).all()
+
+
+def shared_net(nested: bool) -> tf_keras.Model:
+    """Two branches read by one convolution, which reads what it made once more."""
+    inputs = layers.Input((6, 6, 3))
+    one, two = (
+        layers.Conv2D(5, 3, padding="same", activation="tanh", name=name)(inputs)
+        for name in ("one", "two")
+    )
+    conv = layers.Conv2D(5, 3, padding="same", name="conv")
+    if nested:
+        x = inner = layers.Input((6, 6, 5))
+        x = layers.Conv2D(7, 3, padding="same", activation="tanh", name="inside")(x)
+        conv = tf_keras.Model(inner, layers.Conv2D(5, 1, name="conv")(x), name="inner")
+    x = layers.Add(name="sum")([conv(one), conv(two)])
+    x = conv(layers.Activation("tanh")(x))
+    x = layers.GlobalAveragePooling2D()(x)
+    return shake(tf_keras.Model(inputs, layers.Dense(3, name="logits")(x)))
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_all_calls_of_a_shared_layer_are_one_system(nested: bool) -> None:
+    model = shared_net(nested)
+    plan = ehap.plan_pruning(model, random_scores(model, 1), 0.4)
+    slim, x = ehap.prune(model, plan), images((6, 6, 3), 64)
+    fixed = ehap.repair(slim, model, plan, x)
+    assert relative_error(fixed(x), model(x)) < 0.7 * relative_error(slim(x), model(x))
+
+
+def test_progress_names_the_errors() -> None:
+    model = small_residual_net()
+    plan = residual_plan(model)
+    seen: list[tuple[int, int, dict[str, float]]] = []
+    ehap.repair(
+        ehap.prune(model, plan), model, plan, images((8, 8, 3)),
+        progress=lambda done, total, figures: seen.append((done, total, dict(figures))),
+    )  # fmt: skip
+    assert [done for done, *_ in seen] == [1, 2, 3, 4] and {total for _, total, _ in seen} == {4}
+    assert all(figures["error_left"] <= figures["error"] for *_, figures in seen)
+    assert any(figures["error_left"] < 0.9 * figures["error"] for *_, figures in seen)
+
+
+def test_images_come_as_arrays_or_datasets_with_labels_or_without() -> None:
+    model = small_residual_net()
+    plan = residual_plan(model)
+    slim, x = ehap.prune(model, plan), images((8, 8, 3), 20)
+    stream = tf.data.Dataset.from_tensor_slices(x).batch(8)
+    pairs = tf.data.Dataset.zip((stream, tf.data.Dataset.range(3)))
+    expected = ehap.repair(slim, model, plan, x)(x)
+    for data in ((x, np.zeros(20)), stream, pairs, [x]):
+        np.testing.assert_allclose(ehap.repair(slim, model, plan, data)(x), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("message", "options"),
+    [
+        ("examples must be at least 1. Received: 0", {"examples": 0}),
+        ("ridge must be at least 0. Received: -1", {"ridge": -1}),
+        ("ridge must be at least 0. Received: nan", {"ridge": float("nan")}),
+        ("positions must be at least 1. Received: 0", {"positions": 0}),
+        ("batch_size must be at least 1. Received: 0", {"batch_size": 0}),
+        ("images must hold inputs of shape", {"images": np.zeros((4, 8, 7, 3), np.float32)}),
+        ("images must hold as many examples", {"images": np.zeros((0, 8, 8, 3), np.float32)}),
+        ("slim must be prune", {"slim": small_residual_net}),
+    ],
+)
+def test_what_does_not_fit_is_refused(message: str, options: dict[str, Any]) -> None:
+    model = small_residual_net()
+    plan = residual_plan(model)
+    arguments = {"slim": ehap.prune(model, plan), "images": images((8, 8, 3))} | options
+    if callable(arguments["slim"]) and not isinstance(arguments["slim"], tf_keras.Model):
+        arguments["slim"] = arguments["slim"]()
+    with pytest.raises(ValueError, match=message):
+        ehap.repair(model=model, plan=plan, **arguments)
+    with pytest.raises(TypeError, match="plan must be a PruningPlan"):
+        ehap.repair(arguments["slim"], model, {}, batch(model))
