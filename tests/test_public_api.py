@@ -1,5 +1,8 @@
+import inspect
 import subprocess
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +20,42 @@ def test_every_public_name_can_be_had():
 def test_unknown_name():
     with pytest.raises(AttributeError, match="no attribute 'prunes'"):
         _ = ehap_tf.prunes
+
+
+def _takers(kind: str) -> Iterator[tuple[str, str]]:
+    """The public functions that take a model or data, and the names of those parameters."""
+    for name in ehap_tf.__all__:
+        function = getattr(ehap_tf, name)
+        if not inspect.isfunction(function) or name == "build_model":
+            continue
+        for parameter in inspect.signature(function).parameters.values():
+            is_model = parameter.name == "model" or "tf_keras.Model" in str(parameter.annotation)
+            is_data = parameter.name.endswith("data") and "Any" in str(parameter.annotation)
+            if is_model if kind == "model" else is_data:
+                yield name, parameter.name
+
+
+def _called_with(name: str, parameter: str, value: Any) -> Any:
+    function = getattr(ehap_tf, name)
+    parameters = inspect.signature(function).parameters.values()
+    needed = {p.name: None for p in parameters if p.default is p.empty and p.kind != p.VAR_KEYWORD}
+    return function(**{**needed, parameter: value})
+
+
+@pytest.mark.parametrize(("name", "parameter"), _takers("model"))
+def test_a_path_in_the_place_of_a_model_is_refused_with_the_way_out(name: str, parameter: str):
+    with pytest.raises(TypeError, match=rf"'m\.keras'; load it first: {parameter} = ehap_tf\.load"):
+        _called_with(name, parameter, "m.keras")
+
+
+@pytest.mark.parametrize(("name", "parameter"), _takers("data"))
+def test_a_generator_is_refused_with_the_way_out(name: str, parameter: str):
+    def batches() -> Iterator[Any]:
+        yield np.zeros((2, 4)), np.zeros(2)
+
+    for value in (batches(), batches):
+        with pytest.raises(TypeError, match=rf"{parameter} is read more than once.*from_generator"):
+            _called_with(name, parameter, value)
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from ehap_tf.models.checks import (
     require_finite_weights,
     require_functional,
     require_inputs,
+    require_loaded,
     require_rankable,
 )
 from ehap_tf.models.cloning import clone_with_policy, copy_model
@@ -41,6 +42,7 @@ __all__ = [
     "require_finite_weights",
     "require_functional",
     "require_inputs",
+    "require_loaded",
     "require_rankable",
     "resolve_precision",
     "save_model",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,24 @@ _WAY_OUT = (
 )
 
 
+def require_loaded(model: Any, name: str = "model", loader: str = "load_model") -> None:
+    """Checks that a model was not given by its path.
+
+    Args:
+        model: what was given.
+        name: of the caller's argument, for the message.
+        loader: the function of this package that reads such a model.
+
+    Raises:
+        TypeError: a path.
+    """
+    if isinstance(model, (str, bytes, os.PathLike)):
+        raise TypeError(
+            f"{name} must be a model. Received: the path {os.fspath(model)!r}; load it first: "
+            f"{name} = ehap_tf.{loader}(path)"
+        )
+
+
 def require_functional(model: Any) -> None:
     """Checks that the graph of layers of `model` is known.
 
@@ -20,6 +39,7 @@ def require_functional(model: Any) -> None:
         TypeError: not a Keras model, or a subclassed one (also when nested).
         ValueError: a Sequential model that was not built.
     """
+    require_loaded(model)
     if not isinstance(model, tf_keras.Model):
         raise TypeError(
             "model must be a Functional or Sequential tf_keras model. "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pathlib
@@ -9,6 +10,7 @@ import shutil
 import tempfile
 import warnings
 import zipfile
+from collections.abc import Callable
 from typing import Any
 
 import h5py  # type: ignore[import-untyped]
@@ -16,12 +18,23 @@ import tensorflow as tf
 import tf_keras
 
 from ehap_tf.files import CorruptFileError, atomic_path
-from ehap_tf.models.checks import require_functional
+from ehap_tf.models.checks import require_functional, require_loaded
 from ehap_tf.models.keras3 import is_keras3_model, register_layers, to_tf_keras
+from ehap_tf.models.old_keras_files import has_old_layout, read_old_layout
 
 _FORMATS = ".keras, .h5 (or .hdf5), or a SavedModel folder"
 _FILE_SUFFIXES = (".keras", ".h5", ".hdf5")
 _QAT_ADVICE = ". A quantization-aware model is loaded with ehap_tf.quantization.load_qat"
+
+
+# What a file of weights holds: that of tf_keras, and those of Keras' newer format.
+_WEIGHT_GROUPS = frozenset(
+    ["layer_names", "layers", "_layer_checkpoint_dependencies", "model_weights"]
+)
+
+
+class _NoModelError(Exception):
+    """A whole file that is no saved model; the message says what it is."""
 
 
 def save_model(model: tf_keras.Model, path: str | os.PathLike[str]) -> None:
@@ -31,6 +44,7 @@ def save_model(model: tf_keras.Model, path: str | os.PathLike[str]) -> None:
         ValueError: another suffix.
         OSError: the folder cannot be written, or the disk is full.
     """
+    require_loaded(model)
     path = pathlib.Path(path)
     if is_keras3_model(model) and path.suffix not in _FILE_SUFFIXES:
         raise ValueError(f"The path of a Keras 3 model must end in .keras or .h5. Received: {path}")
@@ -45,29 +59,35 @@ def save_model(model: tf_keras.Model, path: str | os.PathLike[str]) -> None:
         raise ValueError(f"The path of a model must end in {_FORMATS}. Received: {path}")
 
 
-def load_model(path: str | os.PathLike[str]) -> tf_keras.Model:
+def load_model(path: str | os.PathLike[str], *, safe_mode: bool = True) -> tf_keras.Model:
     """Reads a Functional or Sequential model; one saved by Keras 3 becomes an equal tf_keras model.
 
     A compiled model comes back compiled; where its loss or optimizer cannot be restored, a
     warning says so and the model comes back without.
 
+    Args:
+        path: of a `.keras` or `.h5` file, or of a SavedModel folder. `.keras` files of TensorFlow
+            2.13 and later are read.
+        safe_mode: refuses Lambda layers whose function is in the file as code. False runs that
+            code: only for files that you trust.
+
     Raises:
         FileNotFoundError: nothing lies there.
         CorruptFileError: the file is truncated or damaged.
-        ValueError: not a format of tf_keras, a layer class that was not registered, or, in a model
-            of Keras 3, a layer that tf_keras does not have.
+        ValueError: not a format of tf_keras, weights without a model, a layer class that was not
+            registered, or, in a model of Keras 3, a layer that tf_keras does not have.
         TypeError: a subclassed model.
     """
     path = pathlib.Path(path)
     if not path.exists():
         raise FileNotFoundError(f"There is no saved model at {path}")
     version = _checked_version(path)
-    read = _read_by_keras3 if version.startswith("3.") else tf_keras.models.load_model
+    read = functools.partial(_reader(path, version), path, safe_mode=safe_mode)
     try:
-        model = read(path)
+        model = read()
     except Exception as first:  # Keras raises whatever its parts happen to raise.
         try:
-            model = read(path, compile=False)
+            model = read(compile=False)
         except Exception as error:
             raise _explained(path, error) from error
         reason = _first_line(first)
@@ -92,11 +112,18 @@ def load_model(path: str | os.PathLike[str]) -> tf_keras.Model:
     return model
 
 
-def _read_by_keras3(path: pathlib.Path, compile: bool = True) -> Any:
+def _reader(path: pathlib.Path, version: str) -> Callable[..., Any]:
+    if version.startswith("3."):
+        return _read_by_keras3
+    is_old = path.suffix == ".keras" and path.is_file() and has_old_layout(path)
+    return read_old_layout if is_old else tf_keras.models.load_model
+
+
+def _read_by_keras3(path: pathlib.Path, compile: bool = True, safe_mode: bool = True) -> Any:
     import keras
 
     register_layers()
-    return keras.saving.load_model(path, compile=compile)
+    return keras.saving.load_model(path, compile=compile, safe_mode=safe_mode)
 
 
 def _checked_version(path: pathlib.Path) -> str:
@@ -109,6 +136,8 @@ def _checked_version(path: pathlib.Path) -> str:
         raise ValueError(f"The path of a model must end in {_FORMATS}. Received: {path}")
     try:
         return _version_of_zip(path) if path.suffix == ".keras" else _version_of_h5(path)
+    except _NoModelError as error:
+        raise ValueError(str(error)) from None
     except (zipfile.BadZipFile, OSError, KeyError, ValueError, EOFError, RuntimeError) as error:
         if isinstance(error, PermissionError):
             raise
@@ -126,10 +155,15 @@ def _version_of_zip(path: pathlib.Path) -> str:
 
 def _version_of_h5(path: pathlib.Path) -> str:
     with h5py.File(path, "r") as file:
-        if "model_config" not in file.attrs:
-            raise ValueError("no model_config: weights alone, or not a file of Keras")
         # Reads every array once: a file cut off in the middle still opens.
         file.visititems(lambda _, item: item[()] if isinstance(item, h5py.Dataset) else None)
+        if "model_config" not in file.attrs:
+            raise _NoModelError(
+                f"{path} holds weights alone and no model. Build the model, load them, "
+                f"model.load_weights({path.name!r}), and save it whole, model.save(...)"
+                if _WEIGHT_GROUPS & {*file.attrs, *file}
+                else f"{path} is not a file of Keras: it holds {sorted(file) or 'nothing'}"
+            )
         version = file.attrs.get("keras_version", "2")
         return version.decode() if isinstance(version, bytes) else str(version)
 
@@ -138,6 +172,11 @@ def _explained(path: pathlib.Path, error: Exception) -> Exception:
     reason = _first_line(error)
     if path.is_dir() and isinstance(error, (tf.errors.OpError, OSError, IndexError)):
         return _damaged(path, error)
+    if "safe_mode" in str(error):
+        return ValueError(
+            f"{path} has a Lambda layer, whose function is in the file as code. If you trust the "
+            "file, read it with ehap_tf.load_model(path, safe_mode=False)"
+        )
     if is_about_unknown_class(error):
         return unknown_class(path, error, _QAT_ADVICE)
     if isinstance(error, (ValueError, TypeError, NotImplementedError)):
@@ -179,7 +218,9 @@ def _damaged(path: pathlib.Path, error: Exception) -> CorruptFileError:
 def _first_line(error: BaseException) -> str:
     text: Any = error.args[0] if isinstance(error, KeyError) and error.args else error
     lines = str(text).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    return lines[0] if len(lines[0]) <= 400 else f"{lines[0][:400]} ..."
 
 
 def _save_folder(model: tf_keras.Model, path: pathlib.Path) -> None:

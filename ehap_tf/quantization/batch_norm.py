@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import tf_keras
 
+from ehap_tf.models.checks import require_loaded
 from ehap_tf.models.kinds import layer_kind
 from ehap_tf.quantization.registry import IDENTITIES
 
@@ -33,6 +34,7 @@ def freeze_batch_norm(qat: tf_keras.Model) -> None:
     stays as it is. Keras reads the flag while tracing: compile the model again after freezing it,
     and retrace a training step of your own. `FreezeBatchNorm` does it inside `fit`.
     """
+    require_loaded(qat, "qat", "load_qat")
     for layer in batch_norms(qat):
         layer.trainable = False
 

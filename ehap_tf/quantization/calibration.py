@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
+from ehap_tf.models.keras3 import either_keras
 from ehap_tf.quantization.inputs import input_batches
 from ehap_tf.quantization.integer_graph import IntegerGraph, output_quantizer
 from ehap_tf.quantization.quantizers import (
@@ -55,6 +56,7 @@ class Activation:
         return self.low + (first + 0.5) * width, self.low + (last + 0.5) * width
 
 
+@either_keras(None)
 def calibrate(
     qat: tf_keras.Model, representative_data: Any, examples: int | None = CALIBRATION_EXAMPLES
 ) -> None:

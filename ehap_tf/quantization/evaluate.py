@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from ehap_tf.data import as_arrays, as_dataset, only_array
+from ehap_tf.models.keras3 import either_keras
 from ehap_tf.progress import ProgressCallback, no_progress
 from ehap_tf.quantization.tflite_file import (
     TensorSpec,
@@ -161,6 +162,7 @@ def classes(outputs: np.ndarray, threshold: float | None = None) -> np.ndarray:
     return np.ravel(outputs > threshold).astype(np.int64)
 
 
+@either_keras(None)
 def evaluate_tflite(
     path: str | os.PathLike[str],
     data: Any,

@@ -45,6 +45,7 @@ CHECKED_EXAMPLES = 2048
 IO_DTYPES = {"int8": tf.int8, "uint8": tf.uint8, "float32": tf.float32}
 
 
+@either_keras(None)
 def export_tflite(
     qat: tf_keras.Model,
     path: str | os.PathLike[str],

@@ -9,6 +9,7 @@ import warnings
 import tf_keras
 
 from ehap_tf.files import CorruptFileError, atomic_path
+from ehap_tf.models.checks import require_loaded
 from ehap_tf.models.saving import is_about_unknown_class, unknown_class
 from ehap_tf.quantization.scheme import quantization_scope
 from ehap_tf.quantization.wrappers import is_qat
@@ -27,6 +28,7 @@ def save_qat(qat: tf_keras.Model, path: str | os.PathLike[str]) -> None:
         ValueError: another suffix.
         OSError: the path cannot be written.
     """
+    require_loaded(qat, "qat", "load_qat")
     _check_suffix(path)
     with atomic_path(path) as temporary, warnings.catch_warnings():
         # Keras recommends its newer format.

@@ -15,6 +15,8 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapp
     QuantizeWrapperV2,
 )
 
+from ehap_tf.models.checks import require_loaded
+
 NAME_PREFIX = "quant_"
 """What TFMOT puts before a layer's name, to name the wrapper."""
 
@@ -25,6 +27,7 @@ def require_qat(model: Any) -> None:
     Raises:
         TypeError: it does not come from `quantize`.
     """
+    require_loaded(model, "qat", "load_qat")
     if not is_qat(model):
         raise TypeError(
             "qat must be a model from quantize() or load_qat(). "

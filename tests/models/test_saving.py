@@ -1,8 +1,14 @@
 from __future__ import annotations
 
+import io
+import json
+import math
 import pathlib
 import shutil
+import zipfile
 
+import h5py
+import keras
 import numpy as np
 import pytest
 import tf_keras
@@ -92,10 +98,60 @@ def test_paths_that_are_no_models(tmp_path: pathlib.Path):
         save_model(tf_keras.Sequential(), tmp_path / "model.onnx")
 
 
-def test_weights_alone_are_no_model(tmp_path: pathlib.Path, model: tf_keras.Model):
-    model.save_weights(tmp_path / "weights.h5")
-    with pytest.raises(ValueError, match="weights alone"):
-        load_model(tmp_path / "weights.h5")
+@pytest.mark.parametrize("name", ["weights.h5", "model.weights.h5"])
+def test_weights_alone_are_no_model(tmp_path: pathlib.Path, model: tf_keras.Model, name: str):
+    model.save_weights(tmp_path / name)
+    with pytest.raises(ValueError, match=r"holds weights alone.* model\.load_weights") as raised:
+        load_model(tmp_path / name)
+    assert not isinstance(raised.value, CorruptFileError)
+
+
+def test_a_file_of_something_else_is_not_called_damaged(tmp_path: pathlib.Path):
+    with h5py.File(tmp_path / "table.h5", "w") as file:
+        file["rows"] = np.zeros(3)
+    with pytest.raises(ValueError, match=r"not a file of Keras: it holds \['rows'\]") as raised:
+        load_model(tmp_path / "table.h5")
+    assert not isinstance(raised.value, CorruptFileError)
+
+
+@pytest.mark.parametrize("made_by", [tf_keras, keras])
+def test_code_in_a_file_is_read_only_where_it_is_trusted(tmp_path: pathlib.Path, made_by):
+    inputs = made_by.Input((4,))
+    outputs = made_by.layers.Lambda(lambda x: 2 * x, output_shape=(4,))(inputs)
+    made_by.Model(inputs, outputs).save(tmp_path / "model.keras")
+    with pytest.raises(ValueError, match=r"model\.keras has a Lambda.*safe_mode=False\)$"):
+        load_model(tmp_path / "model.keras")
+    loaded = load_model(tmp_path / "model.keras", safe_mode=False)
+    np.testing.assert_allclose(loaded(np.ones((1, 4), np.float32)), 2)
+
+
+FILES = pathlib.Path(__file__).parent / "files"
+
+
+@pytest.mark.parametrize("path", sorted(FILES.glob("*.keras")), ids=lambda path: path.stem)
+def test_files_of_tensorflow_2_13_and_2_14(path: pathlib.Path):
+    """Each was written by that version (the number in its name), and holds no default weights."""
+    loaded = load_model(path)
+    (shape,) = (tuple(tensor.shape[1:]) for tensor in loaded.inputs)
+    x = np.linspace(-1, 1, 2 * math.prod(shape), dtype=np.float32).reshape(2, *shape)
+    expected = json.loads((FILES / "outputs.json").read_text())[path.stem]
+    np.testing.assert_allclose(loaded(x), expected, rtol=1e-5, atol=1e-6)
+    if path.stem.startswith("sequential"):
+        assert int(loaded.optimizer.iterations) == 1  # compiled and trained for one step
+
+
+def test_an_old_file_without_the_weights_of_a_layer(tmp_path: pathlib.Path):
+    with zipfile.ZipFile(FILES / "shared_213.keras") as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    content = io.BytesIO(parts["model.weights.h5"])
+    with h5py.File(content, "a") as weights:
+        del weights["_layer_checkpoint_dependencies/dense"]
+    parts["model.weights.h5"] = content.getvalue()
+    with zipfile.ZipFile(tmp_path / "model.keras", "w") as archive:
+        for name, part in parts.items():
+            archive.writestr(name, part)
+    with pytest.raises(ValueError, match=r"model\.keras .*'dense' expected 2 variables"):
+        load_model(tmp_path / "model.keras")
 
 
 class Unregistered(tf_keras.layers.Layer):

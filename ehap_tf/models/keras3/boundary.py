@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 import tf_keras
 
+from ehap_tf.models.checks import require_loaded
 from ehap_tf.models.keras3.compile_state import translated_loss
 from ehap_tf.models.keras3.detection import is_keras3_loss, is_keras3_model
 from ehap_tf.models.keras3.from_keras3 import to_tf_keras
+from ehap_tf.models.keras3.loaders import is_loader, loader_as_dataset, refuse_generator
 from ehap_tf.models.keras3.objects import CannotTranslateError
 from ehap_tf.models.keras3.to_keras3 import to_keras3
 
@@ -37,6 +40,9 @@ def either_keras(
     3 passes straight through. A model that could not come back to Keras 3 is refused before the
     call, so that no work on it is lost.
 
+    A `Sequence` or `PyDataset` among the arguments becomes a tf.data.Dataset; a generator, and a
+    path where a model should be, are refused with the way out.
+
     Args:
         result: what to do with the result of a call with a Keras 3 model; by default, a tf_keras
             model becomes a Keras 3 model and anything else stays. None where neither this function
@@ -44,10 +50,17 @@ def either_keras(
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        signature = inspect.signature(function)
+
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             values = (*args, *kwargs.values())
-            if not any(is_keras3_model(v) or is_keras3_loss(v) for v in _leaves(values)):
+            for parameter, value in _by_parameter(signature, args, kwargs):
+                if parameter.annotation == "tf_keras.Model":
+                    loader = "load_qat" if parameter.name == "qat" else "load_model"
+                    require_loaded(value, parameter.name, loader)
+                refuse_generator(value, parameter.name)
+            if not any(map(_is_foreign, _leaves(values))):
                 return function(*args, **kwargs)
             back = result is not None
             translated: Any = function(
@@ -61,6 +74,20 @@ def either_keras(
         return call
 
     return decorate
+
+
+def _by_parameter(
+    signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Iterator[tuple[inspect.Parameter, Any]]:
+    """The arguments of a call, each with its parameter; none where the call fails anyhow."""
+    yield from zip(signature.parameters.values(), args, strict=False)
+    for name, value in kwargs.items():
+        if name in signature.parameters:
+            yield signature.parameters[name], value
+
+
+def _is_foreign(value: Any) -> bool:
+    return is_keras3_model(value) or is_keras3_loss(value) or is_loader(value)
 
 
 def _leaves(values: Iterable[Any]) -> Iterator[Any]:
@@ -84,6 +111,8 @@ def _translated(value: Any, back: bool) -> Any:
             _require_way_back(twin)
             _returning.add(value)
         return twin
+    if is_loader(value):
+        return loader_as_dataset(value)
     return translated_loss(value) if is_keras3_loss(value) else value
 
 

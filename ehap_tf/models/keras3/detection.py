@@ -23,6 +23,12 @@ def is_keras3_loss(value: Any) -> bool:
     return callable(value) and is_built_in(value)
 
 
+def is_keras3_loader(value: Any) -> bool:
+    """Whether `value` is a `PyDataset` of Keras 3, which gives batches by their number."""
+    keras = _loaded()
+    return keras is not None and isinstance(value, keras.utils.PyDataset)
+
+
 def is_built_in(value: Any) -> bool:
     """Whether a class or function comes with Keras 3."""
     return str(getattr(value, "__module__", "")).startswith("keras.src.")

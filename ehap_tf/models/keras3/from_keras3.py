@@ -7,6 +7,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
+from ehap_tf.models.checks import require_loaded
 from ehap_tf.models.keras3.call_arguments import (
     automatic_masks,
     given_arguments,
@@ -41,6 +42,7 @@ def to_tf_keras(model: Any) -> tf_keras.Model:
         ValueError: a layer, operation or argument that tf_keras does not have; the message names
             it.
     """
+    require_loaded(model)
     if not is_keras3_model(model):
         raise TypeError(
             "model must be a Functional or Sequential model of Keras 3. "
