@@ -30,6 +30,7 @@ def loader_as_dataset(loader: Any, name: str = "data") -> tf.data.Dataset:
     Raises:
         ValueError: the loader is empty, or does not know its length.
     """
+    length: int | None
     try:
         length = len(loader)
     except (TypeError, NotImplementedError):
