@@ -1,14 +1,15 @@
 """What counts: accuracy after many filters are removed together, by criterion, without training.
 
 Growing shares of the filters (or of the multiply-accumulates) go, in one shot or ranked anew on the
-way, and accuracy is measured on validation images right after, and again once BatchNorm's
-statistics are re-estimated on training images. Test images are not looked at: criteria are chosen
-by this table.
+way, and accuracy is measured on validation images right after, again once BatchNorm's statistics
+are re-estimated on training images, and in the mode `repaired` once kernels are solved again
+(`repair`). Test images are not looked at: criteria are chosen by this table.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -29,13 +30,18 @@ from ehap_tf.benchmark.gated_model import GatedModel
 from ehap_tf.benchmark.records import Records, Row, add_records_argument, beside, digest
 from ehap_tf.benchmark.subject import add_subject_arguments, load_images, trained_source
 from ehap_tf.data import evaluation_batches, sample_arrays, training_batches
-from ehap_tf.pruning import PruningPlan, plan_pruning
+from ehap_tf.pruning import PruningPlan, plan_pruning, prune, repair
 from ehap_tf.sensitivity import FilterScores
 from ehap_tf.sensitivity.criteria import find_criterion
 
-MODES = ("one_shot", "steps", "recalibrated_steps")
+MODES = ("one_shot", "repaired", "steps", "recalibrated_steps")
+STEPWISE = ("steps", "recalibrated_steps")
 AMOUNTS = {"filters": "prune_ratio", "macs": "target_macs"}
-ACCURACIES = {"accuracy": "right after", "recalibrated_accuracy": "BatchNorm re-estimated"}
+ACCURACIES = {
+    "accuracy": "right after",
+    "recalibrated_accuracy": "BatchNorm re-estimated",
+    "repaired_accuracy": "repaired",
+}
 COLUMNS = {
     "criterion": "criterion",
     "mode": "mode",
@@ -44,6 +50,8 @@ COLUMNS = {
     "macs_left": "MACs left",
     "accuracy": "accuracy",
     "recalibrated_accuracy": "BatchNorm re-estimated",
+    "repaired_accuracy": "repaired",
+    "repair_seconds": "repair, seconds",
     "rank_seconds": "ranking, seconds",
 }
 
@@ -67,8 +75,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         choices=MODES,
         default=["one_shot"],
-        help="one_shot; steps: ranked anew after every --step; recalibrated_steps: with BatchNorm "
-        "re-estimated before each ranking; default one_shot",
+        help="one_shot; repaired: one_shot, and repaired by least squares as well; steps: ranked "
+        "anew after every --step; recalibrated_steps: with BatchNorm re-estimated before each "
+        "ranking; default one_shot",
     )
     parser.add_argument(
         "--step", type=float, default=0.1, help="share between two rankings; default 0.1"
@@ -86,6 +95,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=32,
         help="of 128 training images; 0 re-estimates nothing; default 32",
     )
+    parser.add_argument(
+        "--repair_images",
+        type=int,
+        default=512,
+        help="training images of the mode repaired; default 512",
+    )
     output.add_output_arguments(parser)
     add_records_argument(parser)
 
@@ -101,7 +116,7 @@ def run(options: argparse.Namespace) -> None:
     cells = [(mode, name) for mode in options.modes for name in options.criteria]
     clock = Clock(len(cells))
     for mode, criterion in cells:
-        if mode != "one_shot" and not find_criterion(criterion).needs_data:
+        if mode in STEPWISE and not find_criterion(criterion).needs_data:
             clock.tick(f"{criterion}: looks at no data, so that ranking anew changes nothing")
             continue
         try:
@@ -128,7 +143,11 @@ def _check(options: argparse.Namespace) -> None:
             "--recalibrate_batches must be above 0 for the mode recalibrated_steps. Received: "
             "--recalibrate_batches=0; the mode steps re-estimates nothing"
         )
-    if options.modes != ["one_shot"] and not options.step > 0:
+    if options.repair_images < 1:
+        raise ValueError(
+            f"--repair_images must be at least 1. Received: --repair_images={options.repair_images}"
+        )
+    if set(STEPWISE) & set(options.modes) and not options.step > 0:
         raise ValueError(f"--step must be above 0. Received: --step={options.step:g}")
 
 
@@ -140,7 +159,7 @@ class Subject:
         model, dataset, self._loss = load_images(
             options.model, options.dataset, options.data_dir, options.seed
         )
-        self._model = model
+        self._model, self._dataset = model, dataset
         self._sample = sample_arrays(dataset, options.examples, options.seed)
         count = options.validation_images or len(dataset.validation)
         validation = dataset.validation.take(np.arange(min(count, len(dataset.validation))))
@@ -178,11 +197,13 @@ class Subject:
         label = f"{mode}_{options.by}"
         if options.cost_aware:
             label += f"_per_{options.cost_aware}"
-        if mode != "one_shot":
+        if mode == "repaired":
+            label += f"_{options.repair_images}_images"
+        if mode in STEPWISE:
             label += f"_step_{options.step:g}"
         amounts = sorted(set(options.amounts))
         whole_steps: list[float] = []
-        if mode != "one_shot":
+        if mode in STEPWISE:
             steps = np.arange(options.step, amounts[-1], options.step).round(6).tolist()
             whole_steps = [step for step in steps if step < amounts[-1]]
         for stop in sorted({*amounts, *whole_steps}):
@@ -233,6 +254,18 @@ class Subject:
     def _recalibrate(self) -> None:
         self.gated.recalibrate([images for images, _ in self._calibration])
 
+    def _repaired(self, plan: PruningPlan) -> Row:
+        """The accuracy after `repair`, and the seconds that it took."""
+        options = self._options
+        images, _ = sample_arrays(self._dataset, options.repair_images, options.seed)
+        slim = prune(self._model, plan)
+        began = time.monotonic()
+        slim = repair(slim, self._model, plan, images, len(images), seed=options.seed)
+        seconds = time.monotonic() - began
+        guesses = slim.predict(self._images, batch_size=250, verbose=0).argmax(-1)
+        accuracy = float((guesses == self._labels).mean())
+        return {"repaired_accuracy": accuracy, "repair_seconds": seconds}
+
     def _measured(
         self,
         criterion: str,
@@ -250,6 +283,8 @@ class Subject:
                 self._recalibrate()
                 again = self.gated.accuracy(self._images, self._labels)
                 accuracies["recalibrated_accuracy"] = again
+            if mode == "repaired":
+                accuracies |= self._repaired(plan)
             total = sum(len(stays) for stays in flags.values())
             return {
                 "criterion": criterion,
@@ -308,18 +343,19 @@ def plot(rows: Sequence[Row]) -> Figure:
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     whole, *rest = [row for row in rows if "refused" not in row]
     names = list(dict.fromkeys(row["criterion"] for row in rest))
-    titles = {key: title for key, title in ACCURACIES.items() if key in whole}
+    titles = {k: title for k, title in ACCURACIES.items() if any(k in row for row in rows)}
     panels = figure.subplots(1, len(titles), sharey=True, squeeze=False)[0]
     for axes, (key, title) in zip(panels, titles.items(), strict=True):
-        for mode, style in zip(MODES, ("-", "--", ":"), strict=True):
+        for mode, style in zip(MODES, ("-", "-.", "--", ":"), strict=True):
             for number, name in enumerate(names):
-                points = [row for row in rest if (row["criterion"], row["mode"]) == (name, mode)]
+                mine = [row for row in rest if (row["criterion"], row["mode"]) == (name, mode)]
+                points = [row for row in mine if key in row]
                 if not points:
                     continue
                 points = sorted([whole, *points], key=lambda row: -row["macs_left"])
                 axes.plot(
                     [row["macs_left"] for row in points],
-                    [row[key] for row in points],
+                    [row.get(key, row["accuracy"]) for row in points],
                     linestyle=style,
                     **line_look(number),
                     label=name if mode == "one_shot" else f"{name}, {mode}",

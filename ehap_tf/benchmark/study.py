@@ -60,6 +60,7 @@ from ehap_tf.pruning import (
     plan_pruning,
     prune,
     recalibrate,
+    repair,
 )
 
 SETTINGS = (
@@ -125,6 +126,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="scores count per cost that a filter causes; default: they count as they are",
     )
     add("--recalibrate_batches", type=int, default=32, help="default 32")
+    add(
+        "--repair_images",
+        type=int,
+        default=0,
+        help="repair by least squares on so many training images in place of re-estimating "
+        "BatchNorm; default 0, no repair",
+    )
     add("--validation_images", type=int, default=0, help="default 0, for all of them")
     add("--test_images", type=int, default=0, help="default 0, for all of them")
 
@@ -139,6 +147,8 @@ def run(options: argparse.Namespace) -> None:
     directory = pathlib.Path(options.directory)
     settings = {"model": digest(trained_source(options.model, options.dataset), options.seed)}
     settings |= {name: getattr(options, name) for name in SETTINGS}
+    if options.repair_images:  # records of before there was repair go on
+        settings |= {"repair_images": options.repair_images}
     # "auto" is another precision on another machine.
     settings |= {"train_precision": resolve_precision(options.train_precision)}
     records = Records(directory, settings, options.rankings)
@@ -263,7 +273,7 @@ class Study:
             )
             slim = prune(model, plan)
             pruned = self._accuracy(Evaluator(slim), self._dataset.validation)
-            slim = self._adapted(slim, model, plan)
+            slim = self._adapted(slim, model, plan, cell.seed)
             evaluator = Evaluator(slim)
             recalibrated = self._accuracy(evaluator, self._dataset.validation)
             finetune_began = time.monotonic()
@@ -275,6 +285,7 @@ class Study:
             "params_left": count_parameters(model) / count_parameters(self._model),
             "pruned": pruned,
             "recalibrated": recalibrated,
+            **({"repair_images": images} if (images := self._options.repair_images) else {}),
             "finetuned": self._accuracy(evaluator, self._dataset.validation),
             "test": self._accuracy(evaluator, self._dataset.test),
             "rank_seconds": rank_seconds,
@@ -282,9 +293,12 @@ class Study:
         }
 
     def _adapted(
-        self, slim: tf_keras.Model, model: tf_keras.Model, plan: PruningPlan
+        self, slim: tf_keras.Model, model: tf_keras.Model, plan: PruningPlan, seed: int
     ) -> tf_keras.Model:
-        """What the command does after surgery: biases, then BatchNorm's statistics."""
+        """What the command does after surgery: repair, or biases, then BatchNorm's statistics."""
+        if self._options.repair_images:
+            images, _ = sample_arrays(self._dataset, self._options.repair_images, seed)
+            return repair(slim, model, plan, images, len(images), seed=seed)
         count = self._options.recalibrate_batches
         if not count:
             return slim

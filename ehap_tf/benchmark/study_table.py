@@ -109,7 +109,7 @@ def markdown(
             lines.append(f"| {name} | {mode.replace('_', ' ')} | " + " | ".join(texts) + " |")
     lines += [
         "",
-        "A cell reads: right after / BatchNorm re-estimated / fine-tuned (fine-tuned, test images),"
+        f"A cell reads: right after / {_adaptation(rows)} / fine-tuned (fine-tuned, test images),"
         " mean of the seeds; behind ± stands half of the range of the fine-tuned ones.",
         "",
         f"{len(rows)} of {len(cells)} networks are measured.",
@@ -143,11 +143,17 @@ def _text(rows: Sequence[Row], wanted: int) -> str:
     )
 
 
+def _adaptation(rows: Sequence[Row]) -> str:
+    """What was done to the networks between surgery and fine-tuning."""
+    images = {row["repair_images"] for row in rows if "repair_images" in row}
+    return f"repaired on {images.pop()} images" if images else "BatchNorm re-estimated"
+
+
 def plot(rows: Sequence[Row]) -> Figure:
     """Accuracy against MACs left: right after, recalibrated, fine-tuned; means of the seeds."""
     titles = {
         "pruned": "right after",
-        "recalibrated": "BatchNorm re-estimated",
+        "recalibrated": _adaptation(rows),
         "finetuned": "fine-tuned",
     }
     whole = [row for row in rows if row["criterion"] == WHOLE]

@@ -33,6 +33,7 @@ from ehap_tf.pruning import (
     count_parameters,
     plan_pruning,
     prune,
+    repair,
 )
 from ehap_tf.pruning import recalibrate as recalibrate_model
 from ehap_tf.quantization import (
@@ -102,6 +103,7 @@ def compress(
     precision: str = "fp32",
     probes: int = 32,
     rank_examples: int = 512,
+    repair_images: int = 512,
     finetune_epochs: int = 10,
     qat_epochs: int = 2,
     learning_rate: float | None = None,
@@ -139,6 +141,8 @@ def compress(
         probes: as in `rank_filters`.
         rank_examples: training examples that the ranking looks at: a sample of arrays, the first
             ones of a dataset.
+        repair_images: training examples that `repair` looks at, a sample of arrays, the first ones
+            of a dataset; 0 repairs nothing, and biases and BatchNorm's statistics are adapted.
         finetune_epochs: epochs after pruning; 0 leaves the slim model as it is.
         qat_epochs: epochs of quantization-aware training; 0 leaves it calibrated only.
         learning_rate: highest of fine-tuning; None takes that of a compiled SGD with a constant
@@ -157,6 +161,8 @@ def compress(
         OSError: `path` cannot be written (noticed before anything else).
     """
     require_writable(path)
+    if repair_images < 0:
+        raise ValueError(f"repair_images must be at least 0. Received: {repair_images}")
     require_functional(model)
     require_finite_weights(model)
     instead = "call rank_filters, plan_pruning, prune, finetune, quantize and export_tflite instead"
@@ -193,8 +199,11 @@ def compress(
             prune_ratio_limit=prune_ratio_limit, residual=residual, implant_ratio=implant_ratio,
             round_to=round_to, keep_layers=keep_layers, cost_aware=cost_aware,
         )  # fmt: skip
-        slim = compensate(prune(model, plan), model, plan, drawn)
-        slim = recalibrate_model(slim, drawn)
+        slim = prune(model, plan)
+        if repair_images:
+            slim = repair(slim, model, plan, drawn, repair_images, seed=seed)
+        else:
+            slim = recalibrate_model(compensate(slim, model, plan, drawn), drawn)
     report: dict[str, Any] = _costs(model, slim) | {
         "criterion": scores.criterion,
         "estimator": scores.estimator,

@@ -35,6 +35,7 @@ NOT_JUDGED_CRITERIA = ("obd_joint", "obd_joint_centered", "taylor_so", "taylor_s
 ESTIMATORS = ("hutchinson", "gauss_newton", "exact")
 PRECISIONS = ("fp32", "fp16", "bf16", "auto")
 DEFAULT_PRUNE_RATIO = 0.77
+DEFAULT_REPAIR_IMAGES = 512
 
 
 def _setting(
@@ -172,8 +173,20 @@ class PipelineConfig:
         "residual blocks that go whole before filters are ranked: how many, which are those that "
         "are missed least, or which, by the names of their sums, comma-separated",
     )
+    repair_images: int | None = _setting(
+        None,
+        "training images, without their labels, on which the kernels that lost inputs are solved "
+        f"again by least squares after pruning; 0: none; none: {DEFAULT_REPAIR_IMAGES}, but 0 "
+        "where the run directory holds a network that was pruned without",
+        unit="images",
+        low=0,
+    )
     recalibrate_batches: int = _setting(
-        32, "batches that re-estimate BatchNorm after pruning; 0: none", unit="batches", low=0
+        32,
+        "batches that re-estimate BatchNorm after pruning where nothing is repaired "
+        "(--repair_images=0); 0: none",
+        unit="batches",
+        low=0,
     )
     prune_steps: int = _setting(
         1,
@@ -318,6 +331,11 @@ class PipelineConfig:
         if dataset.startswith("folder:"):
             dataset = pathlib.Path(dataset.removeprefix("folder:")).name or "folder"
         return re.sub(r"[^\w.-]", "-", f"{model}_{dataset}")
+
+    @property
+    def repaired_images(self) -> int:
+        """On how many images the slim network is repaired."""
+        return DEFAULT_REPAIR_IMAGES if self.repair_images is None else self.repair_images
 
     @property
     def amount(self) -> dict[str, Any]:

@@ -40,7 +40,12 @@ REPORT_KEYS = (
 )
 """The keys of report.json, which outside scripts read; absent only where a stage did not run."""
 
-OPTIONAL_KEYS = ("prune_steps", "removed_blocks", "accuracy_before_recalibration")
+OPTIONAL_KEYS = (
+    "prune_steps",
+    "removed_blocks",
+    "accuracy_before_repair",
+    "accuracy_before_recalibration",
+)
 """Keys of report.json that only some settings bring about."""
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import tf_keras
 
 from ehap_tf import files
-from ehap_tf.data import training_batches
+from ehap_tf.data import sample_arrays, training_batches
 from ehap_tf.models import clone_with_policy, load_model, save_model
 from ehap_tf.models.precision import policy_of, resolve_precision
 from ehap_tf.pipeline import recipes
@@ -29,6 +29,7 @@ from ehap_tf.pruning import (
     plan_pruning,
     prune,
     recalibrate,
+    repair,
 )
 from ehap_tf.sensitivity import FilterScores
 
@@ -96,7 +97,7 @@ def prune_in_steps(
         )
         if number == config.prune_steps:
             return Round(number, slim, plan, (*state.history, figures), state.model, removal)
-        slim = recalibrated(job, slim, state.model, removal)
+        slim = adapted(job, slim, state.model, removal, f"prune: repair {number}")
         figures["validation_accuracy"] = accuracy(slim, job.dataset.validation, job.dataset)
         slim = _train(job, slim, number, folder, figures)
         state = Round(number, slim, plan, (*state.history, figures))
@@ -104,13 +105,21 @@ def prune_in_steps(
     return state
 
 
-def recalibrated(
-    job: Job, slim: tf_keras.Model, model: tf_keras.Model, plan: PruningPlan
+def adapted(
+    job: Job, slim: tf_keras.Model, model: tf_keras.Model, plan: PruningPlan, title: str
 ) -> tf_keras.Model:
-    """`prune(model, plan)` adapted to what it lost: biases, and BatchNorm's statistics.
+    """`prune(model, plan)` adapted to what it lost.
 
-    On --recalibrate_batches batches; with none it stays as it is.
+    Repaired on --repair_images images; with none its biases and BatchNorm's statistics are adapted,
+    on --recalibrate_batches batches; with none of these either it stays as it is.
     """
+    images = min(job.config.repaired_images, len(job.dataset.train))
+    if images:
+        sample, _ = sample_arrays(job.dataset, images, job.config.seed)
+        with job.console.progress(title, "layers") as progress:
+            return repair(
+                slim, model, plan, sample, images, seed=job.config.seed, progress=progress
+            )
     count = job.config.recalibrate_batches
     if not count:
         return slim

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import pathlib
 import time
@@ -90,6 +91,7 @@ def _run_as_chief(job: Job, native_output: NativeErrorOutput | None) -> None:
         directory.remove_partial_files()
         _claim(job)
         job.records = _read_or_set_aside(job)
+        job.config = _as_begun(job)
         for stage in STAGES:
             if stage.name in config.stages:
                 _run_if_needed(job, stage)
@@ -119,6 +121,18 @@ def _claim(job: Job) -> None:
     if settings != now:
         content = {"command": job.command, "settings": now, "environment": environment()}
         job.run.write_json(job.run.config, content)
+
+
+def _as_begun(job: Job) -> PipelineConfig:
+    """The settings, without repair where the network was pruned without and no flag asks for it.
+
+    So that what stands on it, hours of training perhaps, still holds.
+    """
+    record = job.records.get("prune")
+    if job.config.repair_images is not None or record is None:
+        return job.config
+    was_repaired = "repair_images" in record.settings
+    return job.config if was_repaired else dataclasses.replace(job.config, repair_images=0)
 
 
 def _read_or_set_aside(job: Job) -> dict[str, StageRecord]:

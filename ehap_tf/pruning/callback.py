@@ -15,6 +15,7 @@ from ehap_tf.models import require_functional
 from ehap_tf.models.keras3 import is_keras3_model
 from ehap_tf.pruning.plan import PruningPlan
 from ehap_tf.pruning.pruner import FROM_TRAINING, StepSettings, StepwisePruner
+from ehap_tf.pruning.repair import repair
 from ehap_tf.pruning.schedule import Target, removed
 from ehap_tf.pruning.surgery import prune
 from ehap_tf.pruning.training_hook import require_supported
@@ -143,16 +144,26 @@ class PruningCallback(tf_keras.callbacks.Callback):
         """What is kept now, as a plan of the model in training."""
         return self._begun.plan()
 
-    def finalize(self) -> tf_keras.Model:
+    def finalize(
+        self, *, dense: tf_keras.Model | None = None, images: Any = None, repair_images: int = 512
+    ) -> tf_keras.Model:
         """The slim model, with the outputs of the masked one in training. It is not compiled.
 
         BatchNorm's moving statistics lag behind a step by as many minibatches as their momentum
-        says: where training ends soon after the last one, `recalibrate` the slim model.
+        says: where training ends soon after the last one, `recalibrate` the slim model, or give
+        `dense` to `repair` it. The model in training has lost its filters already: the outputs that
+        repair is to restore are those of a copy from before.
+
+        Args:
+            dense: a copy of the model from before filters went, such as `load_model` gives; None
+                repairs nothing.
+            images: to repair on, as `repair` takes them.
+            repair_images: how many of them; 0 repairs nothing.
 
         Raises:
-            ValueError: weights of before a step were put back, as `EarlyStopping` with
-                `restore_best_weights` does: removed filters are alive in them. Or training has
-                diverged.
+            ValueError: `dense` comes without `images`, or is another network. Or weights of before a
+                step were put back, as `EarlyStopping` with `restore_best_weights` does: removed
+                filters are alive in them. Or training has diverged.
         """
         self._begun.require_zeros()
         if not self.reached:
@@ -170,7 +181,12 @@ class PruningCallback(tf_keras.callbacks.Callback):
                 RuntimeWarning,
                 stacklevel=2,
             )
-        return prune(self.model, self.plan())
+        slim = prune(self.model, self.plan())
+        if dense is None or not repair_images:
+            return slim
+        if images is None:
+            raise ValueError("images must be given to repair for dense. Received: None")
+        return repair(slim, dense, self.plan(), images, repair_images)
 
     def state(self, with_weights: bool = False) -> PruningState:
         """Where the schedule stands; a value that `restore` takes, of this or a later process.

@@ -49,6 +49,7 @@ HEADINGS = ("network", "test accuracy", "parameters", "MACs", "file bytes", "lat
 _STATES = (
     ("baseline", "baseline_accuracy", "before", "baseline.keras", "baseline_latency_ms"),
     ("pruned, not yet recalibrated", "accuracy_before_recalibration", "after", "", ""),
+    ("pruned, not yet repaired", "accuracy_before_repair", "after", "", ""),
     ("pruned", "pruned_accuracy", "after", "slim.keras", "slim_latency_ms"),
     ("fine-tuned", "finetuned_accuracy", "after", "finetuned.keras", "slim_latency_ms"),
     ("QAT", "qat_accuracy", "after", "qat.h5", ""),

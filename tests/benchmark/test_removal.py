@@ -153,13 +153,15 @@ def test_the_command_measures_paths_and_goes_on_where_it_was(
         "obd",
         "--modes",
         "one_shot",
+        "repaired",
         "recalibrated_steps",
+        "--repair_images=64",
     ]
     assert main(arguments) == 0
     assert "50 validation images" in capsys.readouterr().out
     content = json.loads(out.read_text())
     rows = {(r["criterion"], r["mode"], r["removed"]): r for r in content["rows"]}
-    assert rows["whole", "", 0.0]["filters_left"] == 1 and len(rows) == 7
+    assert rows["whole", "", 0.0]["filters_left"] == 1 and len(rows) == 11
     for name in ("one_shot", "recalibrated_steps"):
         some, more = rows["obd", name, 0.2], rows["obd", name, 0.4]
         assert more["filters_left"] < some["filters_left"] < 1
@@ -168,7 +170,11 @@ def test_the_command_measures_paths_and_goes_on_where_it_was(
     assert out.with_suffix(".png").exists()
     lines = out.with_suffix(".md").read_text().splitlines()
     assert lines[0] == "| criterion | mode | 20% removed | 40% removed | ranking, seconds |"
-    assert len(lines) == 5 and lines[2].startswith("| `magnitude` | one shot | ")
+    for amount in (0.2, 0.4):
+        row, same = (rows["obd", mode, amount] for mode in ("repaired", "one_shot"))
+        assert row["accuracy"] == same["accuracy"] and 0 <= row["repaired_accuracy"] <= 1
+        assert "repaired_accuracy" not in same and row["repair_seconds"] > 0
+    assert len(lines) == 7 and lines[2].startswith("| `magnitude` | one shot | ")
     assert f"({rows['magnitude', 'one_shot', 0.4]['macs_left']:.2f})" in lines[2]
 
     def again(*arguments: object, **options: object) -> None:

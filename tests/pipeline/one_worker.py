@@ -107,6 +107,7 @@ def command(folder: pathlib.Path) -> dict[str, Any]:
         batch_size=64,
         prune_steps=2,
         prune_step_epochs=1,
+        repair_images=0,
         recalibrate_batches=2,
         train_precision="fp32",
         precision="fp32",

@@ -9,7 +9,7 @@ import tf_keras
 
 from ehap_tf.pipeline import runner
 from ehap_tf.pipeline.config import PipelineConfig
-from ehap_tf.pipeline.contents import run_content
+from ehap_tf.pipeline.contents import OPTIONAL_KEYS, run_content
 from ehap_tf.pipeline.run_directory import RunDirectory
 from ehap_tf.report import summary_rows
 from tests.pruning.nets import shake
@@ -17,8 +17,19 @@ from tests.pruning.nets import shake
 layers = tf_keras.layers
 
 
-@pytest.mark.parametrize("batches", [0, 1])
-def test_accuracy_before_recalibration_is_told_where_there_was_one(tmp_path, batches):
+@pytest.mark.parametrize(
+    ("how", "key", "name"),
+    [
+        ({"repair_images": 0, "recalibrate_batches": 0}, None, None),
+        (
+            {"repair_images": 0, "recalibrate_batches": 1},
+            "accuracy_before_recalibration",
+            "pruned, not yet recalibrated",
+        ),
+        ({"repair_images": 50}, "accuracy_before_repair", "pruned, not yet repaired"),
+    ],
+)
+def test_accuracy_right_after_surgery_is_told_where_something_followed(tmp_path, how, key, name):
     x = inputs = layers.Input((32, 32, 3))
     x = layers.Conv2D(8, 3, strides=4, padding="same", use_bias=False)(x)
     x = layers.ReLU()(layers.BatchNormalization()(x))
@@ -30,7 +41,7 @@ def test_accuracy_before_recalibration_is_told_where_there_was_one(tmp_path, bat
         criterion="magnitude",
         batch_size=512,
         target_macs=0.5,
-        recalibrate_batches=batches,
+        **how,
         precision="fp32",
         train_precision="fp32",
         stages=("train", "rank", "prune", "report"),
@@ -39,10 +50,42 @@ def test_accuracy_before_recalibration_is_told_where_there_was_one(tmp_path, bat
     )
     figures = runner.run(config)["prune"].figures
     report = json.loads((tmp_path / "run" / "report.json").read_text())
-    key = "accuracy_before_recalibration"
-    assert report.get(key) == figures.get(key) and (key in report) is bool(batches)
+    found = [one for one in OPTIONAL_KEYS if one in report]
+    assert found == ([key] if key else [])
+    assert all(report[one] == figures[one] for one in found)
     rows = summary_rows(run_content(RunDirectory(tmp_path / "run")))
-    names = ["baseline", "pruned, not yet recalibrated", "pruned"]
-    assert [row.name for row in rows] == (names if batches else [names[0], names[2]])
+    names = ["baseline", *([name] if name else []), "pruned"]
+    assert [row.name for row in rows] == names
     page = (tmp_path / "run" / "report.html").read_text()
-    assert (names[1] in page) is bool(batches)
+    assert [one in page for one in ("recalibrated", "repaired")] == [
+        bool(name) and word in name for word in ("recalibrated", "repaired")
+    ]
+    if name != "pruned, not yet repaired":
+        return
+    # The same flags again: done before. A network pruned without repair stays so unless asked.
+    again = runner.run(config)["prune"]
+    assert again.figures == figures and again.settings["repair_images"] == 50
+
+
+def test_a_run_that_was_pruned_before_there_was_repair_goes_on_without(tmp_path):
+    x = inputs = layers.Input((32, 32, 3))
+    x = layers.ReLU()(layers.Conv2D(8, 3, strides=4, padding="same")(x))
+    x = layers.Dense(10)(layers.GlobalAveragePooling2D()(x))
+    shake(tf_keras.Model(inputs, x)).save(tmp_path / "small.keras")
+    settings = {
+        "model": str(tmp_path / "small.keras"),
+        "dataset": "digits",
+        "criterion": "magnitude",
+        "target_macs": 0.5,
+        "precision": "fp32",
+        "stages": ("train", "rank", "prune"),
+        "output_dir": str(tmp_path / "run"),
+        "verbosity": 0,
+    }
+    old = runner.run(PipelineConfig(**settings, repair_images=0))["prune"]
+    assert "repair_images" not in old.settings  # as the records of older versions
+    again = runner.run(PipelineConfig(**settings))["prune"]
+    assert again == old
+    repaired = runner.run(PipelineConfig(**settings, repair_images=40))["prune"]
+    assert repaired.settings["repair_images"] == 40
+    assert repaired.outputs["slim.keras"] != old.outputs["slim.keras"]

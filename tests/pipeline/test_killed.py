@@ -163,7 +163,7 @@ def assert_contract(folder):
     names += "model_int8.tflite report.json report.html logs"
     assert {path.name for path in folder.iterdir()} >= set(names.split())
     report = json.loads((folder / "report.json").read_text())
-    assert tuple(report) == (*REPORT_KEYS, "prune_steps", "accuracy_before_recalibration")
+    assert tuple(report) == (*REPORT_KEYS, "prune_steps", "accuracy_before_repair")
     assert report["tflite_float_ops"] == 0
     assert report["tflite_bytes"] == (folder / "model_int8.tflite").stat().st_size
     assert report["params_after"] <= 0.4 * report["params_before"]

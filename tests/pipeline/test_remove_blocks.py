@@ -23,6 +23,7 @@ SETTINGS = {
     "criterion": "magnitude",
     "hessian_batch_size": 32,
     "batch_size": 512,
+    "repair_images": 0,
     "recalibrate_batches": 0,
     "precision": "fp32",
     "train_precision": "fp32",

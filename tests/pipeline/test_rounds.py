@@ -21,6 +21,7 @@ SETTINGS = {
     "batch_size": 512,
     "target_macs": 0.4,
     "prune_steps": 3,
+    "repair_images": 0,
     "recalibrate_batches": 0,
     "precision": "fp32",
     "train_precision": "fp32",

@@ -1,4 +1,4 @@
-"""Stage `prune`: the plan, the slim model, and its BatchNorm statistics."""
+"""Stage `prune`: the plan, the slim model, and its repair."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ehap_tf.pipeline.config import PipelineConfig
 from ehap_tf.pipeline.evaluation import accuracy
 from ehap_tf.pipeline.job import Figures, Job, Stage, select
 from ehap_tf.pipeline.rounds import (
+    adapted,
     amount_of_rest,
     plan_options,
     prune_in_steps,
-    recalibrated,
     step_settings,
 )
 from ehap_tf.pruning import count_macs, count_parameters, plan_pruning, prune, remove_blocks
@@ -29,12 +29,15 @@ def settings(config: PipelineConfig) -> dict[str, Any]:
         "residual",
         "implant_ratio",
         "round_to",
-        "recalibrate_batches",
     )
     if config.cost_aware is not None:
         values |= select(config, "cost_aware")
-    if config.recalibrate_batches:
-        values |= select(config, "batch_size", "seed")
+    if config.repaired_images:
+        values |= {"repair_images": config.repaired_images} | select(config, "seed")
+    else:
+        values |= select(config, "recalibrate_batches")
+        if config.recalibrate_batches:
+            values |= select(config, "batch_size", "seed")
     if config.prune_steps > 1:
         values |= step_settings(config)
     return config.amount | values
@@ -67,9 +70,11 @@ def run(job: Job, fingerprint: str) -> Figures:
         "macs_before": count_macs(whole),
         "macs_after": plan.macs_after,
     }
-    if config.recalibrate_batches and before is not None and removal is not None:
-        figures["accuracy_before_recalibration"] = accuracy(slim, job.dataset.test, job.dataset)
-        slim = recalibrated(job, slim, before, removal)
+    repairs = bool(config.repaired_images)
+    if (repairs or config.recalibrate_batches) and before is not None and removal is not None:
+        key = "accuracy_before_repair" if repairs else "accuracy_before_recalibration"
+        figures[key] = accuracy(slim, job.dataset.test, job.dataset)
+        slim = adapted(job, slim, before, removal, "prune: repair")
         # A layer that had no bias may have one now.
         figures["params_after"] = int(slim.count_params())
     save_model(slim, job.run.slim)
