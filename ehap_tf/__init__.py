@@ -44,7 +44,7 @@ _HOMES = {
     "remove_blocks": "ehap_tf.pruning",
     "recalibrate": "ehap_tf.pruning",
     "compensate": "ehap_tf.pruning",
-    "repair": "ehap_tf.pruning",
+    "repair": "ehap_tf.pruning.repair",
     "count_parameters": "ehap_tf.pruning",
     "count_macs": "ehap_tf.pruning",
     "register_channel_rule": "ehap_tf.channels",

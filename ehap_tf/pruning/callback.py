@@ -161,8 +161,8 @@ class PruningCallback(tf_keras.callbacks.Callback):
             repair_images: how many of them; 0 repairs nothing.
 
         Raises:
-            ValueError: `dense` comes without `images`, or is another network. Or weights of before a
-                step were put back, as `EarlyStopping` with `restore_best_weights` does: removed
+            ValueError: `dense` comes without `images`, or is another network. Or weights of before
+                a step were put back, as `EarlyStopping` with `restore_best_weights` does: removed
                 filters are alive in them. Or training has diverged.
         """
         self._begun.require_zeros()
