@@ -1,11 +1,11 @@
-"""One decorator between public functions, which compute with tf_keras, and callers with Keras 3."""
+"""One decorator before public functions: what callers have becomes what the functions take."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ParamSpec, TypeVar
 
 import tf_keras
@@ -17,6 +17,7 @@ from ehap_tf.models.keras3.from_keras3 import to_tf_keras
 from ehap_tf.models.keras3.loaders import is_loader, loader_as_dataset, refuse_generator
 from ehap_tf.models.keras3.objects import CannotTranslateError
 from ehap_tf.models.keras3.to_keras3 import to_keras3
+from ehap_tf.models.lambdas import has_lambdas, open_lambdas
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -26,8 +27,9 @@ def _model_back(value: Any) -> Any:
     return to_keras3(value) if isinstance(value, tf_keras.Model) else value
 
 
-# Models of Keras 3 that were converted back once; the layers of a graph do not change.
-_returning: weakref.WeakSet[Any] = weakref.WeakSet()
+# Models of Keras 3 that were converted back once, and whether with their Lambda layers opened; the
+# layers of a graph do not change.
+_returning: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
 
 
 def either_keras(
@@ -40,8 +42,9 @@ def either_keras(
     3 passes straight through. A model that could not come back to Keras 3 is refused before the
     call, so that no work on it is lost.
 
-    A `Sequence` or `PyDataset` among the arguments becomes a tf.data.Dataset; a generator, and a
-    path where a model should be, are refused with the way out.
+    A model with Lambda layers comes as a copy without those that can be taken apart
+    (`open_lambdas`). A `Sequence` or `PyDataset` among the arguments becomes a tf.data.Dataset; a
+    generator, and a path where a model should be, are refused with the way out.
 
     Args:
         result: what to do with the result of a call with a Keras 3 model; by default, a tf_keras
@@ -50,24 +53,22 @@ def either_keras(
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        signature = inspect.signature(function)
+        parameters = inspect.signature(function).parameters
 
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            values = (*args, *kwargs.values())
-            for parameter, value in _by_parameter(signature, args, kwargs):
-                if parameter.annotation == "tf_keras.Model":
-                    loader = "load_qat" if parameter.name == "qat" else "load_model"
-                    require_loaded(value, parameter.name, loader)
-                refuse_generator(value, parameter.name)
-            if not any(map(_is_foreign, _leaves(values))):
+            named = [*zip(parameters, args, strict=False), *kwargs.items()]
+            for name, value in named:
+                if name in parameters and parameters[name].annotation == "tf_keras.Model":
+                    require_loaded(value, name, "load_qat" if name == "qat" else "load_model")
+                refuse_generator(value, name)
+            if not any(_is_foreign(value) for _, part in named for value in _leaves([part])):
                 return function(*args, **kwargs)
-            back = result is not None
             translated: Any = function(
-                *(_translated(v, back) for v in args),
-                **{name: _translated(v, back) for name, v in kwargs.items()},
+                *(_translated(value, result is not None) for value in args),
+                **{name: _translated(value, result is not None) for name, value in kwargs.items()},
             )
-            if result is None or not any(map(is_keras3_model, values)):
+            if result is None or not any(is_keras3_model(value) for _, value in named):
                 return translated
             return result(translated)
 
@@ -76,18 +77,17 @@ def either_keras(
     return decorate
 
 
-def _by_parameter(
-    signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> Iterator[tuple[inspect.Parameter, Any]]:
-    """The arguments of a call, each with its parameter; none where the call fails anyhow."""
-    yield from zip(signature.parameters.values(), args, strict=False)
-    for name, value in kwargs.items():
-        if name in signature.parameters:
-            yield signature.parameters[name], value
-
-
 def _is_foreign(value: Any) -> bool:
-    return is_keras3_model(value) or is_keras3_loss(value) or is_loader(value)
+    return is_keras3_model(value) or is_keras3_loss(value) or is_loader(value) or _is_closed(value)
+
+
+def _is_closed(value: Any) -> bool:
+    """Whether `value` is a float model of tf_keras with Lambda layers."""
+    return (
+        isinstance(value, tf_keras.Model)
+        and has_lambdas(value)
+        and not any(hasattr(layer, "quantize_config") for layer in value._flatten_layers())
+    )
 
 
 def _leaves(values: Iterable[Any]) -> Iterator[Any]:
@@ -106,14 +106,31 @@ def _translated(value: Any, back: bool) -> Any:
     if type(value) in (list, tuple):
         return type(value)(_translated(item, back) for item in value)
     if is_keras3_model(value):
-        twin = to_tf_keras(value)
-        if back and value not in _returning:
-            _require_way_back(twin)
-            _returning.add(value)
-        return twin
+        return _twin(value, back)
+    if _is_closed(value):
+        return open_lambdas(value)
     if is_loader(value):
         return loader_as_dataset(value)
     return translated_loss(value) if is_keras3_loss(value) else value
+
+
+def _twin(model: Any, back: bool) -> tf_keras.Model:
+    """The model of tf_keras, its Lambda layers opened where that leaves it a way back."""
+    twin = to_tf_keras(model)
+    opened = open_lambdas(twin)
+    if not back:
+        return opened
+    if model not in _returning:
+        try:
+            _require_way_back(opened)
+        except CannotTranslateError:
+            if opened is twin:
+                raise
+            _require_way_back(twin)
+            _returning[model] = False
+        else:
+            _returning[model] = True
+    return opened if _returning[model] else twin
 
 
 def _require_way_back(twin: tf_keras.Model) -> None:

@@ -1,0 +1,171 @@
+"""Lambda layers taken apart: the same model with operator layers in their place.
+
+What a Lambda layer does to channels, or in integers, is not known; what the TensorFlow functions
+that it calls do is. Keras records those when the layer's function is called on symbolic tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import tensorflow as tf
+import tf_keras
+
+from ehap_tf.models.copying import (
+    ZeroInitializers,
+    copy_trainable,
+    kept_random_state,
+    layer_from,
+)
+from ehap_tf.models.recorded_functions import StaysClosedError, calls, input_like, recorded, replay
+
+
+def has_lambdas(model: tf_keras.Model) -> bool:
+    """Whether a layer of the model, or of one nested in it, is a Lambda layer."""
+    return any(type(layer) is tf_keras.layers.Lambda for layer in model._flatten_layers())
+
+
+def open_lambdas(model: tf_keras.Model) -> tf_keras.Model:
+    """A copy of a model in which operator layers stand where its Lambda layers can be taken apart.
+
+    A Lambda layer is replaced where its function can be called on symbolic tensors, and what was
+    recorded then gives the function's outputs on random inputs, also after it was saved and loaded.
+    The last operator has the name of the Lambda layer. Other Lambda layers stay, and have the
+    reason in their attribute `stays_closed`. A Sequential model with a Lambda layer becomes a
+    Functional one. Weights, names, nested models, shared layers and the compiled loss are kept.
+
+    Args:
+        model: Functional or Sequential; it stays as it is, and is returned where it has no Lambda.
+    """
+    if not has_lambdas(model):
+        return model
+    with kept_random_state():
+        copy = _Copy().of(model)
+    if getattr(model, "loss", None) is not None:
+        optimizer = type(model.optimizer).from_config(model.optimizer.get_config())
+        weights = model.compiled_loss._user_loss_weights
+        copy.compile(optimizer, model.loss, loss_weights=weights)
+    return copy
+
+
+class _Copy:
+    """One copy in the making; remembers which layer became which."""
+
+    def __init__(self) -> None:
+        self._made: dict[int, tuple[Any, Any]] = {}
+        self._names: set[str] = set()
+
+    def of(self, model: tf_keras.Model) -> tf_keras.Model:
+        """The whole copy, with its weights."""
+        with ZeroInitializers() as self._zeros:
+            copy = self._model(model)
+        for old, new in self._made.values():
+            if isinstance(old, tf_keras.Model):
+                new._trainable = old._trainable
+            else:
+                copy_trainable(old, new)
+                new.set_weights(old.get_weights())
+        copy._trainable = model._trainable
+        return copy
+
+    def _model(self, model: tf_keras.Model) -> tf_keras.Model:
+        if isinstance(model, tf_keras.Sequential) and not has_lambdas(model):
+            (tensor,) = model.inputs
+            first = tf_keras.layers.InputLayer(
+                batch_input_shape=tuple(tensor.shape), dtype=tensor.dtype, name=_name(tensor)
+            )
+            return tf_keras.Sequential([first, *map(self._layer, model.layers)], name=model.name)
+        outer, self._names = self._names, {layer.name for layer in model.layers}
+        of_tensor = {id(tensor): input_like(tensor, _name(tensor)) for tensor in model.inputs}
+        replay(model, of_tensor, self._call)
+        self._names = outer
+        inputs, outputs = (
+            tf.nest.map_structure(lambda tensor: of_tensor[id(tensor)], structure)
+            for structure in (model._nested_inputs, model._nested_outputs)
+        )
+        return tf_keras.Model(inputs, outputs, name=model.name)
+
+    def _layer(self, layer: Any) -> Any:
+        if id(layer) not in self._made:
+            if isinstance(layer, tf_keras.Model):
+                new = self._model(layer)
+            else:
+                new = layer_from(layer, layer.get_config())
+                self._zeros.apply(new)
+            self._made[id(layer)] = (layer, new)
+        return self._made[id(layer)][1]
+
+    def _call(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if type(layer) is not tf_keras.layers.Lambda:
+            return self._layer(layer)(*args, **kwargs)
+        try:
+            operators = _operators(layer, args, kwargs)
+        except StaysClosedError as reason:
+            closed = self._layer(layer)
+            closed.stays_closed = str(reason)
+            return closed(*args, **kwargs)
+        of_tensor = dict(zip(map(id, operators.inputs), tf.nest.flatten(args), strict=True))
+        names = self._operator_names(layer, operators)
+
+        def call(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            config = {**operator.get_config(), "name": next(names)}
+            return type(operator).from_config(config)(*args, **kwargs)
+
+        replay(operators, of_tensor, call)
+        return tf.nest.map_structure(
+            lambda tensor: of_tensor[id(tensor)], operators._nested_outputs
+        )
+
+    def _operator_names(self, layer: Any, operators: tf_keras.Model) -> Iterator[str]:
+        """A name for each operator in the order of their calls; the last has the Lambda's."""
+        layers = [node.layer for node in calls(operators)]
+        for number, operator in enumerate(layers, start=1):
+            own = str(getattr(operator, "symbol", operator.name)).rsplit(".", 1)[-1]
+            stem = layer.name if number == len(layers) else f"{layer.name}_{own}"
+            is_first = stem == layer.name and f"{stem} opened" not in self._names
+            name, count = stem, 0
+            while name in self._names and not is_first:
+                count += 1
+                name = f"{stem}_{count}"
+            self._names |= {name, f"{stem} opened"}
+            yield name
+
+
+def _operators(
+    layer: tf_keras.layers.Lambda, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tf_keras.Model:
+    """A model of operator layers alone that computes what a call of a Lambda layer does.
+
+    Raises:
+        StaysClosedError: there is none.
+    """
+    if len(args) != 1 or any(value is not None for value in kwargs.values()):
+        raise StaysClosedError("its call is given more than its inputs")
+    _require_plain(layer, args[0])
+
+    def function(values: Any) -> Any:
+        cast = tf.nest.map_structure(lambda value: _autocast(layer, value), values)
+        return layer.function(cast, **layer.arguments)
+
+    return recorded(function, args[0])
+
+
+def _require_plain(layer: tf_keras.layers.Lambda, inputs: Any) -> None:
+    if layer._fn_expects_training_arg or layer._fn_expects_mask_arg:
+        raise StaysClosedError("its function depends on training or on a mask")
+    if layer.mask is not None or layer.activity_regularizer is not None or layer.weights:
+        raise StaysClosedError("it has a mask, weights or an activity regularizer")
+    if any(getattr(t, "_keras_mask", None) is not None for t in tf.nest.flatten(inputs)):
+        raise StaysClosedError("a mask ends at it")
+
+
+def _autocast(layer: Any, value: Any) -> Any:
+    """What Keras makes of an input before the function sees it."""
+    wanted = layer._compute_dtype_object
+    is_other = layer._autocast and wanted and value.dtype.is_floating and value.dtype != wanted
+    return tf.cast(value, wanted) if is_other else value
+
+
+def _name(tensor: Any) -> str:
+    return str(tensor._keras_history.layer.name)

@@ -1,0 +1,167 @@
+"""The TensorFlow functions that a Python function of tensors calls, as a model of operator layers."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+from tensorflow.python.util import tf_decorator
+from tf_keras.src.layers.core.tf_op_layer import TFOpLambda
+from tf_keras.src.saving.legacy.saved_model import json_utils
+
+# Sizes that axes of unknown size are tried with, of the batch first.
+_TRIED_SIZES = ((2, 6), (3, 8))
+
+
+class StaysClosedError(Exception):
+    """A Lambda layer is not taken apart; the message says why."""
+
+
+def recorded(function: Callable[[Any], Any], like: Any) -> tf_keras.Model:
+    """A model of operator layers alone that computes a function, also after it was saved.
+
+    Args:
+        function: of a tensor, or of a structure of them.
+        like: symbolic tensors of the shapes and types that it will be called on.
+
+    Raises:
+        StaysClosedError: there is none.
+    """
+    reasons = []
+    for record in (_recorded_by_tf_keras, _recorded_by_keras3):
+        try:
+            model = _expanded(record(function, like))
+            _require_equal(function, model)
+        except StaysClosedError as reason:
+            reasons.append(reason)
+        except Exception as error:  # whatever a user's function happens to raise
+            reason = f"its function cannot be called on symbolic tensors: {_line(error)}"
+            reasons.append(StaysClosedError(reason))
+        else:
+            return model
+    raise reasons[0]
+
+
+def calls(model: tf_keras.Model) -> list[Any]:
+    """The calls in a graph, producers first."""
+    depths = sorted(model._nodes_by_depth, reverse=True)
+    return [n for depth in depths for n in model._nodes_by_depth[depth] if not n.is_input]
+
+
+def replay(
+    model: tf_keras.Model,
+    of_tensor: dict[int, Any],
+    call: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any],
+) -> None:
+    """Repeats the calls in a graph on other tensors, and enters what they give in `of_tensor`."""
+
+    def known(value: Any) -> Any:
+        return of_tensor.get(id(value), value)
+
+    for node in calls(model):
+        args, kwargs = tf.nest.map_structure(known, (node.call_args, node.call_kwargs))
+        outputs = tf.nest.flatten(call(node.layer, args, kwargs))
+        of_tensor.update(zip(map(id, tf.nest.flatten(node.outputs)), outputs, strict=True))
+
+
+def input_like(tensor: Any, name: str | None = None) -> Any:
+    return tf_keras.Input(batch_shape=tuple(tensor.shape), dtype=tensor.dtype, name=name)
+
+
+def _recorded_by_tf_keras(function: Callable[[Any], Any], like: Any) -> tf_keras.Model:
+    inputs = tf.nest.map_structure(input_like, like)
+    outputs = function(inputs)
+    if outputs is inputs:
+        outputs = tf_keras.layers.Activation("linear")(inputs)
+    return tf_keras.Model(inputs, outputs)
+
+
+def _recorded_by_keras3(function: Callable[[Any], Any], like: Any) -> tf_keras.Model:
+    """For functions written with `keras.ops`, which take symbolic tensors of Keras 3 alone."""
+    import keras
+
+    from ehap_tf.models.keras3.from_keras3 import to_tf_keras
+
+    inputs = tf.nest.map_structure(
+        lambda t: keras.Input(batch_shape=tuple(t.shape), dtype=t.dtype.name), like
+    )
+    return to_tf_keras(keras.Model(inputs, function(inputs)))
+
+
+def _expanded(model: tf_keras.Model) -> tf_keras.Model:
+    """The model without functions of Keras' backend, those of TensorFlow inside in their place."""
+    for node in calls(model):
+        if not isinstance(node.layer, TFOpLambda | tf_keras.layers.Activation):
+            node.layer._inbound_nodes.remove(node)  # it may be a layer of the caller's
+            raise StaysClosedError(f"it calls the layer {node.layer.name!r}")
+        if any(isinstance(value, tf.Variable) for value in tf.nest.flatten(node.call_args)):
+            raise StaysClosedError("it uses a variable")
+    if not any(_is_of_backend(node.layer) for node in calls(model)):
+        return model
+    of_tensor = {id(tensor): tensor for tensor in model.inputs}
+
+    def call(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if _is_of_backend(layer):
+            return tf_decorator.unwrap(layer.function)[1](*args, **kwargs)
+        return type(layer).from_config(layer.get_config())(*args, **kwargs)
+
+    replay(model, of_tensor, call)
+    outputs = tf.nest.map_structure(lambda t: of_tensor[id(t)], model._nested_outputs)
+    return _expanded(tf_keras.Model(model._nested_inputs, outputs))
+
+
+def _is_of_backend(layer: Any) -> bool:
+    function = getattr(layer, "function", None)
+    inner = tf_decorator.unwrap(function)[1] if function is not None else None
+    return inner is not function and str(getattr(inner, "__module__", "")).startswith(
+        "tf_keras.src.backend"
+    )
+
+
+def _require_equal(function: Callable[[Any], Any], model: tf_keras.Model) -> None:
+    """Checks that a model computes a function, also after it was saved and loaded."""
+    config = json.loads(json.dumps(model.get_config(), default=json_utils.get_json_type))
+    models = (model, tf_keras.Model.from_config(config))
+    rng = np.random.default_rng(0)
+    for batch, other in _TRIED_SIZES:
+        values = tf.nest.map_structure(
+            functools.partial(_random, batch=batch, other=other, rng=rng), model._nested_inputs
+        )
+        try:
+            expected = tf.nest.flatten(function(values))
+        except Exception as error:
+            raise StaysClosedError(
+                f"its function cannot be tried on random inputs: {_line(error)}"
+            ) from error
+        for one in models:
+            received = tf.nest.flatten(one(values, training=False))
+            if len(received) != len(expected) or not all(map(_close, received, expected)):
+                raise StaysClosedError("its operators alone compute something else")
+
+
+def _close(one: Any, other: Any) -> bool:
+    first, second = np.asarray(one), np.asarray(other)
+    if first.shape != second.shape or first.dtype != second.dtype:
+        return False
+    if first.dtype.kind in "biu":
+        return bool(np.array_equal(first, second))
+    tolerance = 1e-5 if first.dtype.itemsize > 2 else 1e-2
+    return bool(
+        np.allclose(first.astype(np.float64), second.astype(np.float64), tolerance, tolerance, True)
+    )
+
+
+def _random(tensor: Any, batch: int, other: int, rng: np.random.Generator) -> tf.Tensor:
+    shape = [size or (other if axis else batch) for axis, size in enumerate(tensor.shape)]
+    drawn = rng.normal(size=shape) if tensor.dtype.is_floating else rng.integers(0, 2, shape)
+    return tf.cast(drawn, tensor.dtype)
+
+
+def _line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
