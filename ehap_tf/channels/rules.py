@@ -151,6 +151,9 @@ def rule_of(layer: tf_keras.layers.Layer) -> Rule:
 def unknown(call: Call) -> Effect:
     """Freezes every channel that an unknown layer touches."""
     name = type(call.layer).__name__
+    closed = getattr(call.layer, "stays_closed", None)
+    if closed is not None:
+        return frozen(call, f"{name} {call.path!r} is not taken apart: {closed}")
     return frozen(
         call,
         f"no channel rule for {name} (layer {call.path!r}); "

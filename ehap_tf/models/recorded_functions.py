@@ -1,4 +1,4 @@
-"""The TensorFlow functions that a Python function of tensors calls, as a model of operator layers."""
+"""The TensorFlow functions that a function of tensors calls, as a model of operator layers."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 from tensorflow.python.util import tf_decorator
-from tf_keras.src.layers.core.tf_op_layer import TFOpLambda
+from tf_keras.src.layers.core.tf_op_layer import SlicingOpLambda, TFOpLambda
 from tf_keras.src.saving.legacy.saved_model import json_utils
+
+from ehap_tf.models.keras3.operators import full_key
 
 # Sizes that axes of unknown size are tried with, of the batch first.
 _TRIED_SIZES = ((2, 6), (3, 8))
@@ -40,8 +42,8 @@ def recorded(function: Callable[[Any], Any], like: Any) -> tf_keras.Model:
         except StaysClosedError as reason:
             reasons.append(reason)
         except Exception as error:  # whatever a user's function happens to raise
-            reason = f"its function cannot be called on symbolic tensors: {_line(error)}"
-            reasons.append(StaysClosedError(reason))
+            failed = f"its function cannot be called on symbolic tensors: {_line(error)}"
+            reasons.append(StaysClosedError(failed))
         else:
             return model
     raise reasons[0]
@@ -70,15 +72,20 @@ def replay(
 
 
 def input_like(tensor: Any, name: str | None = None) -> Any:
+    """A new input of a model, of the shape and type of a symbolic tensor."""
     return tf_keras.Input(batch_shape=tuple(tensor.shape), dtype=tensor.dtype, name=name)
 
 
 def _recorded_by_tf_keras(function: Callable[[Any], Any], like: Any) -> tf_keras.Model:
     inputs = tf.nest.map_structure(input_like, like)
-    outputs = function(inputs)
-    if outputs is inputs:
-        outputs = tf_keras.layers.Activation("linear")(inputs)
-    return tf_keras.Model(inputs, outputs)
+    given = {id(tensor) for tensor in tf.nest.flatten(inputs)}
+
+    def computed(tensor: Any) -> Any:
+        # An input that is handed on needs a layer to have the Lambda's name.
+        is_input = id(tensor) in given
+        return tf_keras.layers.Activation("linear")(tensor) if is_input else tensor
+
+    return tf_keras.Model(inputs, tf.nest.map_structure(computed, function(inputs)))
 
 
 def _recorded_by_keras3(function: Callable[[Any], Any], like: Any) -> tf_keras.Model:
@@ -94,25 +101,35 @@ def _recorded_by_keras3(function: Callable[[Any], Any], like: Any) -> tf_keras.M
 
 
 def _expanded(model: tf_keras.Model) -> tf_keras.Model:
-    """The model without functions of Keras' backend, those of TensorFlow inside in their place."""
+    """The model with what tf_keras does not save written out.
+
+    Functions of Keras' backend become those of TensorFlow inside, and an ellipsis whole slices.
+    """
     for node in calls(model):
         if not isinstance(node.layer, TFOpLambda | tf_keras.layers.Activation):
             node.layer._inbound_nodes.remove(node)  # it may be a layer of the caller's
             raise StaysClosedError(f"it calls the layer {node.layer.name!r}")
-        if any(isinstance(value, tf.Variable) for value in tf.nest.flatten(node.call_args)):
+        given = tf.nest.flatten((node.call_args, node.call_kwargs))
+        if any(isinstance(value, tf.Variable) for value in given):
             raise StaysClosedError("it uses a variable")
-    if not any(_is_of_backend(node.layer) for node in calls(model)):
+    if not any(_is_of_backend(node.layer) or _has_ellipsis(node) for node in calls(model)):
         return model
     of_tensor = {id(tensor): tensor for tensor in model.inputs}
 
     def call(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if _is_of_backend(layer):
             return tf_decorator.unwrap(layer.function)[1](*args, **kwargs)
+        if isinstance(layer, SlicingOpLambda):
+            args = (args[0], *(full_key(key, args[0]) for key in args[1:]))
         return type(layer).from_config(layer.get_config())(*args, **kwargs)
 
     replay(model, of_tensor, call)
     outputs = tf.nest.map_structure(lambda t: of_tensor[id(t)], model._nested_outputs)
     return _expanded(tf_keras.Model(model._nested_inputs, outputs))
+
+
+def _has_ellipsis(node: Any) -> bool:
+    return any(value is Ellipsis for value in tf.nest.flatten(node.call_args))
 
 
 def _is_of_backend(layer: Any) -> bool:

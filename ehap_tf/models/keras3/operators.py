@@ -123,7 +123,7 @@ def call_in_tf_keras(operation: Any, args: tuple[Any, ...], kwargs: dict[str, An
     if kind == "GetItem":
         key = args[1] if len(args) > 1 else kwargs["key"]
         layer = SlicingOpLambda(tf.__operators__.getitem, name=operation.name)
-        return layer(args[0], [_slice_to_dict(part) for part in _full_key(key, args[0])])
+        return layer(args[0], full_key(key, args[0]))
     if kind in ("HardSigmoid", "HardSilu"):
         return _activation(operation, kind)(*args, **kwargs)
     if kind == "ReLU":
@@ -231,15 +231,14 @@ def _named(outputs: Any, name: str) -> Any:
     return outputs
 
 
-def _full_key(key: Any, x: Any) -> list[Any]:
-    """The key with its ellipsis written out; tf_keras saves no ellipsis."""
+def full_key(key: Any, x: Any) -> list[Any]:
+    """The key of a slice as tf_keras saves it: slices as dicts, and an ellipsis written out."""
     parts = list(key) if isinstance(key, (list, tuple)) else [key]
-    if Ellipsis not in parts:
-        return parts
-    place = parts.index(Ellipsis)
-    taken = sum(part is not None for part in parts) - 1
-    parts[place : place + 1] = [slice(None)] * (len(x.shape) - taken)
-    return parts
+    places = [place for place, part in enumerate(parts) if part is Ellipsis]
+    if places:
+        taken = sum(part is not None for part in parts) - 1
+        parts[places[0] : places[0] + 1] = [slice(None)] * (len(x.shape) - taken)
+    return [_slice_to_dict(part) for part in parts]
 
 
 def _slice_to_dict(value: Any) -> Any:
