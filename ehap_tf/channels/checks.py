@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tf_keras
 
-from ehap_tf.channels.rules import Call, Effect, Rule
+from ehap_tf.channels.rules import Call, Effect, MacTerm, Rule, weight_of
 
 _MISSING = object()
 
@@ -35,9 +35,16 @@ def require_fitting_effect(effect: Any, call: Call, rule: Rule) -> None:
     _require_ids(effect.inputs, arriving, f"{says} must give as inputs", "tensors")
     leaving = [shape[-1] if shape[1:] else 0 for shape in call.output_shapes]
     _require_ids(effect.outputs, leaving, f"{says} must give as outputs", "tensors")
+    if effect.macs is not None and not (
+        isinstance(effect.macs, (list, tuple)) and all(isinstance(t, MacTerm) for t in effect.macs)
+    ):
+        raise TypeError(f"{says} must give as macs a list of MacTerm. Received: {effect.macs!r}")
     weights = {id(weight) for weight in call.layer.weights}
     for attribute, axes in effect.weights.items():
-        weight: Any = getattr(call.layer, attribute, _MISSING)
+        try:
+            weight: Any = weight_of(call.layer, attribute)
+        except (AttributeError, IndexError):
+            weight = _MISSING
         if weight is None:
             continue
         if id(weight) not in weights:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import numpy as np
 import tf_keras
 
 from ehap_tf.channels.activations import activation_name, mixes_channels, zero_at_zero
-from ehap_tf.channels.ids import Flags, Ids
+from ehap_tf.channels.ids import Ids
 from ehap_tf.channels.rules import (
     Call,
     Effect,
-    MacTerm,
     frozen,
     one_input,
-    positions,
     register_channel_rule,
 )
 
@@ -59,13 +56,11 @@ def convolution(call: Call) -> Effect:
         carried = _tie_groups(call, arriving, groups)
         _tie_groups(call, out, groups)
     spatial: tuple[Ids | None, ...] = (None,) * len(layer.kernel_size)
-    factor = positions(call.output_shapes[0]) * math.prod(layer.kernel_size)
     return Effect(
         [arriving],
         [out],
         weights={"kernel": (*spatial, carried, out), "bias": (out,)},
         config={"filters": out},
-        macs=MacTerm(factor, (carried, out)),
         implantable=_implantable(call),
         note=_fused_activation_note(call, out),
     )
@@ -114,13 +109,11 @@ def transposed_convolution(call: Call) -> Effect:
     (arriving,) = call.inputs
     out = call.ids.filters(call.path, layer.filters)
     spatial: tuple[Ids | None, ...] = (None,) * len(layer.kernel_size)
-    factor = positions(call.input_shapes[0]) * math.prod(layer.kernel_size)
     return Effect(
         [arriving],
         [out],
         weights={"kernel": (*spatial, out, arriving), "bias": (out,)},
         config={"filters": out},
-        macs=MacTerm(factor, (arriving, out)),
         note=_fused_activation_note(call, out),
     )
 
@@ -139,12 +132,10 @@ def depthwise_convolution(call: Call) -> Effect:
         arriving = call.ids.settle(arriving, f"{call.path!r} makes something of a zero channel")
     out = np.repeat(arriving, layer.depth_multiplier)
     spatial: tuple[Ids | None, ...] = (None,) * len(layer.kernel_size)
-    factor = positions(call.output_shapes[0]) * math.prod(layer.kernel_size)
     return Effect(
         [arriving],
         [out],
         weights={"depthwise_kernel": (*spatial, arriving, None), "bias": (out,)},
-        macs=MacTerm(factor, (out,)),
         preserves_zero=preserves_zero,
         note=_fused_activation_note(call, out),
     )
@@ -162,7 +153,6 @@ def separable_convolution(call: Call) -> Effect:
     out = call.ids.filters(call.path, layer.filters)
     between = np.repeat(arriving, layer.depth_multiplier)
     spatial: tuple[Ids | None, ...] = (None,) * len(layer.kernel_size)
-    places = positions(call.output_shapes[0])
     return Effect(
         [arriving],
         [out],
@@ -172,20 +162,8 @@ def separable_convolution(call: Call) -> Effect:
             "bias": (out,),
         },
         config={"filters": out},
-        macs=_SeparableMacs(places, (between, out), math.prod(layer.kernel_size)),
         note=_fused_activation_note(call, out),
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class _SeparableMacs(MacTerm):
-    """places * (kernel positions * between + between * out)."""
-
-    kernel_positions: int = 1
-
-    def count(self, alive: Flags) -> float:
-        between, out = (int(alive[ids].sum()) for ids in self.axes)
-        return self.factor * between * (self.kernel_positions + out)
 
 
 @register_channel_rule(layers.Dense)
@@ -200,6 +178,5 @@ def dense(call: Call) -> Effect:
         [out],
         weights={"kernel": (arriving, out), "bias": (out,)},
         config={"units": out},
-        macs=MacTerm(positions(call.output_shapes[0]), (arriving, out)),
         note=_fused_activation_note(call, out),
     )

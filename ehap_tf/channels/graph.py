@@ -17,12 +17,23 @@ from ehap_tf.channels import (
     elementwise_rules,
     merge_rules,
     operator_rules,
+    recurrent_rules,
     shape_rules,
     slices,
 )
 from ehap_tf.channels.checks import require_fitting_effect
 from ehap_tf.channels.ids import ChannelIds, Flags, Ids
-from ehap_tf.channels.rules import Call, Effect, channels, frozen, rule_of, unknown
+from ehap_tf.channels.macs import macs_of
+from ehap_tf.channels.rules import (
+    Call,
+    Effect,
+    MacTerm,
+    channels,
+    frozen,
+    rule_of,
+    unknown,
+    weight_of,
+)
 from ehap_tf.channels.walk import (
     is_nested_model,
     layer_paths,
@@ -38,6 +49,7 @@ _RULE_MODULES = (
     elementwise_rules,
     merge_rules,
     operator_rules,
+    recurrent_rules,
     shape_rules,
     slices,
 )
@@ -54,6 +66,8 @@ class TracedCall:
         effect: what the layer's rule made of them.
         shared: the layer is called in several places.
         times: how often the call is computed: once for each call of the models around it.
+        macs: its multiply-accumulates for one example, a sum of terms.
+        uncounted: why it has more than these, or None.
     """
 
     path: str
@@ -62,6 +76,8 @@ class TracedCall:
     effect: Effect
     shared: bool
     times: int
+    macs: tuple[MacTerm, ...]
+    uncounted: str | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,19 +121,24 @@ class ChannelGraph:
                 continue
             saved = self._saved(call, alive, implants)
             params, macs = costs.get(call.path, (self._parameters(call, alive) - saved, 0.0))
-            term = call.effect.macs
-            if term is not None:
-                saved_macs = term.factor * saved / (call.effect.implantable or 1)
-                macs += call.times * (term.count(alive) - saved_macs)
+            for term in call.macs:
+                macs += call.times * term.count(alive)
+            if saved:
+                kernel_positions, kernel = call.effect.implantable or 1, call.macs[0]
+                macs -= call.times * kernel.factor * saved / kernel_positions
             costs[call.path] = (params, macs)
         return costs
+
+    def uncounted(self) -> dict[str, str]:
+        """Layer path -> why it has multiply-accumulates that `costs` does not count."""
+        return {call.path: call.uncounted for call in self.calls.values() if call.uncounted}
 
     def count_parameters(self, alive: Flags, implants: Mapping[str, int] | None = None) -> int:
         """Parameters of all layers, as `costs` counts them."""
         return sum(params for params, _ in self.costs(alive, implants).values())
 
     def count_macs(self, alive: Flags, implants: Mapping[str, int] | None = None) -> float:
-        """Multiply-accumulates of one example in convolutions and dense layers, as in `costs`."""
+        """Multiply-accumulates of one example, as in `costs`."""
         total = sum(macs for _, macs in self.costs(alive, implants).values())
         return total if np.isnan(total) else round(total)
 
@@ -151,8 +172,8 @@ class ChannelGraph:
         number = (implants or {}).get(call.path, 0)
         if not number:
             return 0
-        assert call.effect.macs is not None and call.effect.implantable is not None
-        inputs = int(alive[call.effect.macs.axes[0]].sum())
+        assert call.effect.implantable is not None
+        inputs = int(alive[call.effect.inputs[0]].sum())
         return number * inputs * (call.effect.implantable - 1)
 
 
@@ -160,7 +181,7 @@ def weight_axes(call: TracedCall) -> dict[int, tuple[Ids | None, ...]]:
     """For each weight of the call's layer, by its `id()`, the channel ids of its axes."""
     found = {}
     for attribute, axes in call.effect.weights.items():
-        weight = getattr(call.layer, attribute, None)
+        weight = weight_of(call.layer, attribute)
         if weight is not None:
             found[id(weight)] = axes
     return found
@@ -278,7 +299,8 @@ class _Tracer:
         else:
             effect = rule(call)
             require_fitting_effect(effect, call, rule)
-        traced = TracedCall(path, layer, arriving, effect, shared, self._times[id(node)])
+        times = self._times[id(node)]
+        traced = TracedCall(path, layer, arriving, effect, shared, times, *macs_of(call, effect))
         first = self._first_call.setdefault(id(layer), traced)
         if first is not traced and (effect.bound or layer.weights):
             for a, b in zip(first.effect.inputs, effect.inputs, strict=True):

@@ -14,7 +14,15 @@ from tf_keras.src.layers.core.tf_op_layer import TFOpLambda
 
 from ehap_tf.channels.ids import ZERO, Flags
 from ehap_tf.channels.merge_rules import concatenate_along, elementwise_sum, product
-from ehap_tf.channels.rules import Call, Effect, frozen, one_input, pass_on, register_channel_rule
+from ehap_tf.channels.rules import (
+    Call,
+    Effect,
+    argument,
+    frozen,
+    one_input,
+    pass_on,
+    register_channel_rule,
+)
 
 _ELEMENTWISE = frozenset(
     """abs identity cast clip_by_value math.abs math.square math.sqrt math.rsqrt math.exp math.log
@@ -30,14 +38,6 @@ _SUMS = frozenset(
 )
 _PRODUCTS = frozenset(["__operators__.mul", "math.multiply"])
 _REDUCTIONS = frozenset(["math.reduce_mean", "math.reduce_sum", "math.reduce_max"])
-
-
-def argument(call: Call, place: int, name: str, default: Any = None) -> Any:
-    """A non-tensor argument of an operator, given by position or by name."""
-    args, kwargs = call.node.call_args, call.node.call_kwargs
-    if name in kwargs:
-        return kwargs[name]
-    return args[place] if len(args) > place else default
 
 
 @register_channel_rule(TFOpLambda)

@@ -40,12 +40,14 @@ class Effect:
             filled in with zeros.
         outputs: per output tensor the ids of its channel axis.
         weights: attribute name of a weight -> for each axis the ids that it carries, or None. A
-            weight that the layer can do without is an attribute that is None then.
+            weight that the layer can do without is an attribute that is None then. That of a layer
+            inside has dots: "cell.kernel".
         config: constructor argument -> ids whose alive number it holds, or a function of the
             alive flags that computes it.
         arguments: for operator layers, a function `(alive, args, kwargs) -> (args, kwargs)` that
             changes arguments which speak of channels.
-        macs: multiply-accumulates of one example.
+        macs: multiply-accumulates of one example, a sum of terms; None leaves the count to the
+            layer's class and the shapes of its weights.
         implantable: positions of a filter's kernel, where it could be replaced by a 1x1 filter at
             the kernel's centre; None where it could not.
         preserves_zero: a channel that is zero in the inputs is zero in the outputs.
@@ -58,7 +60,7 @@ class Effect:
     weights: Mapping[str, tuple[Ids | None, ...]] = dataclasses.field(default_factory=dict)
     config: Mapping[str, Ids | Callable[[Flags], Any]] = dataclasses.field(default_factory=dict)
     arguments: Callable[[Flags, Any, Any], Any] | None = None
-    macs: MacTerm | None = None
+    macs: Sequence[MacTerm] | None = None
     implantable: int | None = None
     preserves_zero: bool = False
     pass_through: bool = False
@@ -140,12 +142,35 @@ def rule_of(layer: tf_keras.layers.Layer) -> Rule:
     """The rule of the layer's class or of the base that it computes the same as, else `unknown`."""
     for layer_class in type(layer).__mro__:
         if layer_class in _RULES:
-            same = all(
-                getattr(type(layer), name, None) is getattr(layer_class, name, None)
-                for name in _COMPUTATION
-            )
-            return _RULES[layer_class] if same else unknown
+            return _RULES[layer_class] if computes_like(layer, layer_class) else unknown
     return unknown
+
+
+def computes_like(layer: tf_keras.layers.Layer, base: type) -> bool:
+    """Whether a layer computes what the class that it derives from does."""
+    return all(
+        getattr(type(layer), name, None) is getattr(base, name, None) for name in _COMPUTATION
+    )
+
+
+def weight_of(layer: tf_keras.layers.Layer, name: str) -> Any:
+    """The weight that a rule names: an attribute, with dots that of a layer inside, or None.
+
+    Raises:
+        AttributeError: there is no such attribute.
+    """
+    found: Any = layer
+    for part in name.split("."):
+        found = found[int(part)] if part.isdigit() else getattr(found, part)
+    return found
+
+
+def argument(call: Call, place: int, name: str, default: Any = None) -> Any:
+    """An argument of a call, given by position or by name."""
+    args, kwargs = call.node.call_args, call.node.call_kwargs
+    if name in kwargs:
+        return kwargs[name]
+    return args[place] if len(args) > place else default
 
 
 def unknown(call: Call) -> Effect:

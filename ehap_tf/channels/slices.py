@@ -8,8 +8,15 @@ import numpy as np
 from tf_keras.src.layers.core.tf_op_layer import SlicingOpLambda
 
 from ehap_tf.channels.ids import Flags
-from ehap_tf.channels.operator_rules import argument, replaced
-from ehap_tf.channels.rules import Call, Effect, frozen, one_input, register_channel_rule
+from ehap_tf.channels.operator_rules import replaced
+from ehap_tf.channels.rules import (
+    Call,
+    Effect,
+    argument,
+    frozen,
+    one_input,
+    register_channel_rule,
+)
 
 GETITEM = "__operators__.getitem"
 

@@ -32,6 +32,7 @@ class PruningPlan:
         macs_before, macs_after: multiply-accumulates of one example; NaN where the input size is
             not fixed.
         costs: layer path -> parameters before and after, multiply-accumulates before and after.
+        uncounted: layer path -> why it has multiply-accumulates that are not in these numbers.
         frozen: layer path -> why channels around it cannot be removed; for a layer with filters
             why they, or some of them, stay whatever their scores.
     """
@@ -47,6 +48,7 @@ class PruningPlan:
     costs: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
     frozen: Mapping[str, str] = dataclasses.field(default_factory=dict)
     implant_init: str = "zero"
+    uncounted: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __repr__(self) -> str:
         kept, small, _ = self._counts(list(self.filters))
@@ -81,6 +83,7 @@ class PruningPlan:
             "implanted": {layer: those.tolist() for layer, those in self.implanted.items()},
             "costs": {layer: list(numbers) for layer, numbers in self.costs.items()},
             "frozen": dict(self.frozen),
+            "uncounted": dict(self.uncounted),
         }
         return json.dumps(fields, indent=1)
 
@@ -110,7 +113,8 @@ class PruningPlan:
         """A table for people.
 
         A line for each layer with filters or parameters, with the reason why filters stay whatever
-        they are worth; then the sums, then the layers that the other reasons come from.
+        they are worth; then the sums, then the layers that the other reasons come from, and those
+        whose multiply-accumulates are not counted.
         """
         rows = [("layer", "kept", "1x1", "removed", "parameters", "MACs", "why filters stay")]
         for layer in [*self.costs, *(layer for layer in self.filters if layer not in self.costs)]:
@@ -144,6 +148,7 @@ class PruningPlan:
             for layer, reason in self.frozen.items()
             if layer not in self.filters
         ]
+        lines += [f"MACs not counted: {layer}: {why}" for layer, why in self.uncounted.items()]
         return "\n".join(lines)
 
     def _counts(self, layers: Sequence[str]) -> tuple[str, str, str]:

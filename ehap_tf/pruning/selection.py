@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -150,10 +151,11 @@ def plan_from_flags(
         costs={
             layer: (params, after[layer][0], macs, after[layer][1])
             for layer, (params, macs) in before.items()
-            if params
+            if params or macs
         },
         frozen={**graph.notes, **held},
         implant_init=implant_init,
+        uncounted=graph.uncounted(),
     )
 
 
@@ -188,6 +190,12 @@ def _search(
         return cost_of(graph, kind, *units.flags(choice))
 
     whole = cost(units.without_lowest(0))
+    if kind == "macs" and (uncounted := graph.uncounted()):
+        warnings.warn(
+            f"target_macs={fraction:g} is met in what can be counted. Not counted: "
+            + "; ".join(f"{layer}: {why}" for layer, why in uncounted.items()),
+            stacklevel=4,
+        )
     if np.isnan(whole):
         raise ValueError(
             "target_macs needs a model whose input has a fixed size; give target_params"

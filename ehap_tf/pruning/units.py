@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from ehap_tf.channels import ChannelGraph, Flags
+from ehap_tf.channels import ChannelGraph, Flags, Ids, weight_axes
 
 Floats = npt.NDArray[np.float64]
 COST_KINDS = ("macs", "params")
@@ -204,21 +205,24 @@ def _savings(graph: ChannelGraph, kind: str) -> Floats:
     """For each id what its removal alone saves in the full model, in MACs or parameters."""
     alive = np.ones(len(graph.ids), np.bool_)
     savings = np.zeros(len(graph.ids))
-    seen: set[str] = set()
-    for call in graph.calls.values():
-        term = call.effect.macs
-        if term is None or (kind == "params" and call.path in seen):
-            continue
-        seen.add(call.path)
-        whole = call.times * term.count(alive)
-        if kind == "params":
-            whole = sum(int(np.prod(weight.shape)) for weight in call.layer.weights)
+    parts: list[tuple[float, Iterable[Ids | None]]] = []
+    if kind == "macs":
+        for call in graph.calls.values():
+            parts += [(call.times * term.count(alive), term.axes) for term in call.macs]
+    else:
+        axes_of = {
+            key: at for call in graph.calls.values() for key, at in weight_axes(call).items()
+        }
+        weights = {id(w): w for call in graph.calls.values() for w in call.layer.weights}
+        parts += [(math.prod(weights[key].shape), axes) for key, axes in axes_of.items()]
+    for whole, axes in parts:
         if np.isnan(whole):
             raise ValueError(
                 "cost_aware='macs' needs a model whose input has a fixed size; give 'params'"
             )
-        for ids in term.axes:
-            np.add.at(savings, ids, whole / max(len(ids), 1))
+        for ids in axes:
+            if ids is not None:
+                np.add.at(savings, ids, whole / max(len(ids), 1))
     return savings
 
 
