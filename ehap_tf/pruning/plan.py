@@ -33,6 +33,7 @@ class PruningPlan:
             not fixed.
         costs: layer path -> parameters before and after, multiply-accumulates before and after.
         uncounted: layer path -> why it has multiply-accumulates that are not in these numbers.
+        shortfall: why much less is removed than `prune_ratio` asked for, with the figures, or "".
         frozen: layer path -> why channels around it cannot be removed; for a layer with filters
             why they, or some of them, stay whatever their scores.
     """
@@ -49,6 +50,7 @@ class PruningPlan:
     frozen: Mapping[str, str] = dataclasses.field(default_factory=dict)
     implant_init: str = "zero"
     uncounted: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    shortfall: str = ""
 
     def __repr__(self) -> str:
         kept, small, _ = self._counts(list(self.filters))
@@ -84,6 +86,7 @@ class PruningPlan:
             "costs": {layer: list(numbers) for layer, numbers in self.costs.items()},
             "frozen": dict(self.frozen),
             "uncounted": dict(self.uncounted),
+            "shortfall": self.shortfall,
         }
         return json.dumps(fields, indent=1)
 
@@ -148,6 +151,8 @@ class PruningPlan:
             for layer, reason in self.frozen.items()
             if layer not in self.filters
         ]
+        if self.shortfall:
+            lines.append(self.shortfall)
         lines += [f"MACs not counted: {layer}: {why}" for layer, why in self.uncounted.items()]
         return "\n".join(lines)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -52,7 +53,8 @@ def plan_further(
     plan = plan_pruning(model, everything, residual=before.residual, **options)
     flags, earlier = plan.flags(), before.flags()
     left = {layer: flags[layer] & earlier[layer] for layer in flags}
-    return plan_from_flags(trace_channels(model, before.residual), left)
+    whole = plan_from_flags(trace_channels(model, before.residual), left)
+    return dataclasses.replace(whole, shortfall=plan.shortfall)
 
 
 def plan_on_slim(slim: tf_keras.Model, before: PruningPlan, after: PruningPlan) -> PruningPlan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import numbers
 import warnings
 from collections.abc import Mapping, Sequence
@@ -39,8 +40,9 @@ def plan_pruning(
     `sorted(scores)[int(prune_ratio * N)]` and a filter stays if its score is above it (HAP and
     EHAP); a ratio of 0 removes nothing. Of filters whose score is the threshold itself as many go
     as bring the number of those below it to `int(prune_ratio * N) + 1`, alike from all layers.
-    Filters that live or die together share the sum of their scores. With a target, the threshold is
-    searched.
+    Filters that live or die together share the sum of their scores. Filters that cannot be removed
+    stand in the list, too: a plan that removes much less than the ratio says so in a warning and in
+    `plan.shortfall`. With a target, the threshold is searched.
 
     Args:
         model: a Functional or Sequential model.
@@ -101,14 +103,23 @@ def plan_pruning(
         implant_ratio=implant_ratio,
         cost_aware=cost_aware,
     )
+    shortfall = ""
     if prune_ratio is not None:
         choice = units.above_threshold(prune_ratio)
+        shortfall = units.shortfall(prune_ratio, choice)
     elif target_params is not None:
         choice = _search(graph, units, "params", target_params, prune_ratio_limit, round_to)
     else:
         assert target_macs is not None
         choice = _search(graph, units, "macs", target_macs, prune_ratio_limit, round_to)
-    return plan_from_flags(graph, *units.flags(choice), implant_init, units.held())
+    if shortfall:
+        warnings.warn(
+            f"{shortfall}. To remove more, give target_params or target_macs, which count what is "
+            "removed, or leave the scores of these layers out, so that the ratio is of the others",
+            stacklevel=3,
+        )
+    plan = plan_from_flags(graph, *units.flags(choice), implant_init, units.held())
+    return dataclasses.replace(plan, shortfall=shortfall)
 
 
 def plan_from_flags(

@@ -14,6 +14,8 @@ from ehap_tf.channels import ChannelGraph, Flags, Ids, weight_axes
 
 Floats = npt.NDArray[np.float64]
 COST_KINDS = ("macs", "params")
+MUCH = 0.75
+"""A plan that removes less than this share of what was asked says so."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,10 +70,11 @@ class Units:
             [listed.get(*pair) for pair in zip(self._layers, missing, strict=True)]
         )
         count = len(roots)
+        self._scored = ~np.isnan(scored)
         # A filter without a score takes no part in the sum of its unit ...
         unit_scores = np.bincount(self._unit, np.nan_to_num(scored), count).astype(np.float64)
         # ... and a unit in which nothing has a score stays as it is.
-        listed_filters = np.bincount(self._unit, ~np.isnan(scored), count)
+        listed_filters = np.bincount(self._unit, self._scored, count)
         frozen = np.array([graph.ids.frozen_reason(root) is not None for root in roots.tolist()])
         self._by_name = by_name = np.bincount(self._unit, self._named(keep_layers), count) > 0
         if cost_aware:
@@ -154,6 +157,31 @@ class Units:
                 reason = "it has no scores"
             held[name] = stays_because(int(stays.sum()), len(stays), reason)
         return held
+
+    def shortfall(self, prune_ratio: float, choice: Choice) -> str:
+        """Why much less is removed than stands below the threshold of `above_threshold`, or ""."""
+        number = self._up_to(prune_ratio) if prune_ratio else 0
+        below = np.zeros(len(self.scores), np.bool_)
+        below[self._ranked[:number]] = True
+        asked = self._sizes(below)
+        removed = self._sizes(below & (~choice.stays | choice.implanted))
+        if removed >= MUCH * asked:
+            return ""
+        held, reasons = self.held(), []
+        for place, name in enumerate(self._layers):
+            mine = self._unit[(self._layer == place) & self._scored]
+            if staying := int((below & ~self.free)[mine].sum()):
+                reasons.append(f"{staying} of {name} ({held[name]})")
+        if limited := self._sizes(below & self.free & choice.stays & ~choice.implanted):
+            reasons.append(f"{limited} by prune_ratio_limit={self._limit:g} and round_to")
+        return (
+            f"prune_ratio={prune_ratio:g} puts {asked} of {int(self._listed[-1])} filters below "
+            f"the threshold, and {removed} of them are removed. These stay: {'; '.join(reasons)}"
+        )
+
+    def _sizes(self, units: Flags) -> int:
+        """How many filters with scores some units have."""
+        return int(units[self._unit[self._scored]].sum())
 
     def _up_to(self, share: float) -> int:
         """How many units stand in the global list up to the filter at a share of its length."""

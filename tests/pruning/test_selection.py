@@ -1,10 +1,19 @@
+import warnings
+
 import numpy as np
 import pytest
 import tf_keras
 
 from ehap_tf.channels import trace_channels
 from ehap_tf.models import build_model
-from ehap_tf.pruning import count_macs, count_parameters, plan_further, plan_pruning, prune
+from ehap_tf.pruning import (
+    PruningPlan,
+    count_macs,
+    count_parameters,
+    plan_further,
+    plan_pruning,
+    prune,
+)
 from ehap_tf.pruning.units import _savings
 from tests.pruning.nets import random_scores, small_residual_net
 
@@ -224,3 +233,34 @@ def test_a_layer_whose_channels_cannot_be_followed_stays_whatever_its_scores() -
     assert further.to_json() == plan.to_json()
     with pytest.raises(ValueError, match=r"can be removed. Received: \['first'\]"):
         plan_pruning(model, {"first": np.zeros(4)}, prune_ratio=0.3)
+
+
+@pytest.mark.parametrize("residual", ["union", "tied"])
+def test_a_plan_that_removes_much_less_than_asked_says_so_and_why(residual):
+    """The filters of a transformer's MLP are worth more than the frozen ones around it."""
+    x = inputs = layers.Input((6, 8))
+    x = layers.Add()([x, layers.MultiHeadAttention(2, 4, name="attention")(x, x)])
+    hidden = layers.Dense(16, activation="relu", name="mlp")(layers.LayerNormalization()(x))
+    x = layers.LayerNormalization(name="norm")(
+        layers.Add()([x, layers.Dense(8, name="back")(hidden)])
+    )
+    model = tf_keras.Model(inputs, layers.Dense(2, name="end")(layers.GlobalAveragePooling1D()(x)))
+    scores = {"mlp": np.full(16, 5.0), "back": np.ones(8), "end": np.ones(2)}
+    with pytest.warns(UserWarning, match=r"and 0 of them are removed.*give target_params") as said:
+        plan = plan_pruning(model, scores, 0.3, residual=residual)
+    assert len([w for w in said if "prune_ratio" in str(w.message)]) == 1
+    assert plan.shortfall.startswith("prune_ratio=0.3 puts 8 of 26 filters below the threshold")
+    reason = {"union": "LayerNormalization 'norm' takes means", "tied": "model input"}[residual]
+    assert f"6 of back ({reason}" in plan.shortfall
+    assert plan.shortfall in plan.summary()
+    assert PruningPlan.from_json(plan.to_json()) == plan
+    assert plan_further(model, plan, scores, prune_ratio=0.3).shortfall == plan.shortfall
+    # The ways out that it names.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        without = plan_pruning(model, {"mlp": scores["mlp"]}, 0.3, residual=residual)
+        target = plan_pruning(model, scores, target_params=0.8, residual=residual)
+    assert len(without.kept["mlp"]) == 11 and not without.shortfall
+    assert len(target.kept["mlp"]) < 16
+    with pytest.warns(UserWarning, match=r"puts 15 of 26.*12 by prune_ratio_limit=0.2"):
+        plan_pruning(model, {**scores, "mlp": np.zeros(16)}, 0.55, prune_ratio_limit=0.2)

@@ -64,6 +64,9 @@ def run(job: Job, fingerprint: str) -> Figures:
         slim = prune(model, plan)
         before, removal = model, plan
     files.write_text(job.run.plan, plan.to_json())
+    if plan.shortfall:
+        job.console.say(f"prune: {plan.shortfall}")
+        figures["prune_shortfall"] = plan.shortfall
     figures |= {
         "params_before": count_parameters(whole),
         "params_after": plan.params_after,
