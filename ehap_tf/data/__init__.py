@@ -5,6 +5,8 @@ from ehap_tf.data.arrays import (
     as_dataset,
     check_labels,
     count_batches,
+    example_weights,
+    has_weights,
     only_array,
     require_end,
 )
@@ -27,6 +29,8 @@ __all__ = [
     "check_labels",
     "count_batches",
     "evaluation_batches",
+    "example_weights",
+    "has_weights",
     "load_dataset",
     "normalize",
     "only_array",

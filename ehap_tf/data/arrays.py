@@ -16,7 +16,9 @@ ENDLESS = 10_000_000
 _FROM_DICTS = "; make pairs of them, for example .map(lambda e: (e['image'], e['label']))"
 
 
-def as_dataset(data: Any, batch_size: int | None = None, *, name: str = "data") -> tf.data.Dataset:
+def as_dataset(
+    data: Any, batch_size: int | None = None, *, name: str = "data", weighted: bool = False
+) -> tf.data.Dataset:
     """Makes a finite stream of batches of what the caller has.
 
     Args:
@@ -25,9 +27,11 @@ def as_dataset(data: Any, batch_size: int | None = None, *, name: str = "data") 
         batch_size: of arrays 128 when None; a Dataset keeps its batches when None, and is batched
             anew otherwise.
         name: of the caller's argument, for the messages.
+        weighted: whether (x, y, sample_weight) is taken, too.
 
     Returns:
-        Batches of (x, y), in the order of `data`, the last one possibly smaller.
+        Batches of (x, y), or of (x, y, sample_weight) where `weighted` data has weights, in the
+        order of `data`, the last one possibly smaller.
 
     Raises:
         TypeError: neither of the two, or no numbers.
@@ -36,6 +40,15 @@ def as_dataset(data: Any, batch_size: int | None = None, *, name: str = "data") 
     is_whole = isinstance(batch_size, (int, np.integer)) and not isinstance(batch_size, bool)
     if batch_size is not None and not (is_whole and batch_size >= 1):
         raise ValueError(f"batch_size must be an integer of at least 1. Received: {batch_size!r}")
+    if weighted and has_weights(data):
+        if isinstance(data, tf.data.Dataset):
+            pairs = data.map(lambda x, y, weight: (x, (y, weight)))
+        else:
+            pairs = (data[0], (data[1], data[2]))
+        batches = as_dataset(pairs, batch_size, name=name)
+        return batches.map(lambda x, labels: (x, *labels))
+    if weighted and isinstance(data, (tuple, list)) and len(data) == 3:
+        data = tuple(data[:2])
     if isinstance(data, tf.data.Dataset):
         return _checked(data, batch_size, name)
     if not isinstance(data, (tuple, list)) or len(data) != 2:
@@ -55,6 +68,43 @@ def as_dataset(data: Any, batch_size: int | None = None, *, name: str = "data") 
     with tf.device("/cpu:0"):
         stream = tf.data.Dataset.from_tensor_slices((x, y))
     return stream.batch(batch_size or DEFAULT_BATCH_SIZE)
+
+
+def has_weights(data: Any) -> bool:
+    """Whether data of the caller's is of (x, y, sample_weight), with weights that are not None."""
+    if isinstance(data, tf.data.Dataset):
+        return isinstance(data.element_spec, tuple) and len(data.element_spec) == 3
+    return isinstance(data, (tuple, list)) and len(data) == 3 and data[2] is not None
+
+
+def example_weights(weights: Any, first: int = 0) -> np.ndarray:
+    """The weights of a batch as a vector, float.
+
+    Args:
+        weights: one number per example, shape (n,) or (n, 1).
+        first: number of the batch's first example, for the message.
+
+    Raises:
+        ValueError: several arrays, another shape, or numbers that are negative or not finite.
+    """
+    if tf.nest.is_nested(weights):
+        raise ValueError(
+            "sample_weight must be one number an example, for all outputs together. "
+            f"Received: {type(weights).__name__} of {len(weights)}, one for each output"
+        )
+    array = np.asarray(weights)
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 1:
+        raise ValueError(
+            f"sample_weight must be one number an example. Received: shape {array.shape}"
+        )
+    if not (np.isfinite(array).all() and (array >= 0).all()):
+        raise ValueError(
+            "sample_weight must be finite and not negative. Received: others in the batch from "
+            f"example {first} on"
+        )
+    return array
 
 
 def as_arrays(part: Any) -> Any:

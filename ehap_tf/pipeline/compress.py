@@ -44,7 +44,7 @@ from ehap_tf.quantization import (
     require_quantizable,
     round_biases,
 )
-from ehap_tf.quantization.evaluate import class_labels, classes
+from ehap_tf.quantization.evaluate import Accuracy, class_labels, classes
 from ehap_tf.sensitivity import FilterScores, rank_filters
 from ehap_tf.sensitivity.losses import resolve_loss
 
@@ -229,7 +229,7 @@ def compress(
         fit_best(slim, train_data, validation_data, finetune_epochs, rate, **options)
     report["finetuned_accuracy"] = accuracy_on(slim, validation_data)
     with _timed(seconds, "quantize"):
-        calibration = first_examples(drawn, 1280)
+        calibration = first_examples(drawn, 1280)[:2]
         qat = quantize(
             slim, weight_bits=weight_bits, representative_data=calibration, allow_float=allow_float
         )
@@ -252,27 +252,26 @@ def accuracy_on(model: tf_keras.Model, data: Any) -> float:
 
     Counted as `evaluate_tflite` does.
     """
-    right = scored = 0
-    for x, y in batches_of(data, 256):
+    score = Accuracy()
+    for x, y, *weights in batches_of(data, 256):
         outputs = only_array(model(x, training=False), "outputs")
-        predictions = classes(outputs)
-        right += int((predictions == class_labels(y, outputs)).sum())
-        scored += len(predictions)
-    return right / scored
+        score.add(classes(outputs), class_labels(y, outputs), *weights)
+    return score.result()
 
 
-def first_examples(data: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first `count` examples of arrays or of a dataset with one input and one output."""
+def first_examples(data: Any, count: int) -> tuple[np.ndarray, ...]:
+    """The first `count` examples, with weights or without, of one input and one output."""
     if count < 1:
         raise ValueError(f"the number of examples must be at least 1. Received: {count}")
-    images, labels, seen = [], [], 0
-    for x, y in as_dataset(data):
-        images.append(only_array(x, "inputs"))
-        labels.append(only_array(y, "labels"))
-        seen += len(images[-1])
+    batches, seen = [], 0
+    for x, y, *weights in as_dataset(data, weighted=True):
+        batches.append(
+            (only_array(x, "inputs"), only_array(y, "labels"), *map(np.asarray, weights))
+        )
+        seen += len(batches[-1][0])
         if seen >= count:
             break
-    return np.concatenate(images)[:count], np.concatenate(labels)[:count]
+    return tuple(np.concatenate(arrays)[:count] for arrays in zip(*batches, strict=True))
 
 
 def _drawn(data: Any, count: int, seed: int) -> Any:
@@ -286,6 +285,7 @@ def _drawn(data: Any, count: int, seed: int) -> Any:
     return tuple(
         tf.nest.map_structure(lambda array: np.asarray(array)[order], as_arrays(part))
         for part in data
+        if part is not None
     )
 
 

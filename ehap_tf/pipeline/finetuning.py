@@ -9,12 +9,13 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.data import as_arrays, as_dataset, count_batches
+from ehap_tf.data import as_arrays, as_dataset, count_batches, example_weights, has_weights
 from ehap_tf.models import copy_model, require_functional, require_inputs
 from ehap_tf.models.keras3 import either_keras
 from ehap_tf.quantization import FreezeBatchNorm
 from ehap_tf.sensitivity.labels import require_labels
 from ehap_tf.sensitivity.losses import compiled_weights, resolve_loss, weights_by_output
+from ehap_tf.sensitivity.supervised import losses_by_output
 
 
 @either_keras()
@@ -38,7 +39,8 @@ def finetune(
 
     Args:
         model: a Functional or Sequential model, usually from `prune`; it stays as it is.
-        train_data: `(x, y)` arrays, or lists of numbers, or a finite batched `tf.data.Dataset`.
+        train_data: `(x, y)` or `(x, y, sample_weight)` arrays, or lists of numbers, or a finite
+            batched `tf.data.Dataset` of such tuples. The loss counts with the weights.
         validation_data: the same kind, or None.
         epochs: 0 returns an untrained copy.
         loss: a Keras loss or its name, of several outputs by name or in order; None takes the
@@ -98,11 +100,16 @@ def fit_best(
     batches = training_batches(train_data, batch_size)
     if steps is None:
         steps = count_batches(batches_of(train_data, batch_size))
+    metrics: Any = ["accuracy"]
+    if tf.nest.is_nested(loss):
+        # Keras looks for labels of every output that a metric stands for.
+        metrics = {name: ["accuracy"] for name in losses_by_output(model, loss)}
     schedule = tf_keras.optimizers.schedules.CosineDecay(learning_rate, max(1, epochs * steps))
     model.compile(
         tf_keras.optimizers.SGD(schedule, momentum=momentum, nesterov=True),
         loss,
-        metrics=["accuracy"],
+        # Of examples with weights the accuracy is weighted like the loss.
+        **{"weighted_metrics" if has_weights(train_data) else "metrics": metrics},
         loss_weights=loss_weights,
     )
     callbacks: list[Any] = [tf_keras.callbacks.TerminateOnNaN()]
@@ -158,8 +165,9 @@ class BestWeights(tf_keras.callbacks.Callback):
 
 
 def batches_of(data: Any, batch_size: int, name: str = "data") -> tf.data.Dataset:
-    """Arrays in batches of that size; a dataset in its own."""
-    return as_dataset(data, None if isinstance(data, tf.data.Dataset) else batch_size, name=name)
+    """Arrays in batches of that size, a dataset in its own; with weights where there are any."""
+    own = isinstance(data, tf.data.Dataset)
+    return as_dataset(data, None if own else batch_size, name=name, weighted=True)
 
 
 def training_batches(data: Any, batch_size: int) -> tf.data.Dataset:
@@ -194,7 +202,9 @@ def require_fit(model: tf_keras.Model, data: Any, loss: Any, name: str, batch_si
         The number of batches.
     """
     batches = batches_of(data, batch_size, name)
-    x, y = next(iter(batches.take(1)))
+    x, y, *weights = next(iter(batches.take(1)))
+    for each in weights:
+        example_weights(each)
     require_inputs(model, x, name)
     require_labels(model, y, loss, name)
     return count_batches(batches, name)

@@ -31,6 +31,7 @@ from ehap_tf.progress import ProgressCallback, no_progress
 from ehap_tf.pruning.rebuild import Rebuilder
 from ehap_tf.sensitivity.batches import HessianBatch
 from ehap_tf.sensitivity.network import Network, join_loss
+from ehap_tf.sensitivity.supervised import supervised_part
 
 _ADDITIONS = ("__operators__.add", "math.add")
 
@@ -115,6 +116,7 @@ def rank_blocks(
             model's, or the loss is not finite whichever block goes; as for `rank_filters`.
     """
     require_rankable(model)
+    model, data, loss = supervised_part(model, data, loss)
     graph = trace_channels(model)
     found = _find(model)
     names = list(found) if blocks is None else _chosen(blocks, found)

@@ -131,7 +131,7 @@ def _mean_inputs(
 
     totals: dict[str, Floats] = {}
     counts: dict[str, int] = {}
-    for x, _ in itertools.islice(as_dataset(data), batches):
+    for x, *_ in itertools.islice(as_dataset(data, weighted=True), batches):
         require_inputs(model, x)
         for name, (total, count) in sums(x).items():
             totals[name] = totals.get(name, 0) + np.asarray(total, np.float64)

@@ -67,7 +67,9 @@ def recalibrate(
     sums = [_Sums(norm) for norm in norms]
     forward = tf.function(lambda x: copy(x, training=True), reduce_retracing=True)
     with handing_on(layer for layer in inside if isinstance(layer, _RANDOM_LAYERS)):
-        for seen, (x, _) in enumerate(itertools.islice(as_dataset(data), batches), start=1):
+        for seen, (x, *_) in enumerate(
+            itertools.islice(as_dataset(data, weighted=True), batches), start=1
+        ):
             require_inputs(copy, x)
             forward(x)
             progress(seen, batches, {})

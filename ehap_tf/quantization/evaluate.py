@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from ehap_tf.data import as_arrays, as_dataset, only_array
+from ehap_tf.data import as_arrays, as_dataset, example_weights, only_array
 from ehap_tf.models.keras3 import either_keras
 from ehap_tf.progress import ProgressCallback, no_progress
 from ehap_tf.quantization.tflite_file import (
@@ -175,9 +175,10 @@ def evaluate_tflite(
 
     Args:
         path: of the file.
-        data: `(x, y)` arrays or a batched `tf.data.Dataset` of (inputs, labels): float inputs,
-            preprocessed as for the float model (the file's own scale and zero point turn them into
-            integers), and class labels, integer or one-hot. Several inputs are a dict.
+        data: `(x, y)` or `(x, y, sample_weight)` arrays or a batched `tf.data.Dataset` of such
+            tuples: float inputs, preprocessed as for the float model (the file's own scale and
+            zero point turn them into integers), and class labels, integer or one-hot. Several
+            inputs are a dict. Weights count as in Keras' `weighted_metrics`.
         threads: of the interpreter.
         threshold: of a classifier with a single output, which must be given one: its class is 1
             above it, 0.5 for a probability and 0.0 for a logit.
@@ -186,7 +187,8 @@ def evaluate_tflite(
 
     Returns:
         The share of examples whose class, that of the largest output, is their label, in [0, 1];
-        of positions where each of them has a class, as in segmentation.
+        of positions where each of them has a class, as in segmentation; of the weight where
+        examples have weights, NaN while all of them are zero.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -201,21 +203,19 @@ def evaluate_tflite(
             "Call TFLiteModel(path) and score each of what it returns."
         )
     ranges = {name: _InputRange(spec) for name, spec in model.integer_inputs().items()}
-    correct = scored = done = 0
+    score, done = Accuracy(), 0
     total = _number_of_examples(data)
-    for x, y in as_dataset(data):
+    for x, y, *weights in as_dataset(data, weighted=True):
         examples = model.by_name(x)
         for name, seen in ranges.items():
             seen.add(examples[name])
         outputs = model(examples)
-        predictions = classes(outputs, threshold)
-        correct += int((predictions == class_labels(y, outputs)).sum())
-        scored += len(predictions)
+        score.add(classes(outputs, threshold), class_labels(y, outputs), *weights)
         done += len(outputs)
-        progress(done, total, {"accuracy": correct / scored})
+        progress(done, total, {"accuracy": score.result()})
     for seen in ranges.values():
         seen.require()
-    return correct / scored
+    return score.result()
 
 
 def measure_latency_ms(path: str | os.PathLike[str], threads: int = 1, runs: int = 200) -> float:
@@ -250,6 +250,33 @@ def measure_latency_ms(path: str | os.PathLike[str], threads: int = 1, runs: int
 
 def _number_of_examples(data: Any) -> int:
     return 0 if isinstance(data, tf.data.Dataset) else len(tf.nest.flatten(as_arrays(data[1]))[0])
+
+
+class Accuracy:
+    """The share of right classes so far: of numbers, or of the weights of their examples."""
+
+    def __init__(self) -> None:
+        self._right = self._whole = 0.0
+
+    def add(self, predictions: np.ndarray, labels: np.ndarray, weights: Any = None) -> None:
+        """Counts the classes of a batch.
+
+        Args:
+            predictions: one class per example, or per position of the examples in order.
+            labels: of the same length.
+            weights: one number per example; None stands for 1.
+
+        Raises:
+            ValueError: the weights are not such numbers.
+        """
+        each = np.ones(len(labels)) if weights is None else example_weights(weights)
+        each = np.repeat(each, len(labels) // len(each)).astype(np.float64)
+        self._right += float(each[predictions == labels].sum())
+        self._whole += float(each.sum())
+
+    def result(self) -> float:
+        """In [0, 1]; NaN while nothing has a weight above zero."""
+        return self._right / self._whole if self._whole else float("nan")
 
 
 class _InputRange:

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.data import as_dataset, require_end
+from ehap_tf.data import as_dataset, example_weights, require_end
 from ehap_tf.models import require_inputs
 from ehap_tf.sensitivity.labels import require_labels
 
@@ -84,8 +84,7 @@ class HessianBatch:
     def __init__(self, data: Any, batch_size: int | None = None) -> None:
         if data is None:
             raise ValueError("data must be given for this criterion. Received: None")
-        data, self._weighted = _with_weights_among_labels(data)
-        self._dataset = as_dataset(data, batch_size)
+        self._dataset = as_dataset(data, batch_size, weighted=True)
         self._checksums: list[tuple[int, ...]] = []
         self._memory: list[MicroBatch] | None = []
         self.examples = 0
@@ -166,20 +165,9 @@ class HessianBatch:
 
     def _read(self) -> Iterator[MicroBatch]:
         first = 0
-        for inputs, labels in self._dataset.as_numpy_iterator():
-            weights = None
-            if self._weighted:
-                labels, weights = labels
-            if weights is None:
-                weights = np.ones(len(tf.nest.flatten(inputs)[0]))
-            if tf.nest.is_nested(weights):
-                raise ValueError(
-                    "sample_weight must be one number an example, for all outputs together. "
-                    f"Received: {type(weights).__name__} of {len(weights)}, one for each output"
-                )
-            weights = np.asarray(weights)
-            if weights.ndim == 2 and weights.shape[1] == 1:
-                weights = weights[:, 0]
+        for inputs, labels, *given in self._dataset.as_numpy_iterator():
+            examples = len(tf.nest.flatten(inputs)[0])
+            weights = example_weights(given[0], first) if given else np.ones(examples)
             yield MicroBatch(inputs, labels, weights, first)
             first += len(weights)
 
@@ -229,26 +217,7 @@ def _joined(batches: list[MicroBatch]) -> MicroBatch:
     )
 
 
-def _with_weights_among_labels(data: Any) -> tuple[Any, bool]:
-    """Turns (x, y, weight) into (x, (y, weight)), the pairs that `as_dataset` takes."""
-    if isinstance(data, tf.data.Dataset):
-        spec = data.element_spec
-        if isinstance(spec, tuple) and len(spec) == 3:
-            return data.map(lambda x, y, weight: (x, (y, weight))), True
-    elif isinstance(data, (tuple, list)) and len(data) == 3:
-        if data[2] is None:
-            return (data[0], data[1]), False
-        return (data[0], (data[1], data[2])), True
-    return data, False
-
-
 def _check(batch: MicroBatch) -> None:
-    if batch.weights.shape != (len(batch),):
-        raise ValueError(
-            f"sample_weight must be one number an example. Received: shape {batch.weights.shape}"
-        )
-    if not (np.isfinite(batch.weights).all() and (batch.weights >= 0).all()):
-        raise ValueError("sample_weight must be finite and not negative")
     for array in tf.nest.flatten(batch.inputs):
         if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
             raise ValueError(

@@ -25,6 +25,7 @@ from ehap_tf.sensitivity.memory import PeakMemory
 from ehap_tf.sensitivity.sampling import check_tolerance
 from ehap_tf.sensitivity.scores import FilterScores, Provenance
 from ehap_tf.sensitivity.statistics import Floats
+from ehap_tf.sensitivity.supervised import supervised_part
 
 _FURTHER = ("trace", "standard_error", "trace_standard_error", "signed")
 """What a `Result` can have for each filter besides the scores."""
@@ -126,6 +127,9 @@ def rank_with_options(
     """`rank_filters` with further arguments for the criterion."""
     start, memory = time.perf_counter(), PeakMemory()
     chosen = find_criterion(criterion)
+    if chosen.needs_data:
+        require_rankable(model)
+        model, data, loss = supervised_part(model, data, loss)
     _check_choice("estimator", estimator, ESTIMATOR_NAMES)
     _check_choice("residual", residual, RESIDUAL_MODES)
     _check_numbers(probes, tolerance, seed)

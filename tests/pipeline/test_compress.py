@@ -420,3 +420,21 @@ def test_a_subclassed_model_is_refused(data):
 
     with pytest.raises(TypeError, match="subclass"):
         ehap.finetune(Mine(), data[0], loss="mse")
+
+
+def test_examples_of_weight_zero_are_as_if_they_were_not_there(model, data):
+    """Keras divides by the number of all examples, so twice the rate gives the same steps."""
+    x, y = data[0][0][:128], data[0][1][:128]
+    twice, wrong = np.r_[x, x], np.r_[y, (y + 1) % CLASSES]
+    weighted = (twice, wrong, np.r_[np.ones(128), np.zeros(128)])
+    start = recompiled(untrained(model))
+    got = ehap.finetune(start, weighted, epochs=3, learning_rate=0.1, batch_size=256)
+    expected = ehap.finetune(start, (x, y), epochs=3, learning_rate=0.05, batch_size=128)
+    for one, other in zip(got.get_weights(), expected.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
+    right = compress.accuracy_on(got, (x, y))
+    assert compress.accuracy_on(got, weighted) == right > compress.accuracy_on(got, (twice, wrong))
+    slim = ehap.recalibrate(start, weighted, batches=1)
+    assert slim.count_params() == start.count_params()
+    with pytest.raises(ValueError, match="sample_weight must be finite and not negative"):
+        ehap.finetune(start, (x, y, -np.ones(128)), epochs=1)

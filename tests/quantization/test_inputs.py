@@ -125,6 +125,13 @@ def test_the_file_takes_its_inputs_by_name(qat, tmp_path):
     labels = received.argmax(1)
     labels[:16] = (labels[:16] + 1) % 4
     assert evaluate_tflite(file.path, (X, labels)) == 0.75
+    # The weights are a share of examples, as in Keras' weighted_metrics.
+    weights = np.where(np.arange(64) < 16, 3.0, 1.0)
+    assert evaluate_tflite(file.path, (X, labels, weights)) == 48 / 96
+    batches = tf.data.Dataset.from_tensor_slices((X, labels, weights[:, None])).batch(24)
+    assert evaluate_tflite(file.path, batches) == 48 / 96
+    with pytest.raises(ValueError, match="sample_weight must be finite and not negative"):
+        evaluate_tflite(file.path, (X, labels, -weights))
     assert measure_latency_ms(file.path, runs=2) > 0
     for x in (tuple(X.values()), images(), {**X, "more": images()}):
         with pytest.raises(ValueError, match=r"dict of arrays with the keys \['image', 'other', "):

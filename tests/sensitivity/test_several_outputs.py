@@ -275,3 +275,32 @@ def test_a_loss_of_ones_own_takes_labels_in_a_structure(data):
     found = ehap.rank_filters(model, (x, labels), weighed, "taylor_fo")
     expected = ehap.rank_filters(model, (x, y), loss, "taylor_fo")
     np.testing.assert_allclose(joined(found), joined(expected), rtol=1e-12)
+
+
+@pytest.mark.parametrize("form", ["list", "dict", "dict with None"])
+def test_an_output_without_a_loss_is_left_out(data, form):
+    """The others rank as they do in a model of their own, with the compiled weights."""
+    model, (x, y) = net(named=True), data
+    loss = {
+        "list": [LOSSES["digit"], None],
+        "dict": {"digit": LOSSES["digit"]},
+        "dict with None": {"digit": LOSSES["digit"], "ink": None},
+    }[form]
+    arguments: dict[str, Any] = {"probes": 3, "estimator": "gauss_newton"}
+    alone = ehap.rank_filters(only(model, "digit"), (x, y["digit"]), LOSSES["digit"], **arguments)
+    model.compile("sgd", loss, loss_weights={"digit": 2.0})
+    weights = np.ones(12)
+    for labels, own, factor in ((y, None, 2.0), ([y["digit"], y["ink"]], loss, 1.0)):
+        scores = ehap.rank_filters(model, (x, labels, weights), own, **arguments)
+        assert list(scores) == ["shared", "digit"] == list(alone)
+        for layer in alone:
+            np.testing.assert_allclose(scores[layer], factor * alone[layer], rtol=1e-6)
+    plan = ehap.plan_pruning(model, scores, prune_ratio=0.4)
+    assert len(plan.kept["ink"]) == 2
+    trained = ehap.finetune(model, (x, y), (x, y), epochs=1, learning_rate=0.1)
+    before, after = (m.get_layer("ink").get_weights() for m in (model, trained))
+    assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+    kernels = [np.array(m.get_layer("digit").kernel) for m in (model, trained)]
+    assert not np.array_equal(*kernels)
+    with pytest.raises(ValueError, match="loss must be one for each output"):
+        ehap.rank_filters(model, data, {"none": "mse"})
