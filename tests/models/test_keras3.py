@@ -145,7 +145,7 @@ class Doubled(layers.Layer):
 
 
 def _model_with(layer: Any) -> Any:
-    inputs = keras.Input((8, 8, 4))
+    inputs = keras.Input((8, 8, 8, 4) if "3D" in type(layer).__name__ else (8, 8, 4))
     return keras.Model(inputs, layer(inputs))
 
 
@@ -165,6 +165,10 @@ def _model_with(layer: Any) -> Any:
         (
             lambda: layers.Dense(2, activation=layers.PReLU(name="slopes"), name="dense"),
             r"'dense' \(Dense\), argument 'activation': .* put it behind.*'slopes' \(PReLU\)",
+        ),
+        (
+            lambda: layers.Conv3DTranspose(2, 3, dilation_rate=2, name="wide"),
+            r"'wide' \(Conv3DTranspose\): gives the shape",
         ),
         (lambda: lambda x: keras.ops.cumsum(x, axis=-1), r"operation 'cumsum.*' \(Cumsum\)"),
     ],

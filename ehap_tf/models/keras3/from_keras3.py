@@ -76,6 +76,7 @@ class _Conversion:
             args, kwargs = node.arguments.fill_in(of_tensor)
             kwargs = {name: value for name, value in kwargs.items() if name not in masks}
             outputs = tf.nest.flatten(self._call(node.operation, args, kwargs))
+            _require_same_shapes(node.operation, node.outputs, outputs)
             of_tensor |= {id(old): new for old, new in zip(node.outputs, outputs, strict=True)}
         return tf_keras.Model(
             _replaced(model._inputs_struct, of_tensor),
@@ -98,7 +99,9 @@ class _Conversion:
             dtype=tensor.dtype,
             name=tensor._keras_history.operation.name,
         )
-        return tf_keras.Sequential([first, *map(self._layer, model.layers)], name=model.name)
+        copy = tf_keras.Sequential([first, *map(self._layer, model.layers)], name=model.name)
+        _require_same_shapes(model, model.outputs, copy.outputs)
+        return copy
 
     def _layer(self, layer: Any) -> Any:
         if id(layer) not in self._made:
@@ -147,6 +150,17 @@ def _calls(model: Any) -> list[tuple[Any, frozenset[str]]]:
             wanted |= set(map(id, tf.nest.flatten((node.arguments.args, kwargs))))
             calls.append((node, masks))
     return calls[::-1]
+
+
+def _require_same_shapes(operation: Any, old: list[Any], new: list[Any]) -> None:
+    """Checks that a call gives what it does in Keras 3, as far as the shapes tell."""
+    for one, other in zip(old, new, strict=True):
+        if not tf.TensorShape(one.shape).is_compatible_with(other.shape):
+            raise CannotTranslateError(
+                f"layer {operation.name!r} ({type(operation).__name__}): gives the shape "
+                f"{tuple(one.shape)} in Keras 3 and {tuple(other.shape)} in tf_keras, which does "
+                "not take all of its arguments"
+            )
 
 
 def _input(tensor: Any) -> Any:

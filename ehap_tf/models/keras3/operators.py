@@ -152,7 +152,7 @@ def call_in_tf_keras(operation: Any, args: tuple[Any, ...], kwargs: dict[str, An
     values = [value for value in (*args, *kwargs.values()) if value is not None]
     if kind in ("Relu", "Sigmoid", "Softmax", "Tanh", "Silu"):
         values = values[:1]
-    return TFOpLambda(rule.function, name=operation.name)(*values, **options)
+    return TFOpLambda(rule.function, name=operation.name)(*_of_one_type(values), **options)
 
 
 def call_in_keras3(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -205,6 +205,12 @@ def call_in_keras3(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 def is_operator(layer: Any) -> bool:
     """Whether a layer of tf_keras stands for a TensorFlow function."""
     return isinstance(layer, TFOpLambda)
+
+
+def _of_one_type(values: list[Any]) -> list[Any]:
+    """Whole numbers beside floating tensors as floating ones: TensorFlow takes the first's type."""
+    floating = any(getattr(value, "dtype", None) and value.dtype.is_floating for value in values)
+    return [float(value) if floating and type(value) is int else value for value in values]
 
 
 def _activation(operation: Any, kind: str) -> Any:
