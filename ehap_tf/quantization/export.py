@@ -24,6 +24,7 @@ from ehap_tf.quantization.canonical import canonical_model
 from ehap_tf.quantization.correction import round_biases
 from ehap_tf.quantization.evaluate import TFLiteModel, classes
 from ehap_tf.quantization.finite import require_finite_weights
+from ehap_tf.quantization.four_bits import pack_dense_kernels
 from ehap_tf.quantization.inputs import input_batches, input_names
 from ehap_tf.quantization.integer_graph import IntegerGraph, float_output_names, output_step
 from ehap_tf.quantization.metadata import Normalization, write_metadata
@@ -98,7 +99,8 @@ def export_tflite(
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.inference_input_type = IO_DTYPES[io_dtype]
         converter.inference_output_type = IO_DTYPES[io_dtype]
-        temporary.write_bytes(_convert(converter))
+        content = pack_dense_kernels(_convert(converter), graph.stored.values())
+        temporary.write_bytes(content)
         file = inspect_tflite(temporary)
         if file.float_operators and not allow_float:
             raise ValueError(

@@ -21,6 +21,10 @@ from ehap_tf.quantization.quantizers import (
     weight_limits,
 )
 
+TRANSPOSED = frozenset({"Conv2DTranspose", "Dense"})
+"""Layers whose kernels the TFLite converter transposes. It cannot with several scales; given the
+rounded kernel as a constant, it finds the scale of each output channel by its largest weight."""
+
 LARGEST_BIAS = 2.0**30
 """In units of the int32 accumulator: half of what it holds."""
 
@@ -85,8 +89,18 @@ class FoldedKernel:
             shape=(*self.shape[:-1], channels),
         )
 
-    def constant(self) -> tf.Tensor:
-        """The kernel, fake-quantized for the converter, in its Keras layout."""
+    def constant(self, layer: tf_keras.layers.Layer | None = None) -> tf.Tensor:
+        """The kernel in its Keras layout, rounded so that the converter finds its grid.
+
+        Args:
+            layer: whose kernel it is; None is a convolution.
+        """
+        if self.limits.ndim and type(layer).__name__ in TRANSPOSED:
+            with tf.init_scope():  # Not by an operator of the graph that is converted.
+                return tf.constant(self._rounded().numpy())
+        return self._rounded()
+
+    def _rounded(self) -> tf.Tensor:
         values = tf.constant(self.values)
         if self.bits:
             values = fake_quantize_symmetric(values, tf.constant(self.limits), self.bits)
@@ -100,7 +114,7 @@ class FoldedKernel:
 
     def operate(self, layer: tf_keras.layers.Layer, x: tf.Tensor) -> tf.Tensor:
         """What `layer` computes of `x` with this kernel, the bias not added."""
-        kind, kernel = type(layer).__name__, self.constant()
+        kind, kernel = type(layer).__name__, self.constant(layer)
         if kind == "Dense":
             return tf.linalg.matmul(x, kernel)
         padding, dilations = layer.padding.upper(), layer.dilation_rate
@@ -122,7 +136,7 @@ def fold(
 
     Args:
         wrapper: TFMOT's, around a convolution or Dense.
-        batch_norm: the BatchNorm that alone reads it, or None. With "tensor" grouping None only.
+        batch_norm: the BatchNorm that alone reads it, or None. With one scale None only.
         rounding: False gives the float kernel.
     """
     # The wrapper has replaced the layer's attribute by the quantized tensor of its last call.
@@ -132,7 +146,7 @@ def fold(
     limits = weight_limits(values, quantizer.grouping)
     quantized = fake_quantize_symmetric(values, limits, quantizer.bits) if rounding else values
     layer = wrapper.layer
-    # Only Conv2DTranspose has its outputs elsewhere than on the last axis, and it has one scale.
+    # With one scale the outputs of a Conv2DTranspose are not on the last axis.
     channels = layer.filters if quantizer.grouping == "tensor" and values.ndim == 4 else None
     gain, shift = inference_affine(batch_norm, channels or values.shape[-1])
     bias = shift + (layer.bias.numpy() * gain if layer.use_bias else 0.0)

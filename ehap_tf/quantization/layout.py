@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Set
 from typing import Any
 
@@ -18,7 +17,6 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer
 
 from ehap_tf.models import layer_from
 from ehap_tf.models.kinds import is_batch_norm, layer_kind
-from ehap_tf.quantization.batch_norm import inference_affine
 from ehap_tf.quantization.builder import GraphBuilder
 from ehap_tf.quantization.canonical import canonical_model
 from ehap_tf.quantization.configs import EhapQuantizeConfig
@@ -257,10 +255,6 @@ def _gets_another_grid(layer: Any, readers: Mapping[str, list[Any]], annotated: 
     return False
 
 
-def _has_one_scale(layer: Any) -> bool:
-    return KERNELS.get(layer_kind(layer), ("", ""))[1] == "tensor"
-
-
 def _attach_batch_norms(flat: tf_keras.Model, on_input: Callable[[Any], Any]) -> tf_keras.Model:
     """Gives every BatchNorm without a kernel of its own an identity depthwise convolution.
 
@@ -276,8 +270,6 @@ def _attach_batch_norms(flat: tf_keras.Model, on_input: Callable[[Any], Any]) ->
         return readers[name][0] if len(readers[name]) == 1 else None
 
     def visit(layer: tf_keras.layers.Layer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if _folds_before_quantization(layer, only_reader(layer.name)):
-            return _fold_before_quantization(layer, only_reader(layer.name), args[0])
         if not is_batch_norm(layer):
             return layer(*args, **kwargs)
         (source,) = sources[layer.name]
@@ -287,12 +279,10 @@ def _attach_batch_norms(flat: tf_keras.Model, on_input: Callable[[Any], Any]) ->
                 f"layer {layer.name!r} must normalise one axis; integer kernels have a scale for "
                 f"each channel. Received: axis={list(layer.axis)}"
             )
-        if _folds_before_quantization(feeding, layer):
-            return x
         if layer.scale:
             gamma = layer.gamma.numpy()
             layer.gamma.assign(np.where(np.abs(gamma) < SMALLEST_GAMMA, SMALLEST_GAMMA, gamma))
-        if layer_kind(feeding) in KERNELS and not _has_one_scale(feeding):
+        if layer_kind(feeding) in KERNELS:
             return layer(x)
 
         def normalize(image: Any) -> Any:
@@ -309,33 +299,4 @@ def _on_image(batch_norm: tf_keras.layers.BatchNormalization, image: Any) -> Any
     twin = layer_from(batch_norm, {**batch_norm.get_config(), "axis": -1})
     y = twin(image)
     twin.set_weights(batch_norm.get_weights())
-    return y
-
-
-def _folds_before_quantization(layer: Any, batch_norm: Any) -> bool:
-    """Whether `layer` has one scale, and a single kernel can train for it and `batch_norm`."""
-    if not (_has_one_scale(layer) and is_batch_norm(batch_norm)):
-        return False
-    weights = itertools.product(("kernel", "bias", "gamma", "beta"), ("constraint", "regularizer"))
-    names = ["activity_regularizer", *map("_".join, weights)]
-    is_free = all(getattr(part, n, None) is None for part in (layer, batch_norm) for n in names)
-    return is_free and bool(layer.trainable == batch_norm.trainable)
-
-
-def _fold_before_quantization(layer: Any, batch_norm: Any, x: Any) -> Any:
-    """Returns a call of `layer` that includes `batch_norm`, as it is in inference.
-
-    Kernels with a single scale: a BatchNorm gives every output a scale of its own, so that folding
-    it after quantization, as for convolutions, is not possible.
-    """
-    kernel, *rest = layer.get_weights()
-    # Conv2DTranspose has its outputs on the second to last axis.
-    axis = -2 if layer_kind(layer) == "Conv2DTranspose" else -1
-    channels = kernel.shape[axis]
-    gain, shift = inference_affine(batch_norm, channels)
-    bias = rest[0] if rest else np.zeros(channels)
-    twin = layer_from(layer, {**layer.get_config(), "use_bias": True})
-    y = twin(x)
-    along_axis = gain if axis == -1 else gain[:, None]
-    twin.set_weights([kernel * along_axis, bias * gain + shift])
     return y

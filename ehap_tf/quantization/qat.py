@@ -12,7 +12,6 @@ import tf_keras
 
 from ehap_tf.models import kept_random_state
 from ehap_tf.models.keras3 import either_keras
-from ehap_tf.quantization.batch_norm import batch_norms
 from ehap_tf.quantization.bias_correction import correct_biases, correction_examples
 from ehap_tf.quantization.calibration import CALIBRATION_EXAMPLES, calibrate
 from ehap_tf.quantization.correction import reestimate_batch_norm
@@ -75,8 +74,7 @@ def quantize(
         allow_float: keep layers without an integer kernel in float, instead of refusing them. What
             they read is quantized all the same, the inputs too: none may be ids to be looked up.
         reestimate: average BatchNorm's statistics over the representative data under quantization,
-            with dropout, noise and augmentation off; a warning names those left out, which are part
-            of the Dense or Conv2DTranspose before them.
+            with dropout, noise and augmentation off.
         bias_correction: take out the mean error that quantization leaves in each channel, layer by
             layer where that brings the layer's quantized output nearer to the float model's, see
             `correct_biases`. None does it for "ptq". With True a warning names the layers that have
@@ -106,7 +104,6 @@ def quantize(
     if representative_data is not None:
         if reestimate:
             reestimate_batch_norm(qat, _batches(qat, representative_data))
-            _name_folded_batch_norms(model, qat)
         calibrate(qat, representative_data)
         if method == "ptq" if bias_correction is None else bias_correction:
             _correct_biases(qat, representative_data, warn=bool(bias_correction))
@@ -153,19 +150,6 @@ def _correct_biases(qat: tf_keras.Model, representative_data: Any, warn: bool) -
         warnings.warn(
             "bias_correction left these layers out, which have neither a bias nor a BatchNorm: "
             f"{names}",
-            RuntimeWarning,
-            stacklevel=5,
-        )
-
-
-def _name_folded_batch_norms(model: tf_keras.Model, qat: tf_keras.Model) -> None:
-    """Warns of those that are part of a kernel in `qat`, whose statistics are those of `model`."""
-    left = {norm.name for norm in batch_norms(qat)}
-    folded = [n.name for n in batch_norms(model) if n.trainable and n.name not in left]
-    if folded:
-        warnings.warn(
-            "reestimate left these BatchNorms out, which are part of the Dense or Conv2DTranspose "
-            f"before them: {', '.join(folded)}",
             RuntimeWarning,
             stacklevel=5,
         )

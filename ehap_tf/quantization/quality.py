@@ -186,8 +186,10 @@ def _worst(ratios: Iterable[float]) -> tuple[tuple[int, float], ...]:
 
 def worst_filters(wrapper: QuantizeWrapper) -> tuple[tuple[int, float], ...]:
     """See `LayerQuality`; of TFMOT's wrapper around a convolution or Dense."""
-    exact, rounded = (fold(wrapper, None, rounding).values for rounding in (False, True))
-    channels = -2 if layer_kind(wrapper.layer) == "Conv2DTranspose" else -1
+    kernels = [fold(wrapper, None, rounding) for rounding in (False, True)]
+    exact, rounded = (kernel.values for kernel in kernels)
+    one_scale = kernels[0].grouping == "tensor"
+    channels = -2 if one_scale and layer_kind(wrapper.layer) == "Conv2DTranspose" else -1
     ratios = []
     for weights, error in zip(
         np.moveaxis(exact.astype(np.float64), channels, 0),

@@ -29,10 +29,10 @@ class EhapWeightQuantizer(quantizers.Quantizer):
 
     Args:
         bits: 2 to 8.
-        grouping: what shares a scale: "channel" (the last axis; convolutions), "depthwise" (the
-            last two axes (channels, multiplier), a depthwise kernel's real channels) or "tensor"
-            (one scale; Dense and Conv2DTranspose, because the TFLite converter transposes their
-            kernels and loses the axis of the scales).
+        grouping: what shares a scale: "channel" (the last axis; convolutions and Dense),
+            "depthwise" (the last two axes (channels, multiplier), a depthwise kernel's real
+            channels), "transposed" (the last but one, the outputs of a Conv2DTranspose) or "tensor"
+            (one scale).
     """
 
     def __init__(self, bits: int = 8, grouping: str = "channel") -> None:
@@ -65,7 +65,7 @@ class EhapWeightQuantizer(quantizers.Quantizer):
     __hash__ = None  # type: ignore[assignment]
 
 
-GROUPINGS = ("channel", "depthwise", "tensor")
+GROUPINGS = ("channel", "depthwise", "transposed", "tensor")
 
 
 def to_channels_last(kernel: tf.Tensor, grouping: str) -> tf.Tensor:
@@ -73,12 +73,14 @@ def to_channels_last(kernel: tf.Tensor, grouping: str) -> tf.Tensor:
     if grouping == "depthwise":
         height, width, channels, multiplier = kernel.shape
         return tf.reshape(kernel, (height, width, 1, channels * multiplier))
-    return kernel
+    return tf.einsum("hwoi->hwio", kernel) if grouping == "transposed" else kernel
 
 
 def from_channels_last(values: tf.Tensor, grouping: str, shape: Any) -> tf.Tensor:
     """Undoes `to_channels_last`."""
-    return tf.reshape(values, shape) if grouping == "depthwise" else values
+    if grouping == "depthwise":
+        return tf.reshape(values, shape)
+    return tf.einsum("hwio->hwoi", values) if grouping == "transposed" else values
 
 
 def weight_limits(values: tf.Tensor, grouping: str) -> tf.Tensor:

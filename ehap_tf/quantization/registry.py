@@ -16,8 +16,8 @@ from ehap_tf.quantization.configs import EhapQuantizeConfig
 KERNELS = {
     "Conv2D": ("kernel", "channel"),
     "DepthwiseConv2D": ("depthwise_kernel", "depthwise"),
-    "Conv2DTranspose": ("kernel", "tensor"),
-    "Dense": ("kernel", "tensor"),
+    "Conv2DTranspose": ("kernel", "transposed"),
+    "Dense": ("kernel", "channel"),
 }
 """Layer class -> attribute of its kernel, and which of its weights share a scale."""
 

@@ -35,8 +35,8 @@ ACTIVATION_BITS = (8,)
 class EhapQuantizeScheme(QuantizeScheme):
     """Symmetric weights, asymmetric activations, as TFLite's integer kernels compute.
 
-    - Convolution kernels: symmetric, narrow range, one scale for each output channel (for each
-      real channel of a depthwise convolution); Dense kernels one scale.
+    - Kernels: symmetric, narrow range, one scale for each output channel or unit (for each real
+      channel of a depthwise convolution).
     - Activations, the model's input and output included: asymmetric, 8 bits, a warm-started
       moving average of the observed range.
     - BatchNorm and ReLU are part of the operator before them; layers that only move values

@@ -66,9 +66,9 @@ def test_two_layers_by_hand(tmp_path):
     hidden = requantize(accumulator, in_scale * folded_step / hidden_scale, hidden_zero)
     hidden = np.maximum(hidden, hidden_zero)
 
-    # The classifier: one scale for the whole matrix.
+    # The classifier: one scale for each unit.
     matrix, offsets = (w.astype(np.float64) for w in model.get_layer("logits").get_weights())
-    matrix_step = np.abs(matrix).max() / 127
+    matrix_step = np.abs(matrix).max(axis=0) / 127
     accumulator = (hidden - hidden_zero).reshape(len(x), -1) @ np.rint(matrix / matrix_step)
     accumulator += np.rint(offsets / (hidden_scale * matrix_step))
     out_scale, out_zero = observed(qat, "logits")

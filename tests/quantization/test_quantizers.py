@@ -28,6 +28,8 @@ def integers(quantized: np.ndarray, scale: np.ndarray) -> np.ndarray:
     [
         ("channel", (3, 3, 4, 5), (0, 1, 2)),
         ("depthwise", (3, 3, 4, 2), (0, 1)),
+        ("channel", (7, 6), (0,)),
+        ("transposed", (3, 3, 5, 4), (0, 1, 3)),
         ("tensor", (7, 6), (0, 1)),
     ],
 )
@@ -64,7 +66,7 @@ def test_a_filter_that_is_all_but_zero_becomes_zeros(size):
     np.testing.assert_allclose(quantized, kernel, atol=0.51 * np.abs(kernel).max() / 127)
 
 
-@pytest.mark.parametrize("grouping", ["channel", "depthwise", "tensor"])
+@pytest.mark.parametrize("grouping", ["channel", "depthwise", "transposed", "tensor"])
 def test_weight_gradient_is_straight_through(grouping):
     kernel = tf.Variable(np.random.default_rng(0).standard_normal((3, 3, 4, 5)).astype(np.float32))
     upstream = np.random.default_rng(1).standard_normal(kernel.shape).astype(np.float32)

@@ -139,17 +139,6 @@ def test_nothing_to_estimate_anew_is_said():
         quantize(model, representative_data=(images(),), reestimate=True)
 
 
-def test_a_batch_norm_that_is_not_estimated_anew_is_named():
-    inputs = layers.Input((8, 8, 3))
-    x = layers.BatchNormalization(name="vectors")(layers.Flatten()(inputs))
-    x = layers.BatchNormalization(name="folded")(layers.Dense(4)(x))
-    model = randomize(tf_keras.Model(inputs, x))
-    with pytest.warns(RuntimeWarning, match=r"reestimate left .* before them: folded$"):
-        qat = quantize(model, representative_data=(images(),), reestimate=True)
-    mean = qat.get_layer("quant_vectors").layer.moving_mean
-    np.testing.assert_allclose(mean, images().reshape(64, -1).mean(0), atol=1e-2)
-
-
 def test_statistics_are_estimated_anew_without_noise():
     """They are those of the network in inference, and the ranges those of the calibration alone."""
 
