@@ -38,6 +38,10 @@ LARGEST_SELECTION = 2**16
 """Weights of a convolution that only moves channels. Beyond it costs more than the GATHER it stands
 for: a trunk of 2,048 channels would bring 4 MB into the file, and as many products a position."""
 
+ALMOST_ZERO = 1e-30
+"""A bias that is integer 0: the converter drops one of zeros, and then leaves a ReLU behind a
+TRANSPOSE_CONV in float."""
+
 NOT_COMPUTED = (QuantizeLayer, tf_keras.layers.BatchNormalization)
 """The one is its output range, the other has been folded into a kernel."""
 
@@ -160,7 +164,10 @@ class IntegerGraph:
         if grid is not None:
             low, high = grid
             kernel = self.stored[wrapper.name] = kernel.on_input_grid((high - low) / 255.0)
-        return kernel.operate(wrapper.layer, x) + kernel.bias
+        bias = kernel.bias
+        if layer_kind(wrapper.layer) == "Conv2DTranspose" and not bias.any():
+            bias = np.full_like(bias, ALMOST_ZERO)
+        return kernel.operate(wrapper.layer, x) + bias
 
     def batch_norm_of(self, name: str) -> Any:
         """The BatchNorm that is folded into the layer called `name`, or None."""
