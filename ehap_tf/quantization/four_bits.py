@@ -51,7 +51,8 @@ def _pack(
         kernels: that it may have.
         packed: buffers that are rewritten already, with their scales: equal kernels share one.
     """
-    x, weights, *bias = (graph.tensors[i] if i >= 0 else None for i in operator.inputs)
+    tensors: list[Any] = [graph.tensors[i] if i >= 0 else None for i in operator.inputs]
+    x, weights, *bias = tensors
     if weights.buffer not in packed:
         if weights.type != schema.TensorType.INT8:
             return
