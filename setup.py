@@ -15,6 +15,7 @@ setup(
         "tensorflow-datasets>=4.9.10,<4.10",
         "importlib_resources>=6",
         "ai-edge-litert>=2.3,<2.4",
+        "flatbuffers>=24",
         "absl-py>=1.4,<2",
         "numpy>=2,<3",
         "scipy>=1.14,<2",

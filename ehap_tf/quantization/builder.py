@@ -12,7 +12,7 @@ import tf_keras
 from ehap_tf.channels import ScatterChannels
 from ehap_tf.models import ZeroInitializers, layer_from, with_policy
 from ehap_tf.models.kinds import function_kind
-from ehap_tf.quantization.own_layers import EhapHardSwish, EhapMean, EhapRsqrt
+from ehap_tf.quantization.own_layers import EhapHardSwish, EhapMean, EhapRsqrt, EhapStopGradient
 from ehap_tf.quantization.registry import ACTIVATION_OUTPUTS
 
 layers = tf_keras.layers
@@ -24,16 +24,23 @@ POINTWISE = frozenset(
     {
         EhapHardSwish,
         ScatterChannels,
+        EhapStopGradient,
+        layers.ActivityRegularization,
         layers.Add,
+        layers.AlphaDropout,
+        layers.Dropout,
+        layers.GaussianDropout,
+        layers.GaussianNoise,
         layers.LeakyReLU,
         layers.Maximum,
         layers.Minimum,
         layers.Multiply,
         layers.ReLU,
+        layers.SpatialDropout1D,
         layers.Subtract,
     }
 )
-"""Layers that act alike on every position, wherever the positions lie."""
+"""Layers that act alike on every position, wherever the positions lie; see also `_for_images`."""
 
 
 class GraphBuilder:
@@ -263,6 +270,7 @@ class GraphBuilder:
         """Calls a layer on the images of its inputs where all of them are computed as images."""
         if not all(id(x) in self._images for x in tf.nest.flatten(inputs)):
             return layer(inputs)
+        layer = _for_images(layer)
         images = tf.nest.map_structure(lambda x: self._images[id(x)][1], inputs)
         return self._sequence(layer(images), layer.name)
 
@@ -277,6 +285,17 @@ class GraphBuilder:
         variance = self.affine(variance, 1.0, epsilon, f"{name}_epsilon")
         inverse = self.call(EhapRsqrt, f"{name}_rsqrt", variance, epsilon)
         return self.call(layers.Multiply, f"{name}_standard", [centred, inverse])
+
+
+def _for_images(layer: tf_keras.layers.Layer) -> tf_keras.layers.Layer:
+    """The layer that does to an image of one row what `layer` does to a sequence."""
+    config = layer.get_config()
+    if type(layer) is layers.SpatialDropout1D:
+        return layers.SpatialDropout2D(data_format="channels_last", **config)
+    if config.get("noise_shape"):
+        batch, *shape = config["noise_shape"]
+        return type(layer).from_config({**config, "noise_shape": (batch, 1, *shape)})
+    return layer
 
 
 def _is_pointwise(layer: tf_keras.layers.Layer) -> bool:

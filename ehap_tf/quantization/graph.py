@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +12,10 @@ import tf_keras
 from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer import (
     QuantizeLayer,
 )
+
+from ehap_tf.models.kinds import layer_kind
+from ehap_tf.quantization.registry import IDENTITIES
+from ehap_tf.quantization.wrappers import unwrapped
 
 Visit = Callable[[tf_keras.layers.Layer, tuple[Any, ...], dict[str, Any]], Any]
 """Called as `visit(layer, args, kwargs)` for every call of every layer; returns the new outputs."""
@@ -104,6 +109,23 @@ def consumers(model: tf_keras.Model) -> dict[str, list[str]]:
     for tensor in model.outputs:
         found[tensor._keras_history.layer.name].append("")
     return found
+
+
+def readers_in_file(model: tf_keras.Model) -> dict[str, list[str]]:
+    """As `consumers`, what is identity at inference looked through: its consumers instead.
+
+    Those are what a file's operator hands its numbers to.
+    """
+    direct = consumers(model)
+    identities = {
+        layer.name for layer in model.layers if layer_kind(unwrapped(layer)) in IDENTITIES
+    }
+
+    def beyond(name: str) -> list[str]:
+        found = (beyond(n) if n in identities else [n] for n in direct[name])
+        return list(itertools.chain.from_iterable(found))
+
+    return {name: beyond(name) for name in direct}
 
 
 def output_layers(model: tf_keras.Model) -> list[tf_keras.layers.Layer]:

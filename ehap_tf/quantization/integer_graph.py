@@ -26,7 +26,7 @@ from ehap_tf.channels import ScatterChannels
 from ehap_tf.models import output_names
 from ehap_tf.models.kinds import is_batch_norm, layer_kind
 from ehap_tf.quantization.folding import FoldedKernel, fold
-from ehap_tf.quantization.graph import consumers, output_layers, producers, walk
+from ehap_tf.quantization.graph import output_layers, producers, readers_in_file, walk
 from ehap_tf.quantization.layout import is_plain_relu
 from ehap_tf.quantization.quantizers import EhapActivationQuantizer, EhapFixedQuantizer
 from ehap_tf.quantization.registry import IDENTITIES, KEEPS_GRID, KERNELS
@@ -41,9 +41,6 @@ for: a trunk of 2,048 channels would bring 4 MB into the file, and as many produ
 ALMOST_ZERO = 1e-30
 """A bias that is integer 0: the converter drops one of zeros, and then leaves a ReLU behind a
 TRANSPOSE_CONV in float."""
-
-NOT_COMPUTED = (QuantizeLayer, tf_keras.layers.BatchNormalization)
-"""The one is its output range, the other has been folded into a kernel."""
 
 
 class IntegerGraph:
@@ -68,7 +65,7 @@ class IntegerGraph:
         self._rounding = rounding
         self._round_kernels = rounding if round_kernels is None else round_kernels
         self._observe = observe
-        self._readers = consumers(qat)
+        self._readers = readers_in_file(qat)
         self._sources = producers(qat)
         self._layers = {layer.name: layer for layer in qat.layers}
         self._scatters = self._find_foldable_scatters()
@@ -187,8 +184,8 @@ class IntegerGraph:
     def behind(self, name: str) -> list[tf_keras.layers.Layer]:
         """The layers from the `products` of a layer to the integers that are stored of them.
 
-        BatchNorm, ReLU and what is identity at inference; the last has a range, unless something
-        else comes first or several layers read the values.
+        BatchNorm and ReLU; the last has a range, unless something else comes first or several
+        layers read the values.
         """
         found: list[tf_keras.layers.Layer] = []
         while self._limits[name] is None and len(self._readers[name]) == 1:
@@ -196,10 +193,7 @@ class IntegerGraph:
             layer = self._layers.get(name)
             inner = unwrapped(layer)
             if not (
-                isinstance(inner, QuantizeLayer)
-                or is_plain_relu(inner)
-                or is_batch_norm(inner)
-                or layer_kind(inner) in IDENTITIES
+                isinstance(inner, QuantizeLayer) or is_plain_relu(inner) or is_batch_norm(inner)
             ):
                 break
             found.append(layer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Set
 from typing import Any
 
@@ -21,10 +22,11 @@ from ehap_tf.quantization.builder import GraphBuilder
 from ehap_tf.quantization.canonical import canonical_model
 from ehap_tf.quantization.configs import EhapQuantizeConfig
 from ehap_tf.quantization.exact_inputs import require_no_exact_inputs
-from ehap_tf.quantization.graph import consumers, producers, rebuild
+from ehap_tf.quantization.graph import consumers, producers, readers_in_file, rebuild
 from ehap_tf.quantization.own_layers import EhapQuantizeLayer
 from ehap_tf.quantization.quantizers import EhapActivationQuantizer
 from ehap_tf.quantization.registry import (
+    IDENTITIES,
     KEEPS_GRID,
     KERNELS,
     ONE_GRID,
@@ -34,6 +36,9 @@ from ehap_tf.quantization.registry import (
 
 FUSES_RELU = frozenset({*KERNELS, "BatchNormalization", "Add", "Subtract", "Multiply"})
 """Operators that end in a ReLU at no cost, so that nothing is quantized between."""
+
+DROPOUTS = frozenset({"Dropout", "SpatialDropout1D", "SpatialDropout2D"})
+"""Layers that multiply by numbers that are not negative in training, by 1 at inference."""
 
 NOT_WRAPPED = (tf_keras.layers.InputLayer, QuantizeLayer)
 
@@ -71,6 +76,7 @@ class EhapQuantizeLayoutTransform(default_layout.Default8BitQuantizeLayoutTransf
         """
         flat = canonical_model(model)
         require_no_exact_inputs(model, flat, self._is_float)
+        flat = _drop_out_behind_relus(flat)
         flat = _attach_batch_norms(flat, self._quantize_tensor)
         flat = self._surround_float_layers(flat)
         annotated = {n for n, entry in layer_quantize_map.items() if entry.get("quantize_config")}
@@ -206,11 +212,10 @@ def _ends_inside_operator(layer: tf_keras.layers.Layer, readers: list[Any]) -> b
 
 
 def _reading_layers(flat: tf_keras.Model) -> dict[str, list[Any]]:
-    """The layers that read each layer; None stands for the model's output."""
+    """Those that `readers_in_file` names; None stands for the model's output."""
     by_name = {layer.name: layer for layer in flat.layers}
-    return {
-        name: [by_name.get(reader) for reader in found] for name, found in consumers(flat).items()
-    }
+    found = readers_in_file(flat)
+    return {name: [by_name.get(reader) for reader in found[name]] for name in found}
 
 
 def _keep_limits(flat: tf_keras.Model, annotated: Set[str]) -> tf_keras.Model:
@@ -255,12 +260,44 @@ def _gets_another_grid(layer: Any, readers: Mapping[str, list[Any]], annotated: 
     return False
 
 
+def _drop_out_behind_relus(flat: tf_keras.Model) -> tf_keras.Model:
+    """Puts a dropout right before a ReLU right behind it, which gives the same in training.
+
+    It multiplies by 0 or 1 / (1 - rate), as a ReLU lets it. The values that the ReLU's range is
+    trained for are then those of inference, not 1 / (1 - rate) times as large.
+    """
+    sources, readers = producers(flat), consumers(flat)
+    by_name = {layer.name: layer for layer in flat.layers}
+    destinations: dict[str, str] = {}
+    for layer in flat.layers:
+        if is_plain_relu(layer) and layer.max_value is None:
+            (source,) = sources[layer.name]
+            while layer_kind(by_name[source]) in DROPOUTS and len(readers[source]) == 1:
+                destinations[source] = layer.name
+                (source,) = sources[source]
+    if not destinations:
+        return flat
+    moved: dict[str, list[Callable[[Any], Any]]] = {name: [] for name in destinations.values()}
+
+    def visit(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if layer.name in destinations:
+            moved[destinations[layer.name]].append(functools.partial(layer, **kwargs))
+            return args[0]
+        y = layer(*args, **kwargs)
+        for drop_out in moved.get(layer.name, ()):
+            y = drop_out(y)
+        return y
+
+    return rebuild(flat, visit)
+
+
 def _attach_batch_norms(flat: tf_keras.Model, on_input: Callable[[Any], Any]) -> tf_keras.Model:
     """Gives every BatchNorm without a kernel of its own an identity depthwise convolution.
 
     Scale and shift of the BatchNorm then fold into it, as into any convolution, and so does a
     ReLU behind it: one integer operator where the converter would make three. Vectors are images
-    of one position meanwhile.
+    of one position meanwhile. What is identity at inference may stand between a kernel and its
+    BatchNorm; in training it acts there.
     """
     sources, readers = producers(flat), _reading_layers(flat)
     by_name = {layer.name: layer for layer in flat.layers}
@@ -273,6 +310,8 @@ def _attach_batch_norms(flat: tf_keras.Model, on_input: Callable[[Any], Any]) ->
         if not is_batch_norm(layer):
             return layer(*args, **kwargs)
         (source,) = sources[layer.name]
+        while layer_kind(by_name[source]) in IDENTITIES:
+            (source,) = sources[source]
         x, feeding = args[0], by_name[source] if only_reader(source) is layer else None
         if len(layer.axis) > 1:
             raise ValueError(
