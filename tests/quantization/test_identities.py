@@ -66,6 +66,8 @@ def test_it_stands_anywhere(kernel, norm):
     make, shape, kinds = CASES[kernel]
     expected = operators(network(make, NOTHING, NOTHING, shape=shape, norm=norm))
     for name, identity in kinds.items():
+        if not norm and name not in ("Dropout", "GaussianNoise", "SpatialDropout1D"):
+            continue  # They are told apart before BatchNorm already.
         model = network(make, identity, identity, shape=shape, norm=norm)
         assert operators(model) == expected, name
 
