@@ -18,7 +18,7 @@ from ehap_tf.quantization.quantizers import (
     EhapActivationQuantizer,
     range_with_zero,
 )
-from ehap_tf.quantization.wrappers import needs_autograph, require_qat, unwrapped
+from ehap_tf.quantization.wrappers import require_qat, unwrapped
 
 CALIBRATION_EXAMPLES = 2048
 """Of the representative data, from its beginning: seconds of forward passes for most networks."""
@@ -134,28 +134,21 @@ def _measurement(
     reduce: Callable[[tf.Tensor, Activation], tf.Tensor],
 ) -> Callable[[list[np.ndarray]], dict[str, np.ndarray]]:
     """Returns a function from a batch to what `reduce` makes of each activation."""
-    found: dict[str, tf.Tensor] = {}
+    found: dict[str, np.ndarray] = {}
 
     def observe(layer: tf_keras.layers.Layer, x: tf.Tensor, y: tf.Tensor) -> None:
         del x
         # Averages that are rounded to a grid do not set it: the layer's first call does.
         if layer.name in activations and layer.name not in found:
-            found[layer.name] = reduce(y, activations[layer.name])
+            found[layer.name] = reduce(y, activations[layer.name]).numpy()
 
     graph = IntegerGraph(qat, rounding=False, observe=observe, round_kernels=True)
 
-    def forward(*inputs: tf.Tensor) -> dict[str, tf.Tensor]:
-        found.clear()
-        graph(list(inputs))
-        return dict(found)
-
-    # A trace for each batch size: there are few, and layers may need its number.
-    traced = tf.function(forward, autograph=needs_autograph(qat))
-
     def measure(x: list[np.ndarray]) -> dict[str, np.ndarray]:
-        inputs = [tf.constant(array) for array in x]
-        # TensorFlow would warn of the traces.
-        values = traced.get_concrete_function(*inputs)(*inputs)
-        return {name: value.numpy() for name, value in values.items()}
+        found.clear()
+        # Eagerly: in a tf.function oneDNN takes a padding of channels into the convolution behind
+        # it, which then has too few (TensorFlow 2.21), and batches of each size would be traced.
+        graph([tf.constant(array) for array in x])
+        return dict(found)
 
     return measure

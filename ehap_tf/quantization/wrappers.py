@@ -117,19 +117,15 @@ class EhapQuantizeWrapper(QuantizeWrapperV2):
 
 
 def training_forward(qat: tf_keras.Model) -> Callable[[list[tf.Tensor]], Any]:
-    """A traced forward pass in training mode, in which ranges and statistics move."""
+    """A traced forward pass in training mode, in which ranges and statistics move.
+
+    Translating the wrappers' Python takes longer than everything else; only layers that stay in
+    float may need it.
+    """
+    known = (QuantizeWrapper, QuantizeLayer, tf_keras.layers.InputLayer)
+    has_others = any(not isinstance(layer, known) for layer in qat.layers)
 
     def forward(inputs: list[tf.Tensor]) -> Any:
         return qat(inputs, training=True)
 
-    return tf.function(forward, autograph=needs_autograph(qat), reduce_retracing=True)
-
-
-def needs_autograph(qat: tf_keras.Model) -> bool:
-    """Whether Python may have to be translated to trace the model.
-
-    That of the wrappers takes longer than everything else; only layers that stay in float may need
-    it.
-    """
-    known = (QuantizeWrapper, QuantizeLayer, tf_keras.layers.InputLayer)
-    return any(not isinstance(layer, known) for layer in qat.layers)
+    return tf.function(forward, autograph=has_others, reduce_retracing=True)
