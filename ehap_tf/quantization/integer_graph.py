@@ -145,9 +145,10 @@ class IntegerGraph:
         kernel = fold(wrapper, norm, self._round_kernels)
         if not (np.isfinite(kernel.values).all() and np.isfinite(kernel.bias).all()):
             # Of finite weights: a variance below zero, a gain beyond float32.
+            name = unwrapped(wrapper).name
+            folded = "" if norm is None else f" with its BatchNorm {norm.name!r}"
             raise ValueError(
-                f"layer {unwrapped(wrapper).name!r} and its BatchNorm "
-                f"{getattr(norm, 'name', None)!r} must have a product of finite numbers. "
+                f"the kernel of layer {name!r}{folded} must be finite numbers when it is rounded. "
                 "Received: NaN or infinite values"
             )
         scatter = self._layers.get(self._scatters.get(wrapper.name, ""))
