@@ -62,7 +62,9 @@ def test_a_sequential_model_without_input_shape():
 
 
 def test_something_else():
-    with pytest.raises(TypeError, match=r"Received: builtins\.str"):
+    with pytest.raises(TypeError, match=r"Received: builtins\.int"):
+        require_functional(8)
+    with pytest.raises(TypeError, match=r"Received: the path 'resnet8'; load it first"):
         require_functional("resnet8")
 
 
