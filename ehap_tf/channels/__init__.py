@@ -1,6 +1,7 @@
 """Which channels of a functional model line up, and where a removal acts."""
 
 from ehap_tf.channels.activations import zero_at_zero
+from ehap_tf.channels.convolution_rules import is_depthwise
 from ehap_tf.channels.graph import (
     RESIDUAL_MODES,
     ChannelGraph,
@@ -32,6 +33,7 @@ __all__ = [
     "ScatterChannels",
     "TracedCall",
     "frozen",
+    "is_depthwise",
     "is_nested_model",
     "layer_paths",
     "nodes_as_computed",

@@ -42,11 +42,14 @@ def convolution(call: Call) -> Effect:
     """A plain or grouped convolution; kernel (..., input channels / groups, filters).
 
     A grouped one keeps its number of groups, so channel i of every group lives or dies with
-    channel i of the others, on both sides.
+    channel i of the others, on both sides. With a group for each input channel it is a depthwise
+    convolution, and loses groups.
     """
     layer = call.layer
     if _channels_first(call):
         return frozen(call, f"{call.path!r} is channels_first; only channels_last can be pruned")
+    if is_depthwise(layer):
+        return _channel_by_channel(call, "kernel", layer.filters // layer.groups)
     (arriving,) = call.inputs
     out = call.ids.filters(call.path, layer.filters)
     groups = layer.groups
@@ -123,19 +126,32 @@ def transposed_convolution(call: Call) -> Effect:
 @one_input
 def depthwise_convolution(call: Call) -> Effect:
     """A convolution of every channel alone; its outputs live with its inputs."""
-    layer = call.layer
     if _channels_first(call):
         return frozen(call, f"{call.path!r} is channels_first; only channels_last can be pruned")
+    return _channel_by_channel(call, "depthwise_kernel", call.layer.depth_multiplier)
+
+
+def is_depthwise(layer: tf_keras.layers.Layer) -> bool:
+    """Whether a convolution of another class has a group for each of its input channels."""
+    grouped = isinstance(layer, (layers.Conv1D, layers.Conv2D, layers.Conv3D))
+    return grouped and layer.groups > 1 and layer.kernel.shape[-2] == 1
+
+
+def _channel_by_channel(call: Call, kernel: str, multiplier: int) -> Effect:
+    """The effect of a depthwise convolution, with its kernel's name and its outputs per channel."""
+    layer = call.layer
     (arriving,) = call.inputs
     preserves_zero = not layer.use_bias and zero_at_zero(layer.activation)
     if not preserves_zero:
         arriving = call.ids.settle(arriving, f"{call.path!r} makes something of a zero channel")
-    out = np.repeat(arriving, layer.depth_multiplier)
+    out = np.repeat(arriving, multiplier)
     spatial: tuple[Ids | None, ...] = (None,) * len(layer.kernel_size)
+    own = kernel == "depthwise_kernel"
     return Effect(
         [arriving],
         [out],
-        weights={"depthwise_kernel": (*spatial, arriving, None), "bias": (out,)},
+        weights={kernel: (*spatial, *((arriving, None) if own else (None, out))), "bias": (out,)},
+        config={} if own else {"filters": out, "groups": arriving},
         preserves_zero=preserves_zero,
         note=_fused_activation_note(call, out),
     )

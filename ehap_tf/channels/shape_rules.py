@@ -60,7 +60,11 @@ def flatten(call: Call) -> Effect:
 @register_channel_rule(layers.Reshape)
 @one_input
 def reshape(call: Call) -> Effect:
-    """Keeps channels apart when the last axis stays, is flattened into, or is folded back out."""
+    """Keeps channels apart when the last axis stays, is flattened into, or is folded back out.
+
+    Units of a Dense layer that are folded into a map live or die together with those of the same
+    channel at the other positions.
+    """
     (ids,) = call.inputs
     target = call.output_shapes[0]
     features = target[-1]
@@ -72,8 +76,14 @@ def reshape(call: Call) -> Effect:
         out = ids
     elif features % len(ids) == 0:
         out = np.tile(ids, features // len(ids))
-    elif len(ids) % features == 0 and (ids.reshape(-1, features) == ids[:features]).all():
-        out = ids[:features]
+    elif len(ids) % features == 0:
+        rows = ids.reshape(-1, features)
+        if not (rows == rows[0]).all():
+            ids = call.ids.settle(ids, f"{call.path!r} makes a map of it")
+            rows = ids.reshape(-1, features)
+            for row in rows[1:]:
+                call.ids.tie(rows[0], row)
+        out = rows[0]
     else:
         return frozen(call, f"{call.path!r} mixes channels with positions")
 

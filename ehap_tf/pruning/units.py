@@ -14,6 +14,7 @@ from ehap_tf.channels import ChannelGraph, Flags, Ids, weight_axes
 
 Floats = npt.NDArray[np.float64]
 COST_KINDS = ("macs", "params")
+TOGETHER = "they live or die together, and one filter of a layer has to stay"
 MUCH = 0.75
 """A plan that removes less than this share of what was asked says so."""
 
@@ -148,6 +149,8 @@ class Units:
             units = self._unit[self._layer == number]
             stays = ~self.free[units]
             if not stays.any():
+                if len(set(units.tolist())) == 1:
+                    held[name] = TOGETHER if len(units) > 1 else "it is the only one"
                 continue
             if name in frozen:
                 reason = frozen[name][1]

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.channels import is_nested_model, layer_paths
+from ehap_tf.channels import is_depthwise, is_nested_model, layer_paths
 
 # Transposed convolutions are subclasses of the plain ones.
 _PLAIN = (
@@ -87,7 +87,8 @@ def find_prunable(model: tf_keras.Model) -> list[PrunableLayer]:
     """The layers of `model` that own filters, in model order, each once, the classifier included.
 
     Convolutions of one to three dimensions, plain, transposed and separable, and Dense layers. A
-    depthwise convolution owns none: its channels are those of the layer before it.
+    depthwise convolution owns none: its channels are those of the layer before it. Neither does a
+    grouped convolution with a group for each input channel, which is one.
 
     Raises:
         ValueError: the model has no such layer.
@@ -95,7 +96,7 @@ def find_prunable(model: tf_keras.Model) -> list[PrunableLayer]:
     found = [
         PrunableLayer(name, layer)
         for name, layer in walk_layers(model)
-        if isinstance(layer, (*_PLAIN, *_SEPARABLE))
+        if isinstance(layer, (*_PLAIN, *_SEPARABLE)) and not is_depthwise(layer)
     ]
     if not found:
         raise ValueError(

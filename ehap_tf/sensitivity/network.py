@@ -158,8 +158,13 @@ def join_loss(
     if len(caller.outputs) == 1:
         (output,) = output_names(caller)
         resolved, skipped = take_logits(copy, losses.resolve_loss(loss, caller))
+        (tensor,) = copy.outputs
+        if tensor.shape.rank == 1:  # one number an example
+            as_row = tf_keras.layers.Reshape((1,), name="as_row", dtype=tensor.dtype)
+            copy = tf_keras.Model(copy.inputs, as_row(tensor))
     else:
-        copy, resolved, skipped = join_outputs(copy, loss, caller)
+        first = next(iter(data)).inputs
+        copy, resolved, skipped = join_outputs(copy, loss, caller, first)
     layers = find_prunable(copy)
     network = Network(copy, resolved, layers, data.examples, skipped, residual, output=output)
     _check_class_indices(network, data)

@@ -48,7 +48,8 @@ def _require_known(loss: losses.Loss, rank: int) -> None:
     if loss.kind != losses.SQUARED and not loss.takes_logits:
         raise ValueError(
             f"the Gauss-Newton sketch of {loss.name} needs logits. Received: a model that gives "
-            "probabilities and does not end in a softmax or sigmoid layer of their own; use "
+            "probabilities and does not end in a softmax (over the last axis of the output) or a "
+            "sigmoid that nothing else reads, or in what only moves its numbers; use "
             "estimator='hutchinson' with criterion='hessian_trace', or end the model in logits"
         )
     if rank < 2:

@@ -73,7 +73,7 @@ class JoinedLoss(Loss):
 
 
 def join_outputs(
-    model: tf_keras.Model, loss: Any, caller: Any
+    model: tf_keras.Model, loss: Any, caller: Any, examples: Any
 ) -> tuple[tf_keras.Model, JoinedLoss, frozenset[int]]:
     """Makes one output and one loss of several.
 
@@ -83,6 +83,7 @@ def join_outputs(
         loss: one for each output, by name or in order; None for the compiled ones of `caller`, of
             which a single one serves all outputs, as in Keras.
         caller: the model as the caller gave it.
+        examples: some inputs, for the sizes that the model leaves open; all have one shape.
 
     Returns:
         The model, its loss, and `id()` of softmax layers that are to be left out.
@@ -94,6 +95,7 @@ def join_outputs(
     chosen, weights = _by_output(names, loss, caller)
     # Joined in float32 where the network computes in 16 bits: the losses want it so.
     wide = "float64" if any(tensor.dtype == "float64" for tensor in model.outputs) else "float32"
+    sizes = _sizes(model, examples)
     parts: list[Part] = []
     tensors: list[Any] = []
     skipped: frozenset[int] = frozenset()
@@ -107,9 +109,7 @@ def join_outputs(
         resolved, without = take_logits(model, resolved, len(parts))
         resolved = dataclasses.replace(resolved, weight=weights.get(name, 1.0))
         skipped |= without
-        shape = tuple(tensor.shape[1:])
-        if None in shape:
-            raise ValueError(f"output {name!r} must have a fixed shape. Received: {shape}")
+        shape = sizes[len(parts)] or (1,)
         first = sum(math.prod(part.shape) for part in parts)
         parts.append(Part(name, resolved, shape, first))
         tensors.append(tf_keras.layers.Flatten(dtype=wide, name=f"joined_{len(tensors)}")(tensor))
@@ -126,6 +126,15 @@ def join_outputs(
         takes_structures=True,
     )
     return tf_keras.Model(model.inputs, joined), found, skipped
+
+
+def _sizes(model: tf_keras.Model, examples: Any) -> list[tuple[int, ...]]:
+    """The shape of each output for one of the examples."""
+    shapes = [tuple(tensor.shape[1:]) for tensor in model.outputs]
+    if not any(None in shape for shape in shapes):
+        return shapes
+    one = tf.nest.map_structure(lambda array: tf.convert_to_tensor(array[:1]), examples)
+    return [tuple(output.shape[1:]) for output in tf.nest.flatten(model(one, training=False))]
 
 
 def _sum(loss: JoinedLoss, labels: Any, outputs: tf.Tensor) -> tf.Tensor:

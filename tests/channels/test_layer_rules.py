@@ -25,6 +25,8 @@ class Standardised(layers.Conv2D):
 
 MAPS = {
     "grouped": lambda: layers.Conv2D(6, 3, groups=2, padding="same"),
+    "a group for each channel": lambda: layers.Conv2D(16, 3, groups=8, activation="sigmoid"),
+    "a group for each, no bias": lambda: layers.Conv2D(8, 3, groups=8, use_bias=False),
     "dilated": lambda: layers.Conv2D(5, 3, dilation_rate=2, padding="same"),
     "transposed": lambda: layers.Conv2DTranspose(5, 3, strides=2),
     "depthwise": lambda: layers.DepthwiseConv2D(3, depth_multiplier=2, activation="sigmoid"),
@@ -78,7 +80,6 @@ FREEZING = {
     "own mixing function": lambda: layers.Activation(lambda x: tf.nn.l2_normalize(x, -1)),
     "depthwise with softmax": lambda: layers.DepthwiseConv2D(3, activation="softmax"),
     "standardised kernels": lambda: Standardised(8, 3, name="standardised"),
-    "mixing reshape": lambda: layers.Reshape((8, 16, 4)),
     "permute": lambda: layers.Permute((3, 1, 2)),
     # What depends on training is not taken apart.
     "lambda": lambda: layers.Lambda(lambda x, training=None: x * 2),
@@ -454,3 +455,72 @@ def test_multiple_inputs_and_dictionaries():
     }
     slim, masked = prune(model, plan)(data), mask(model, plan)(data)
     assert relative_error(slim["scores"], masked["scores"]) < 1e-5
+
+
+@pytest.mark.parametrize("residual", ["union", "tied"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_groups_of_one_channel_are_pruned_like_a_depthwise_convolution(bias, residual):
+    """In a residual block, as the layer of this name: the same plan, the same outputs."""
+    models = []
+    for grouped in (True, False):
+        inputs = layers.Input((6, 6, 3))
+        x = shortcut = layers.Conv2D(8, 1, activation="relu", name="a")(inputs)
+        options = {"padding": "same", "use_bias": bias, "name": "each"}
+        each = layers.Conv2D(8, 3, groups=8, **options) if grouped else None
+        x = (each or layers.DepthwiseConv2D(3, **options))(x)
+        x = layers.ReLU()(layers.BatchNormalization()(x))
+        x = layers.Add()([layers.Conv2D(8, 1, name="b")(x), shortcut])
+        x = layers.Flatten()(layers.Conv2D(4, 1, name="after")(x))
+        models.append(shake(tf_keras.Model(inputs, layers.Dense(2, name="logits")(x))))
+    scores = random_scores(models[0], 1)
+    plans = [plan_pruning(model, scores, 0.5, residual=residual) for model in models]
+    kept = [{name: ids.tolist() for name, ids in plan.kept.items()} for plan in plans]
+    assert kept[0] == kept[1] and len(plans[0].kept["a"]) < 8
+    assert plans[0].params_after == plans[1].params_after
+    assert plans[0].macs_after == plans[1].macs_after
+    assert "each" not in plans[0].kept
+    for weight, other in zip(models[0].weights, models[1].weights, strict=True):
+        weight.assign(tf.reshape(other, weight.shape))
+    x = batch(models[0])
+    slims = [check(model, plan) for model, plan in zip(models, plans, strict=True)]
+    assert relative_error(*(slim(x) for slim in slims)) < 1e-5
+    assert slims[0].get_layer("each").groups == len(plans[0].kept["a"])
+
+
+@pytest.mark.parametrize("residual", ["union", "tied"])
+def test_units_that_are_folded_into_a_map_go_channel_by_channel(residual):
+    """A generator: those of one channel at all positions live or die together."""
+    inputs = layers.Input((5,))
+    x = layers.Dense(3 * 2 * 8, activation="relu", name="code")(inputs)
+    x = layers.BatchNormalization()(x)
+    x = layers.Reshape((3, 2, 8), name="map")(x)
+    x = layers.Conv2DTranspose(4, 3, 2, name="up")(x)
+    model = shake(tf_keras.Model(inputs, layers.Conv2D(3, 1, name="image")(x)))
+    plan = plan_pruning(model, random_scores(model, 1), target_params=0.6, residual=residual)
+    kept = plan.kept["code"].reshape(6, -1)
+    assert 0 < kept.shape[1] < 8 and (kept % 8 == kept[0] % 8).all()
+    assert check(model, plan).get_layer("map").target_shape == (3, 2, kept.shape[1])
+
+
+def test_a_reshape_that_cuts_the_channels_into_positions():
+    """Channels that become the same channel of neighbouring positions live or die together."""
+    model = sandwich(layers.Reshape((8, 16, 4)))
+    scores = {**random_scores(model), "before": np.arange(8.0) / 100}
+    plan = plan_pruning(model, scores, prune_ratio=0.4)
+    kept = plan.kept["before"]
+    assert 0 < len(kept) < 8 and (kept[: len(kept) // 2] + 4 == kept[len(kept) // 2 :]).all()
+    check(model, plan)
+
+
+def test_filters_that_only_go_all_at_once_say_so():
+    inputs = layers.Input((6, 6, 6))
+    x = layers.Conv2D(6, 1, name="a")(inputs)
+    x = layers.Conv2D(2, 3, groups=2, name="pair")(x)
+    x = layers.Conv2D(1, 3, name="single")(x)
+    x = layers.Conv2D(4, 1, name="after")(x)
+    model = shake(tf_keras.Model(inputs, layers.Dense(2)(layers.Flatten()(x))))
+    plan = plan_pruning(model, random_scores(model), prune_ratio=0.9)
+    assert len(plan.kept["pair"]) == 2 and len(plan.kept["single"]) == 1
+    assert plan.frozen["pair"].startswith("they live or die together")
+    assert plan.frozen["single"] == "it is the only one"
+    check(model, plan)
