@@ -53,6 +53,7 @@ MAPS = {
     "cropping": lambda: layers.Cropping2D(1),
     "up sampling": lambda: layers.UpSampling2D(2),
     "dropout of channels": lambda: layers.Dropout(0.5, noise_shape=(None, 1, 1, 8)),
+    "opened lambda": lambda: layers.Lambda(lambda x: x * 2),
     "dropout": lambda: layers.SpatialDropout2D(0.5),
     "noise": lambda: layers.GaussianNoise(0.5),
     "instance norm": lambda: layers.GroupNormalization(8),
