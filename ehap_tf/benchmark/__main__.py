@@ -21,6 +21,7 @@ COMMANDS: dict[str, str] = {
     "correlation": "correlation of every criterion with the oracle: zero one filter, measure",
     "latency": "milliseconds of float32 and INT8 files, dense and slim, by threads",
     "convert": "every family of tf_keras.applications as a full-integer file, dense and pruned",
+    "ptq": "post-training quantization beside plain full-integer conversion: error, bytes",
     "implants": "accuracy with and without neural implants at equal parameters",
     "zoo": "surgery on every family of tf_keras.applications: exactness, size, seconds",
 }
