@@ -17,6 +17,7 @@ from ehap_tf.channels import trace_channels
 from ehap_tf.models.kinds import function_kind
 from ehap_tf.pruning.plan import PruningPlan
 from ehap_tf.pruning.repair.kernels import Kernel, kernel_of, rows_at
+from ehap_tf.pruning.repair.sums import SumBehind, branch_of, sum_behind
 from ehap_tf.pruning.repair.walk import Key, Program, Step
 
 
@@ -41,6 +42,8 @@ class Target:
         norm: path of the BatchNorm that takes up the mean in its moving mean; None for the bias.
         keeps_mean: the mean of the output is of no consequence: a BatchNorm behind it takes the
             batch's.
+        sum_behind: the sum that the layer's only call goes into, whose other branches it makes up
+            for; None where there is none, or where they are solved for later.
     """
 
     path: str
@@ -50,6 +53,7 @@ class Target:
     pairs: tuple[Pair, ...]
     norm: str | None
     keeps_mean: bool
+    sum_behind: SumBehind | None = None
 
     def looks_at(self, pair: Pair) -> tuple[Key, Key]:
         """The input of the slim call, and what `wanted` takes of the dense one."""
@@ -60,7 +64,8 @@ class Target:
     def reads(self) -> tuple[list[Key], list[Key]]:
         """What the first call looks at, and what all of them do."""
         all_of_them = [key for pair in self.pairs for key in self.looks_at(pair)]
-        return all_of_them[:2], all_of_them
+        summed = self.sum_behind.reads if self.sum_behind else []
+        return [*all_of_them[:2], *summed], [*all_of_them, *summed]
 
     def wanted(self, tensor: tf.Tensor, positions: npt.NDArray[np.int64]) -> tf.Tensor:
         """The dense layer's outputs, before its activation, at some positions: one row for each."""
@@ -87,7 +92,8 @@ def find_targets(
     pairs: dict[str, list[Pair]] = collections.defaultdict(list)
     for pair in _pairs(plan, dense, slim):
         pairs[pair.slim.path].append(pair)
-    readers = slim.readers()
+    readers, dense_readers = slim.readers(), dense.readers()
+    unsolved = {step for step in slim.steps if kernel_of(step.layer) is not None}
     targets = []
     for path, those in pairs.items():
         before = those[0].dense
@@ -106,9 +112,17 @@ def find_targets(
                 f"filters. Received: {found}"
             )
         norm, keeps_mean = _norm_behind(those, readers, slim)
-        targets.append(
-            Target(path, kernels[0], kernels[1], filters, tuple(those), norm, keeps_mean)
-        )
+        unsolved -= {pair.slim for pair in those}
+        target = Target(path, kernels[0], kernels[1], filters, tuple(those), norm, keeps_mean)
+        if len(those) == 1 and _is_linear(those[0].slim.layer) and not keeps_mean:
+            branches = (
+                branch_of(those[0].slim, readers, len(filters)),
+                branch_of(before, dense_readers, kernels[1].filters),
+            )
+            target = dataclasses.replace(
+                target, sum_behind=sum_behind(*branches, filters, slim, unsolved)
+            )
+        targets.append(target)
     return targets
 
 

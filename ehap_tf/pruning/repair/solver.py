@@ -140,6 +140,8 @@ class _System:
         for positions in self._parts(call, batch, slim.shape):
             unfolded = target.slim.unfolded(slim, positions)
             wanted = tf.gather(target.wanted(dense, positions), target.filters, axis=1)
+            if target.sum_behind is not None:
+                wanted += target.sum_behind.lacks(values, positions)
             lacks = wanted - products(unfolded, self._matrix) - target.slim.bias
             self._squares += [float(tf.reduce_sum(tf.square(t))) for t in (lacks, wanted)]
             self.sums.add(unfolded, tf.reshape(lacks, [len(positions), len(self._matrix), -1]))

@@ -66,7 +66,10 @@ def test_no_layer_is_further_from_the_dense_one(
 
 
 def comparable_layers(model: tf_keras.Model, slim: tf_keras.Model) -> list[str]:
-    """Layers that own kernels, are called once and end in no activation."""
+    """Layers that own kernels, are called once, end in no activation and in no sum.
+
+    Before a sum a layer makes up for the other branch, too.
+    """
     names = {layer.name for layer in slim.layers} & set(random_scores(model))
     found = (model.get_layer(name) for name in names if "/" not in name)
     return [
@@ -75,7 +78,14 @@ def comparable_layers(model: tf_keras.Model, slim: tf_keras.Model) -> list[str]:
         if kernel_of(layer) is not None
         and len(layer.inbound_nodes) == 1
         and layer.activation is tf_keras.activations.linear
+        and not _in_a_sum(layer)
     ]
+
+
+def _in_a_sum(layer: tf_keras.layers.Layer) -> bool:
+    behind = [node.layer for node in layer.outbound_nodes]
+    norms = [one for one in behind if isinstance(one, tf_keras.layers.BatchNormalization)]
+    return any(isinstance(one, tf_keras.layers.Add) for one in behind) or any(map(_in_a_sum, norms))
 
 
 def layer_errors(

@@ -191,6 +191,26 @@ def test_dead_channels_and_few_positions_are_solved(ridge: float) -> None:
         assert np.isfinite(fixed(images((8, 8, 3)))).all()
 
 
+@pytest.mark.parametrize("norm", [False, True])
+def test_a_branch_makes_up_for_what_the_other_one_lost(norm: bool) -> None:
+    inputs = layers.Input((6, 6, 8))
+    x = layers.Conv2D(6, 1, name="first")(inputs)
+    one, two = layers.Conv2D(5, 1, name="one")(x), layers.Conv2D(5, 1, name="two")(inputs)
+    if norm:
+        one, two = (layers.BatchNormalization()(branch) for branch in (one, two))
+    # One layer more, so that this branch comes first.
+    one = layers.Activation("linear")(one)
+    x = layers.ReLU()(layers.Add(name="sum")([one, two]))
+    model = shake(tf_keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling2D()(x))))
+    plan = without(model, first=[0, 1, 4])
+    slim, x = ehap.prune(model, plan), images((6, 6, 8))
+    fixed = ehap.repair(slim, model, plan, x, ridge=1e-7)
+    # Branch "one" is linear in the inputs, of which "two" reads all.
+    assert relative_error(fixed(x), model(x)) < 1e-3 < 1e-2 < relative_error(slim(x), model(x))
+    lost = [tf_keras.Model(m.input, m.get_layer("one").output)(x) for m in (model, fixed)]
+    assert relative_error(*lost) > 1e-2
+
+
 def shared_net(nested: bool) -> tf_keras.Model:
     """Two branches read by one convolution, which reads what it made once more."""
     inputs = layers.Input((6, 6, 3))
