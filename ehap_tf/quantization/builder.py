@@ -12,6 +12,7 @@ import tf_keras
 from ehap_tf.channels import ScatterChannels
 from ehap_tf.models import ZeroInitializers, layer_from, with_policy
 from ehap_tf.models.kinds import function_kind
+from ehap_tf.quantization.integer_operators import EhapOperator, as_json
 from ehap_tf.quantization.own_layers import EhapHardSwish, EhapMean, EhapRsqrt, EhapStopGradient
 from ehap_tf.quantization.registry import ACTIVATION_OUTPUTS
 
@@ -74,6 +75,33 @@ class GraphBuilder:
         """Makes a float32 layer called `name`, if that is free, and calls it on `inputs`."""
         layer = layer_class(*args, name=self.name(name), dtype="float32", **kwargs)
         return self._call_pointwise(layer, inputs) if _is_pointwise(layer) else layer(inputs)
+
+    def operate(self, operator: str, name: str, *args: Any, **options: Any) -> Any:
+        """Calls an operator of `INTEGER_OPERATORS`.
+
+        Args:
+            operator: its name in the table.
+            name: of the layer.
+            *args: its tensors and constants, in order.
+            **options: its other arguments.
+        """
+        tensors = [arg for arg in args if is_symbolic(arg)]
+        constants = {
+            place: np.asarray(arg, np.float32)
+            for place, arg in enumerate(args)
+            if not is_symbolic(arg)
+        }
+        layer = EhapOperator(
+            operator,
+            {key: as_json(value) for key, value in options.items()},
+            {str(place): value.shape for place, value in constants.items()},
+            name=self.name(name),
+            dtype="float32",
+        )
+        inputs = tensors[0] if len(tensors) == 1 else tensors
+        y = self._call_pointwise(layer, inputs) if layer.is_pointwise else layer(inputs)
+        layer.set_weights(list(constants.values()))
+        return y
 
     def copy(
         self,
@@ -144,6 +172,8 @@ class GraphBuilder:
             return self.relu(self.affine(x, 1.0 / 6.0, 0.5, f"{name}_affine"), name, 1.0)
         if kind in ("hard_silu", "hard_swish"):
             return self.call(EhapHardSwish, name, x)
+        if kind == "log_softmax":
+            return self.operate("log_softmax", name, x)
         if kind == "leaky_relu":
             return self.call(layers.LeakyReLU, name, x, 0.2)
         # TensorFlow's own sigmoid does not leave its logits for the loss.
@@ -174,6 +204,37 @@ class GraphBuilder:
         slope, offset = scale * factor, shift * factor
         is_sixth = np.allclose(slope, 1.0 / 6.0) and np.allclose(offset, 0.5)
         return source is x and is_sixth and bool(np.isclose(limit * factor, 1.0))
+
+    # -- products with a kernel -------------------------------------------------------------------
+
+    def dense(
+        self,
+        x: Any,
+        kernel: np.ndarray,
+        bias: np.ndarray | None,
+        name: str,
+        **training: Any,
+    ) -> Any:
+        """Returns `x @ kernel + bias`, over more than a vector as a 1x1 convolution.
+
+        Args:
+            x: (batch, ..., inputs).
+            kernel: (inputs, units).
+            bias: (units,), or None.
+            name: of the layer.
+            **training: whether it trains, and its regularizers and constraints.
+        """
+        units = kernel.shape[-1]
+        options = {"use_bias": bias is not None, "name": self.name(name), "dtype": "float32"}
+        if x.shape.rank == 2:
+            layer = layers.Dense(units, **options, **training)
+            y = layer(x)
+        else:
+            layer = layers.Conv2D(units, 1, **options, **training)
+            y = self.as_image(layer, x, name)
+            kernel = kernel[None, None]
+        layer.set_weights([kernel] if bias is None else [kernel, bias])
+        return y
 
     # -- a scale and a shift of each channel ----------------------------------------------------
 
@@ -298,9 +359,16 @@ def _for_images(layer: tf_keras.layers.Layer) -> tf_keras.layers.Layer:
     return layer
 
 
+def is_symbolic(value: Any) -> bool:
+    """Whether `value` is a tensor of a Keras graph, not a constant."""
+    return hasattr(value, "_keras_history")
+
+
 def _is_pointwise(layer: tf_keras.layers.Layer) -> bool:
     if type(layer) is layers.Activation:
         return function_kind(layer.activation) in ACTIVATION_OUTPUTS
+    if isinstance(layer, EhapOperator):
+        return layer.is_pointwise
     if type(layer) in (layers.Concatenate, layers.Softmax):
         return bool(layer.axis == -1)
     return type(layer) in POINTWISE

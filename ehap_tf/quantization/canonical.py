@@ -87,6 +87,8 @@ class Canonicalizer:
             outputs = rewrite_operator(self._builder, layer, args, kwargs)
             if outputs is not None:
                 return outputs
+        if layer_kind(layer) == "TimeDistributed" and not kwargs.keys() - {"training"}:
+            return self._for_each_step(layer, args[0], training)
         if is_batch_norm(layer):
             # So its statistics stay in training too. In Keras its gamma and beta would still train.
             trainable = layer.trainable and not inference
@@ -100,6 +102,19 @@ class Canonicalizer:
             pop_kwarg_if_none=True,
         )
         return rewrite_layer(self._builder, layer, *args, **kwargs)
+
+    def _for_each_step(self, layer: Any, x: Any, training: bool | None) -> Any:
+        """The layer inside on all steps at once, as examples of a batch."""
+        visit = Canonicalizer(self._builder, training)
+        if layer_kind(layer.layer) == "Dense":
+            return visit(layer.layer, (x,), {})
+        steps = self._builder.operate(
+            "reshape_steps", f"{layer.name}_steps", x, shape=list(x.shape[2:])
+        )
+        y = visit(layer.layer, (steps,), {})
+        return self._builder.operate(
+            "reshape_steps", layer.name, y, shape=[x.shape[1], *y.shape[1:]]
+        )
 
     def _inline(self, model: tf_keras.Model, inputs: Any, training: bool | None) -> Any:
         _require_no_mask(model)

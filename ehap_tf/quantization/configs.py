@@ -15,7 +15,7 @@ from ehap_tf.quantization.quantizers import (
     EhapWeightQuantizer,
 )
 
-OUTPUTS = ("none", "observed", "unit", "signed_unit")
+OUTPUTS = ("none", "observed", "unit", "signed_unit", "log_unit")
 
 
 class EhapQuantizeConfig(QuantizeConfig):
@@ -25,8 +25,8 @@ class EhapQuantizeConfig(QuantizeConfig):
         weights: attribute names of the layer's weights to quantize.
         grouping: which weights share a scale, see `EhapWeightQuantizer`.
         output: "none" (the next layer quantizes, or the values stay where they are on their
-            grid), "observed" (a moving range), "unit" ([0, 255/256], softmax and sigmoid) or
-            "signed_unit" ([-1, 127/128], tanh).
+            grid), "observed" (a moving range), "unit" ([0, 255/256], softmax and sigmoid),
+            "signed_unit" ([-1, 127/128], tanh) or "log_unit" ([-255/16, 0], log_softmax).
         weight_bits: of the weights.
         activation_bits: of an observed output.
         percentile: of an observed output, see `EhapActivationQuantizer`.
@@ -84,6 +84,8 @@ class EhapQuantizeConfig(QuantizeConfig):
             return [EhapFixedQuantizer(0.0, 255.0 / 256.0)]
         if self.output == "signed_unit":
             return [EhapFixedQuantizer(-1.0, 127.0 / 128.0)]
+        if self.output == "log_unit":
+            return [EhapFixedQuantizer(-255.0 / 16.0, 0.0)]
         return []
 
     def get_config(self) -> dict[str, Any]:

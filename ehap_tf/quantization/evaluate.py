@@ -221,6 +221,8 @@ def evaluate_tflite(
 def measure_latency_ms(path: str | os.PathLike[str], threads: int = 1, runs: int = 200) -> float:
     """Median time of one inference in the LiteRT interpreter with XNNPACK, in milliseconds.
 
+    Without XNNPACK, and with a warning, where that does not take the file.
+
     Args:
         path: of the file.
         threads: of the interpreter.

@@ -9,7 +9,7 @@ import tf_keras
 
 from ehap_tf.models.kinds import layer_kind, spelled
 from ehap_tf.quantization.graph import consumers
-from ehap_tf.quantization.registry import KEEPS_GRID
+from ehap_tf.quantization.registry import keeps_grid
 
 LOOKUPS = frozenset({"CategoryEncoding", "Embedding", "HashedCrossing", "Hashing", "IntegerLookup"})
 """Layers that cut their input's numbers to integers, of whatever type they come."""
@@ -38,7 +38,7 @@ def require_no_exact_inputs(
         waiting = [name]
         while waiting:
             for layer in (layers[reader] for reader in readers[waiting.pop()] if reader):
-                if layer_kind(layer) in KEEPS_GRID:
+                if keeps_grid(layer):
                     waiting.append(layer.name)
                 elif is_float(layer) and (wide or _needs_exact_numbers(layer)):
                     raise ValueError(

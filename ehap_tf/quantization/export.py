@@ -28,6 +28,7 @@ from ehap_tf.quantization.four_bits import pack_dense_kernels
 from ehap_tf.quantization.inputs import input_batches, input_names
 from ehap_tf.quantization.integer_graph import IntegerGraph, float_output_names, output_step
 from ehap_tf.quantization.metadata import Normalization, write_metadata
+from ehap_tf.quantization.mixed_types import with_dequantized_inputs
 from ehap_tf.quantization.tflite_file import TFLiteFile, inspect_tflite
 from ehap_tf.quantization.wrappers import require_qat
 
@@ -40,6 +41,8 @@ of a file that returns constants is at least 1. Most outputs of a softmax over m
 whatever it says, and the mean distance stays small."""
 SMALLEST_SPREAD = 3.0
 """Standard deviation over the examples, in steps, of outputs to be judged so; less is rounding."""
+LARGEST_SHARE_OF_OTHERS = 0.5
+"""Of the integers in an output, the places of the largest values for instance."""
 CHECKED_EXAMPLES = 2048
 """Of `data`, on which a file is compared with its model."""
 
@@ -95,12 +98,7 @@ def export_tflite(
     with atomic_path(path) as temporary:
         round_biases(qat)
         graph = IntegerGraph(qat)
-        converter = _converter(qat, graph)
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        converter.inference_input_type = IO_DTYPES[io_dtype]
-        converter.inference_output_type = IO_DTYPES[io_dtype]
-        content = pack_dense_kernels(_convert(converter), graph.stored.values())
-        temporary.write_bytes(content)
+        temporary.write_bytes(_converted(qat, graph, io_dtype))
         file = inspect_tflite(temporary)
         if file.float_operators and not allow_float:
             raise ValueError(
@@ -108,11 +106,25 @@ def export_tflite(
                 f"{', '.join(file.float_operators)}. Replace the layers these come from, or pass "
                 "allow_float=True."
             )
-        _require_types(file, graph, io_dtype)
+        _require_types(file, qat, graph, io_dtype)
         if data is not None:
             file = _compared(file, qat, data)
         write_metadata(file, path, float_output_names(qat), normalization, labels, labelled)
     return dataclasses.replace(file, path=pathlib.Path(path))
+
+
+def integer_file(qat: tf_keras.Model) -> bytes:
+    """The file of a QAT model with inputs and outputs of 8 bits, unchecked."""
+    return _converted(qat, IntegerGraph(qat), "int8")
+
+
+def _converted(qat: tf_keras.Model, graph: IntegerGraph, io_dtype: str) -> bytes:
+    converter = _converter(qat, graph)
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.inference_input_type = IO_DTYPES[io_dtype]
+    converter.inference_output_type = IO_DTYPES[io_dtype]
+    content = pack_dense_kernels(_convert(converter), graph.stored.values())
+    return with_dequantized_inputs(content)
 
 
 def _labelled_output(qat: tf_keras.Model, labels: Sequence[str]) -> int:
@@ -132,14 +144,20 @@ def _labelled_output(qat: tf_keras.Model, labels: Sequence[str]) -> int:
     return widths.index(len(labels))
 
 
-def _require_types(file: TFLiteFile, graph: IntegerGraph, io_dtype: str) -> None:
+def _require_types(
+    file: TFLiteFile, qat: tf_keras.Model, graph: IntegerGraph, io_dtype: str
+) -> None:
     """Checks that the converter has followed: what it cannot do it leaves without a word.
 
     Raises:
         ValueError: inputs and outputs are of other types, or 4-bit kernels larger.
     """
     integer = TFLiteModel(file.path)
-    for spec in (*integer.inputs.values(), *integer.outputs):
+    # What counts or places, and truth values, are of their own type.
+    own = [y.dtype.name for y in qat.outputs]
+    outputs = zip(integer.outputs, own, strict=True)
+    specs = [*integer.inputs.values(), *(s for s, t in outputs if t == "float32")]
+    for spec in specs:
         # An output that a layer computes in float, where that is allowed, may stay so.
         if spec.dtype != io_dtype and not (file.float_operators and spec.dtype == "float32"):
             raise ValueError(
@@ -172,7 +190,10 @@ def _compared(file: TFLiteFile, qat: tf_keras.Model, data: Any) -> TFLiteFile:
     agreements: list[float | None] = []
     for index in range(len(qat.outputs)):
         one, other = (np.concatenate([y[index] for y in side]) for side in (received, expected))
-        difference, reason = _difference(one, other, output_step(qat, index))
+        if qat.outputs[index].dtype.is_floating:
+            difference, reason = _difference(one, other, output_step(qat, index))
+        else:
+            difference, reason = _share_of_others(one, other)
         if reason:
             which = f" in output {index} of {len(qat.outputs)}" if len(qat.outputs) > 1 else ""
             raise ValueError(
@@ -181,7 +202,7 @@ def _compared(file: TFLiteFile, qat: tf_keras.Model, data: Any) -> TFLiteFile:
                 "please report it with the model."
             )
         differences.append(difference)
-        is_class = other.shape[-1] > 1
+        is_class = other.ndim > 1 and other.shape[-1] > 1 and other.dtype.kind == "f"
         agreements.append(float(np.mean(classes(one) == classes(other))) if is_class else None)
     return dataclasses.replace(
         file,
@@ -208,6 +229,14 @@ def _difference(received: np.ndarray, expected: np.ndarray, step: float) -> tupl
             f"examples. Received: {error / variance:.3g} times"
         )
     return difference, ""
+
+
+def _share_of_others(received: np.ndarray, expected: np.ndarray) -> tuple[float, str]:
+    """The share of integers or truth values that are others, and why it is too large, or ""."""
+    share = float(np.mean(received != expected))
+    if share <= LARGEST_SHARE_OF_OTHERS:
+        return share, ""
+    return share, f"all but {LARGEST_SHARE_OF_OTHERS:.0%} of them. Received: {share:.0%} others"
 
 
 @kept_random_state()

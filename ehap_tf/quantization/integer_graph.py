@@ -9,7 +9,10 @@ it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import collections
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -27,9 +30,10 @@ from ehap_tf.models import output_names
 from ehap_tf.models.kinds import is_batch_norm, layer_kind
 from ehap_tf.quantization.folding import FoldedKernel, fold
 from ehap_tf.quantization.graph import output_layers, producers, readers_in_file, walk
+from ehap_tf.quantization.integer_operators import EhapOperator
 from ehap_tf.quantization.layout import is_plain_relu
 from ehap_tf.quantization.quantizers import EhapActivationQuantizer, EhapFixedQuantizer
-from ehap_tf.quantization.registry import IDENTITIES, KEEPS_GRID, KERNELS
+from ehap_tf.quantization.registry import IDENTITIES, KERNELS, keeps_grid
 from ehap_tf.quantization.wrappers import NAME_PREFIX, has_default_name, unwrapped
 
 Range = tuple[float, float]
@@ -37,6 +41,8 @@ Observer = Callable[[tf_keras.layers.Layer, tf.Tensor, tf.Tensor], None]
 LARGEST_SELECTION = 2**16
 """Weights of a convolution that only moves channels. Beyond it costs more than the GATHER it stands
 for: a trunk of 2,048 channels would bring 4 MB into the file, and as many products a position."""
+SMALLEST_DIFFERENCE = 1e-6
+"""Of two kernels, relative, that the converter must not take for one."""
 
 ALMOST_ZERO = 1e-30
 """A bias that is integer 0: the converter drops one of zeros, and then leaves a ReLU behind a
@@ -79,6 +85,7 @@ class IntegerGraph:
             for layer in qat.layers
             if layer_kind(unwrapped(layer)) in KERNELS
         }
+        self._repeated = self._times_before()
         self._slopes = {
             layer.name: _slopes(layer, self._round_kernels)
             for layer in qat.layers
@@ -88,8 +95,7 @@ class IntegerGraph:
         """After a call: the kernels whose inputs are integers, as the file stores them."""
         self._grids: dict[str, Range | None] = {}
         for layer in qat.layers:
-            keeps = layer_kind(unwrapped(layer)) in KEEPS_GRID
-            kept = self._input_grid(layer.name) if keeps else None
+            kept = self._input_grid(layer.name) if keeps_grid(unwrapped(layer)) else None
             self._grids[layer.name] = self._limits[layer.name] or kept
 
     def __call__(self, inputs: list[tf.Tensor]) -> list[tf.Tensor]:
@@ -114,6 +120,8 @@ class IntegerGraph:
         elif layer.name in self._slopes:
             # In the shape in which the converter sees its PRELU.
             y = tf.nn.relu(x) + (-self._slopes[layer.name]) * tf.nn.relu(-x)
+        elif isinstance(inner, EhapOperator):
+            y = inner.in_file(x)
         elif isinstance(inner, ScatterChannels):
             y = x if layer.name in self._scatters.values() else self._scatter(layer, x)
         elif self._rounding and is_plain_relu(inner) and self._ends_with_range(layer):
@@ -122,8 +130,13 @@ class IntegerGraph:
         else:
             if inner._expects_training_arg:
                 kwargs = {**kwargs, "training": False}  # A layer's own default can be True.
-            y = inner(*args, **kwargs)
+            with _plain_loops(inner):
+                y = inner(*args, **kwargs)
         y = self.on_grid(layer.name, y)
+        grid = self._grids[layer.name]
+        if kind == "EhapOperator" and self._limits[layer.name] is None and grid is not None:
+            # The converter takes a grid through some of its moving operators only.
+            y = tf.quantization.fake_quant_with_min_max_args(y, *grid)
         if self._observe is not None:
             self._observe(layer, x, y)
         return y
@@ -161,11 +174,24 @@ class IntegerGraph:
         kernel, grid = self.kernels[wrapper.name], self._input_grid(wrapper.name)
         if grid is not None:
             low, high = grid
-            kernel = self.stored[wrapper.name] = kernel.on_input_grid((high - low) / 255.0)
+            kernel = kernel.on_input_grid((high - low) / 255.0)
+            # The converter computes equal products once, in float where their biases differ.
+            trace = 1.0 + self._repeated[wrapper.name] * SMALLEST_DIFFERENCE
+            kernel = dataclasses.replace(kernel, limits=kernel.limits * np.float32(trace))
+            self.stored[wrapper.name] = kernel
         bias = kernel.bias
         if layer_kind(wrapper.layer) == "Conv2DTranspose" and not bias.any():
             bias = np.full_like(bias, ALMOST_ZERO)
         return kernel.operate(wrapper.layer, x) + bias
+
+    def _times_before(self) -> dict[str, int]:
+        """Of each kernel, how many equal ones read the same before it."""
+        seen: collections.Counter[Any] = collections.Counter()
+        found = {}
+        for name, kernel in self.kernels.items():
+            key = (self._sources[name][0], kernel.shape, kernel.values.tobytes())
+            found[name], seen[key] = seen[key], seen[key] + 1
+        return found
 
     def batch_norm_of(self, name: str) -> Any:
         """The BatchNorm that is folded into the layer called `name`, or None."""
@@ -248,6 +274,24 @@ class IntegerGraph:
         )
         y = tf.nn.conv2d(x, kernel.constant(), 1, "VALID")
         return tf.quantization.fake_quant_with_min_max_args(y, *grid)
+
+
+@contextlib.contextmanager
+def _plain_loops(layer: tf_keras.layers.Layer) -> Iterator[None]:
+    """Lets LSTM and GRU layers, `layer` or inside it, compute step by step.
+
+    The converter recognises Keras's other way and makes an operator with a state of it, which it
+    then fails to copy among quantized ones.
+    """
+    attribute = "_could_use_gpu_kernel"
+    parts = [part for part in layer._flatten_layers() if getattr(part, attribute, False)]
+    for part in parts:
+        setattr(part, attribute, False)
+    try:
+        yield
+    finally:
+        for part in parts:
+            setattr(part, attribute, True)
 
 
 def _keeps_zeros(layer: tf_keras.layers.Layer) -> bool:

@@ -23,6 +23,7 @@ from ehap_tf.quantization.canonical import canonical_model
 from ehap_tf.quantization.configs import EhapQuantizeConfig
 from ehap_tf.quantization.exact_inputs import require_no_exact_inputs
 from ehap_tf.quantization.graph import consumers, producers, readers_in_file, rebuild
+from ehap_tf.quantization.integer_operators import EhapOperator
 from ehap_tf.quantization.own_layers import EhapQuantizeLayer
 from ehap_tf.quantization.quantizers import EhapActivationQuantizer
 from ehap_tf.quantization.registry import (
@@ -32,7 +33,9 @@ from ehap_tf.quantization.registry import (
     ONE_GRID,
     EhapQuantizeRegistry,
     averages_on_grid,
+    keeps_grid,
 )
+from ehap_tf.quantization.selecting_layers import selects_values
 
 FUSES_RELU = frozenset({*KERNELS, "BatchNormalization", "Add", "Subtract", "Multiply"})
 """Operators that end in a ReLU at no cost, so that nothing is quantized between."""
@@ -75,6 +78,9 @@ class EhapQuantizeLayoutTransform(default_layout.Default8BitQuantizeLayoutTransf
                 annotated has become other layers.
         """
         flat = canonical_model(model)
+        for layer in flat.layers:
+            if isinstance(layer, EhapOperator):
+                layer.round_constants()
         require_no_exact_inputs(model, flat, self._is_float)
         flat = _drop_out_behind_relus(flat)
         flat = _attach_batch_norms(flat, self._quantize_tensor)
@@ -113,7 +119,7 @@ class EhapQuantizeLayoutTransform(default_layout.Default8BitQuantizeLayoutTransf
 
         def visit(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             outputs = layer(*args, **kwargs)
-            if not self._is_float(layer):
+            if not self._is_float(layer) or selects_values(layer):
                 return outputs
             return tf.nest.map_structure(
                 lambda y: self._quantize_tensor(y) if y.dtype.is_floating else y, outputs
@@ -123,6 +129,9 @@ class EhapQuantizeLayoutTransform(default_layout.Default8BitQuantizeLayoutTransf
 
     def _round_averages(self, flat: tf_keras.Model, annotated: Set[str]) -> tf_keras.Model:
         """Rounds averages that stay on their input's grid, as their integer kernels do.
+
+        And gives that grid to what layers in float only move or select, so that it has one in the
+        file too.
 
         The quantizer of that grid becomes a layer, which is called on the averages once more, never
         in training mode: there it rounds and does not follow their range.
@@ -134,10 +143,11 @@ class EhapQuantizeLayoutTransform(default_layout.Default8BitQuantizeLayoutTransf
         sources = producers(flat)
         by_name = {layer.name: layer for layer in flat.layers}
         grids: dict[str, str] = {}
+        selecting = {n.name for n in flat.layers if self._is_float(n) and selects_values(n)}
         for layer in flat.layers:
-            if averages_on_grid(layer):
+            if averages_on_grid(layer) or layer.name in selecting:
                 (source,) = sources[layer.name]
-                while layer_kind(by_name[source]) in KEEPS_GRID:
+                while keeps_grid(by_name[source]) or source in selecting:
                     (source,) = sources[source]
                 if source not in annotated:
                     grids[layer.name] = source
@@ -169,6 +179,15 @@ class EhapQuantizeLayoutTransform(default_layout.Default8BitQuantizeLayoutTransf
         layer, _, index = tensor._keras_history
         name = f"{layer.name}_quantize_{index}" if index else f"{layer.name}_quantize"
         return EhapQuantizeLayer(quantizer, name=name)(tensor)
+
+
+def float_layers(flat: tf_keras.Model, configs: Mapping[str, Any]) -> list[str]:
+    """The layers of a rewritten model that stay in float."""
+    return [
+        layer.name
+        for layer in flat.layers
+        if layer.name not in configs and not isinstance(layer, NOT_WRAPPED)
+    ]
 
 
 def _require_own_configs(annotated: Mapping[str, Any], flat: tf_keras.Model) -> None:

@@ -18,6 +18,8 @@ from ehap_tf.quantization.correction import reestimate_batch_norm
 from ehap_tf.quantization.finite import require_finite_weights
 from ehap_tf.quantization.graph import output_layers, rebuild
 from ehap_tf.quantization.inputs import input_batches
+from ehap_tf.quantization.islands import require_convertible
+from ehap_tf.quantization.layout import float_layers
 from ehap_tf.quantization.scheme import EhapQuantizeScheme, quantization_scope
 from ehap_tf.quantization.wrappers import (
     NAME_PREFIX,
@@ -73,6 +75,8 @@ def quantize(
             its range holds; 100 takes the extremes, a little less clips outliers.
         allow_float: keep layers without an integer kernel in float, instead of refusing them. What
             they read is quantized all the same, the inputs too: none may be ids to be looked up.
+            Each is converted alone first, which takes seconds: not all that Keras computes runs in
+            TFLite.
         reestimate: average BatchNorm's statistics over the representative data under quantization,
             with dropout, noise and augmentation off.
         bias_correction: take out the mean error that quantization leaves in each channel, layer by
@@ -83,9 +87,10 @@ def quantize(
     Raises:
         TypeError: `model` is neither Functional nor Sequential, or the data is of another form,
             such as a generator.
-        ValueError: a layer has no integer kernel, needs the exact numbers of an input, or is
-            quantized already, a weight or an activation is NaN or infinite, the model takes inputs
-            of any size, or an argument is outside its values, such as a list of batches for data.
+        ValueError: a layer has no integer kernel, or none in float that TFLite can run, needs the
+            exact numbers of an input, or is quantized already, a weight or an activation is NaN or
+            infinite, the model takes inputs of any size, or an argument is outside its values, such
+            as a list of batches for data.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {METHODS}. Received: {method!r}")
@@ -135,9 +140,10 @@ def _rewritten(
 ) -> tuple[tf_keras.Model, Mapping[str, Mapping[str, Any]]]:
     """The operators of the file as a float model, and the config of each that is quantized."""
     _require_fixed_size(model)
-    rewritten = scheme.get_layout_transformer().apply(model, {})
+    flat, configs = scheme.get_layout_transformer().apply(model, {})
     require_finite_weights(model)
-    return rewritten
+    require_convertible(flat, float_layers(flat, configs), configs)
+    return flat, configs
 
 
 def _correct_biases(qat: tf_keras.Model, representative_data: Any, warn: bool) -> None:

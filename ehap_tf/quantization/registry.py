@@ -92,10 +92,21 @@ ACTIVATION_OUTPUTS = {
 }
 """Activation function -> its output; "unit" and "signed_unit" are prescribed by the kernels."""
 
+OPERATOR_OUTPUTS = {"exact": "none", "grid": "none", "one_grid": "observed"}
+"""What `INTEGER_OPERATORS` says of an output that is none of `EhapQuantizeConfig` by itself."""
+
+
+def keeps_grid(layer: tf_keras.layers.Layer) -> bool:
+    """Whether the integer kernel writes with the scale and zero point of what it reads."""
+    kind = layer_kind(layer)
+    return kind in KEEPS_GRID or (kind == "EhapOperator" and layer.of.output == "grid")
+
 
 def averages_on_grid(layer: tf_keras.layers.Layer) -> bool:
     """Whether the integer kernel computes new values and rounds them to its input's grid."""
     kind = layer_kind(layer)
+    if kind == "EhapOperator":
+        return bool(layer.of.averages)
     return kind == "AveragePooling2D" or (
         kind == "UpSampling2D" and layer.interpolation == "bilinear"
     )
@@ -155,6 +166,8 @@ class EhapQuantizeRegistry(default_registry.Default8BitQuantizeRegistry):
         name = layer_kind(layer)
         if name == "UpSampling2D" and layer.interpolation not in ("nearest", "bilinear"):
             return None
+        if name == "EhapOperator":
+            return OPERATOR_OUTPUTS.get(layer.of.output, layer.of.output)
         if name in KEEPS_GRID:
             return "none"
         if name == "Softmax":

@@ -10,14 +10,20 @@ import tf_keras
 
 from ehap_tf.models.kinds import function_kind, layer_kind
 from ehap_tf.quantization.builder import GraphBuilder
+from ehap_tf.quantization.moving_operators import resize
 from ehap_tf.quantization.one_row import behind_axes, in_one_row, padded_causally
+from ehap_tf.quantization.product_rules import attention, dot, einsum_dense
+from ehap_tf.quantization.reducing_operators import l2_normalize
 
 layers = tf_keras.layers
 
 
 def rewrite_layer(builder: GraphBuilder, layer: Any, *args: Any, **kwargs: Any) -> Any:
     """Returns what a call of a layer becomes: by its rule, or of a copy of it."""
-    rule = RULES.get(layer_kind(layer))
+    kind = layer_kind(layer)
+    if kind in RULES_WITH_OPTIONS:
+        return RULES_WITH_OPTIONS[kind](builder, layer, *args, **kwargs)
+    rule = RULES.get(kind)
     return rule(builder, layer, *args) if rule else builder.copy(layer)(*args, **kwargs)
 
 
@@ -249,6 +255,36 @@ def _scaled(builder: GraphBuilder, layer: Any, y: Any) -> Any:
     )
 
 
+def _repeat_vector(builder: GraphBuilder, layer: Any, x: Any) -> Any:
+    y = builder.call(layers.Reshape, f"{layer.name}_expand", x, (1, x.shape[-1]))
+    return builder.operate("tile", layer.name, y, multiples=[1, layer.n, 1])
+
+
+def _resizing(builder: GraphBuilder, layer: Any, x: Any) -> Any:
+    y = None if layer.crop_to_aspect_ratio else layer.interpolation
+    size = (layer.height, layer.width)
+    y = resize(builder, layer.name, x, size, y) if y in ("bilinear", "nearest") else None
+    return builder.copy(layer)(x) if y is None else y
+
+
+def _max_pool_3d(builder: GraphBuilder, layer: Any, x: Any) -> Any:
+    """The largest values of every plane, then those of the lines through the planes."""
+    name, padding = layer.name, layer.padding
+    (depth, *plane), (step, *steps) = layer.pool_size, layer.strides
+    y = builder.operate("reshape_steps", f"{name}_planes", x, shape=list(x.shape[2:]))
+    y = builder.call(layers.MaxPooling2D, f"{name}_in_planes", y, plane, steps, padding)
+    size = y.shape[1:]
+    lines = [x.shape[1], size[0] * size[1], size[2]]
+    y = builder.operate("reshape_steps", f"{name}_lines", y, shape=lines)
+    y = builder.call(layers.MaxPooling2D, name, y, (depth, 1), (step, 1), padding)
+    return builder.call(layers.Reshape, f"{name}_space", y, (y.shape[1], *size))
+
+
+def _unit_normalization(builder: GraphBuilder, layer: Any, x: Any) -> Any:
+    y = l2_normalize(builder, layer.name, x, layer.axis)
+    return builder.copy(layer)(x) if y is None else y
+
+
 RULES: dict[str, Callable[..., Any]] = {
     "Activation": _activation,
     "Add": _add,
@@ -263,6 +299,8 @@ RULES: dict[str, Callable[..., Any]] = {
     "Dense": _dense,
     "DepthwiseConv1D": _one_row(layers.DepthwiseConv2D),
     "DepthwiseConv2D": _with_activation,
+    "Dot": dot,
+    "EinsumDense": einsum_dense,
     "GlobalAveragePooling1D": _one_row(layers.GlobalAveragePooling2D),
     "GlobalMaxPooling1D": _one_row(layers.GlobalMaxPooling2D),
     "GroupNormalization": _group_normalization,
@@ -270,14 +308,21 @@ RULES: dict[str, Callable[..., Any]] = {
     "LayerNormalization": _layer_normalization,
     "LayerScale": _layer_scale,
     "MaxPooling1D": _one_row(layers.MaxPooling2D),
+    "MaxPooling3D": _max_pool_3d,
     "Multiply": _multiply,
     "Normalization": _normalization,
     "ReLU": _relu,
+    "RepeatVector": _repeat_vector,
     "Rescaling": _rescaling,
+    "Resizing": _resizing,
     "SeparableConv1D": _separable,
     "SeparableConv2D": _separable,
     "StochasticDepth": _nothing,
+    "UnitNormalization": _unit_normalization,
     "UpSampling1D": _one_row(layers.UpSampling2D),
     "ZeroPadding1D": _one_row(layers.ZeroPadding2D),
 }
 """Layer class -> its rule; the Inception and ConvNeXt layers of `applications` among them."""
+
+RULES_WITH_OPTIONS: dict[str, Callable[..., Any]] = {"MultiHeadAttention": attention}
+"""The same for layers whose calls have more arguments than their inputs."""

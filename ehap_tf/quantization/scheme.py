@@ -11,6 +11,7 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_schem
 
 from ehap_tf.channels import ScatterChannels
 from ehap_tf.quantization.configs import EhapQuantizeConfig
+from ehap_tf.quantization.integer_operators import EhapOperator
 from ehap_tf.quantization.layout import EhapQuantizeLayoutTransform
 from ehap_tf.quantization.own_layers import (
     EhapHardSwish,
@@ -109,6 +110,7 @@ def quantization_scope() -> Any:
                 EhapFixedQuantizer,
                 EhapHardSwish,
                 EhapMean,
+                EhapOperator,
                 EhapQuantizeLayer,
                 EhapQuantizeWrapper,
                 EhapRsqrt,

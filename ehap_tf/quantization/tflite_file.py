@@ -6,12 +6,13 @@ import collections
 import dataclasses
 import os
 import pathlib
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
-from ai_edge_litert.interpreter import Interpreter
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from ehap_tf.files import CorruptFileError
 
@@ -58,7 +59,8 @@ class TFLiteFile:
         input: the input; of several the first by name.
         output: the output; of several the model's first.
         difference: mean distance of its outputs from the QAT model's on real inputs, in steps of
-            the output; of several outputs the largest; None where `export_tflite` was given none.
+            the output, of integers the share of others; of several outputs the largest; None where
+            `export_tflite` was given none.
         agreement: share of those inputs for which both say the same class; of several outputs the
             smallest; likewise, and None for single numbers, which are no classes.
         agreements: the same of each output, in the model's order; empty where `export_tflite` was
@@ -119,19 +121,39 @@ def inspect_tflite(path: str | os.PathLike[str]) -> TFLiteFile:
 def open_interpreter(path: str | os.PathLike[str], threads: int = 1) -> Interpreter:
     """Returns an interpreter with its tensors allocated.
 
+    With XNNPACK; a file that XNNPACK does not take is left to TFLite's own kernels, with a warning.
+
     Raises:
         FileNotFoundError: there is no such file.
-        CorruptFileError: the file is truncated, or no TFLite file.
+        CorruptFileError: the file is truncated, no TFLite file, or one that no kernels can run.
     """
     path = pathlib.Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no TFLite file at {str(path)!r}.")
     _parse(path)
     try:
-        interpreter = Interpreter(model_path=str(path), num_threads=threads)
-        interpreter.allocate_tensors()
+        return _allocated(path, threads, OpResolverType.AUTO)
     except (ValueError, RuntimeError) as error:
-        raise CorruptFileError(f"{str(path)!r} cannot be run as TFLite: {error}") from error
+        try:
+            interpreter = _allocated(
+                path, threads, OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+            )
+        except (ValueError, RuntimeError):
+            raise CorruptFileError(f"{str(path)!r} cannot be run as TFLite: {error}") from error
+        warnings.warn(
+            f"{str(path)!r} runs without XNNPACK, by TFLite's own kernels, and is measured so: "
+            f"XNNPACK does not take it: {error}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        return interpreter
+
+
+def _allocated(path: pathlib.Path, threads: int, kernels: OpResolverType) -> Interpreter:
+    interpreter = Interpreter(
+        model_path=str(path), num_threads=threads, experimental_op_resolver_type=kernels
+    )
+    interpreter.allocate_tensors()
     return interpreter
 
 

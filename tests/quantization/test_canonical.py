@@ -229,16 +229,11 @@ def test_the_users_function_computes_what_it_says_whatever_its_name(name):
     [
         lambda x: tf.nn.silu(x, beta=2.0),
         lambda x: x + tf.reduce_mean(x, keepdims=True),
-        lambda x: tf.image.resize(x, (12, 12)),
         lambda x: tf.image.resize(x, (16, 16), antialias=True),
-        lambda x: tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]], mode="REFLECT"),
-        lambda x: x[:, ::-1],
-        lambda x: tf.clip_by_value(x, -1.0, 1.0),
-        lambda x: tf.nn.softmax(x, axis=1),
         lambda x: tf.reshape(tf.reshape(x, (-1, 8, 6)), (-1, 8, 8, 6)),
-        lambda x: x * tf.cast(x > 0.0, tf.float32),
+        lambda x: tf.abs(x) ** 1.3,
     ],
-    ids="silu reduce_mean fraction antialias reflect reversed clip softmax rows cast".split(),
+    ids="silu reduce_mean antialias rows power".split(),
 )
 def test_operators_with_options_compute_the_same(operate):
     inputs = layers.Input((8, 8, 3))
@@ -415,7 +410,6 @@ def test_averages_are_rounded_to_the_grid_they_are_read_from():
 @pytest.mark.parametrize(
     ("layer", "text"),
     [
-        (layers.UnitNormalization(), "UnitNormalization"),
         (layers.Activation("softplus"), "softplus"),
         (layers.ThresholdedReLU(0.3), "ThresholdedReLU"),
         (layers.ELU(), "ELU"),

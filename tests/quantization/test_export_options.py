@@ -24,10 +24,12 @@ from ehap_tf.quantization import (
     export_float_tflite,
     export_tflite,
     load_qat,
+    measure_latency_ms,
     quantization_report,
     quantize,
     read_metadata,
     save_qat,
+    tflite_file,
 )
 from ehap_tf.quantization.export import IO_DTYPES
 from ehap_tf.quantization.folding import FoldedKernel
@@ -164,6 +166,24 @@ def test_metadata_without_the_lists_are_read(file, tmp_path):
     assert len(older) == len(metadata) - 2
     (tmp_path / "net.tflite.json").write_text(json.dumps(older))
     assert read_metadata(tmp_path / "net.tflite") == older
+
+
+def test_a_file_that_xnnpack_does_not_take_runs_without(file, monkeypatch):
+    x = images(8)
+    expected = TFLiteModel(file.path)(x)
+    interpreter = tflite_file.Interpreter
+
+    def refusing(**options):
+        if options["experimental_op_resolver_type"] == tflite_file.OpResolverType.AUTO:
+            raise RuntimeError("failed to create XNNPACK runtime")
+        return interpreter(**options)
+
+    monkeypatch.setattr(tflite_file, "Interpreter", refusing)
+    with pytest.warns(RuntimeWarning, match="without XNNPACK.*failed to create XNNPACK runtime"):
+        received = TFLiteModel(file.path)(x)
+    with pytest.warns(RuntimeWarning, match="without XNNPACK"):
+        assert measure_latency_ms(file.path, runs=3) > 0.0
+    assert np.abs(received - expected).max() < 0.1 * np.abs(expected).max()
 
 
 def test_unknown_type_is_named(qat, tmp_path):
