@@ -119,6 +119,16 @@ def test_recalibrate_and_finetune(model: Any, data: Any):
         np.testing.assert_array_equal(old, new)
 
 
+def test_repair_is_nearer_to_the_model_before(model: Any, data: Any):
+    x = data[0]
+    plan = ehap.plan_pruning(model, _random_scores(ehap.to_tf_keras(model)), 0.5)
+    slim = ehap.prune(model, plan)
+    fixed = ehap.repair(slim, model, plan, x)
+    assert isinstance(fixed, keras.Model)
+    expected = outputs(model, x)
+    assert distance(outputs(fixed, x), expected) < 0.9 * distance(outputs(slim, x), expected)
+
+
 def test_a_model_of_tf_keras_passes_straight_through(model: Any):
     twin = ehap.to_tf_keras(model)
     plan = ehap.plan_pruning(twin, _random_scores(twin), 0.5)
