@@ -46,6 +46,45 @@ def _reduction(operator: str, pool: Any = None) -> Rule:
     return rule
 
 
+def _variance(
+    builder: GraphBuilder, name: str, x: Any, axis: Any = None, keepdims: bool = False
+) -> Any:
+    """The mean square of the distance from the mean."""
+    axes = _axes(axis, x.shape.rank)
+    if 0 in axes:
+        return None
+    mean = builder.operate("reduce_mean", f"{name}_mean", x, axis=axes, keepdims=True)
+    centred = builder.call(layers.Subtract, f"{name}_centre", [x, mean])
+    square = builder.multiply(centred, centred, f"{name}_square")
+    return builder.operate("reduce_mean", name, square, axis=axes, keepdims=bool(keepdims))
+
+
+def _deviation(
+    builder: GraphBuilder, name: str, x: Any, axis: Any = None, keepdims: bool = False
+) -> Any:
+    variance = _variance(builder, f"{name}_variance", x, axis, keepdims)
+    return None if variance is None else builder.operate("sqrt", name, variance)
+
+
+def _norm(
+    builder: GraphBuilder,
+    name: str,
+    x: Any,
+    ord: Any = "euclidean",
+    axis: Any = None,
+    keepdims: Any = None,
+    keep_dims: Any = None,
+) -> Any:
+    """The Euclidean length along one axis."""
+    axes = _axes(axis, x.shape.rank)
+    if ord not in ("euclidean", 2) or 0 in axes or len(axes) != 1:
+        return None
+    square = builder.multiply(x, x, f"{name}_square")
+    keep = bool(keepdims or keep_dims)
+    total = builder.operate("reduce_sum", f"{name}_sum", square, axis=axes, keepdims=keep)
+    return builder.operate("sqrt", name, total)
+
+
 def _place(operator: str) -> Rule:
     """A rule for the place of the largest or smallest value."""
 
@@ -215,11 +254,14 @@ REDUCING_OPERATORS: dict[str, Rule] = {
     "max_pool": _pooling(layers.MaxPooling2D),
     "max_pool1d": _pooling(layers.MaxPooling2D, one_row=True),
     "max_pool2d": _pooling(layers.MaxPooling2D),
+    "norm": _norm,
     "reduce_max": _reduction("reduce_max", layers.GlobalMaxPooling2D),
     "reduce_mean": _reduction("reduce_mean", layers.GlobalAveragePooling2D),
     "reduce_min": _reduction("reduce_min"),
     "reduce_prod": _reduction("reduce_prod"),
+    "reduce_std": _deviation,
     "reduce_sum": _reduction("reduce_sum"),
+    "reduce_variance": _variance,
     "softmax": _softmax,
 }
 """Last part of the operator's name -> its rule; a rule returns None where it does not apply."""

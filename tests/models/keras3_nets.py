@@ -67,6 +67,17 @@ def operators() -> Any:
     return keras.Model(inputs, [keras.ops.relu(flat), keras.ops.clip(flat, -0.1, 0.1)])
 
 
+def choices() -> Any:
+    """Comparisons and what they choose between; deviations; repeated values."""
+    inputs = keras.Input((8, 8, 6))
+    x = layers.Conv2D(4, 3, padding="same", name="first")(inputs)
+    z = keras.ops.where(x > 0, x, 0.1 * x) + keras.ops.where(x <= 0.2, 1.0, x)
+    z = keras.ops.where(keras.ops.greater_equal(z, x), z, keras.ops.where(z < 0.3, x, -1.0))
+    z = z * keras.ops.std(z, axis=-1, keepdims=True) - keras.ops.var(z, axis=(1, 2), keepdims=True)
+    z = keras.ops.tile(keras.ops.repeat(z, 2, axis=1), (1, 1, 2, 1))
+    return keras.Model(inputs, layers.GlobalAveragePooling2D()(z))
+
+
 def activations() -> Any:
     """Every activation whose name or definition differs, and slopes under other names."""
     x = inputs = keras.Input((8, 8, 3))
@@ -153,6 +164,7 @@ def residual() -> Any:
 NETS = {
     net.__name__: net
     for net in (
-        shared_convolution, operators, activations, normalised, nested, sequential, residual
+        shared_convolution, operators, choices, activations, normalised, nested, sequential,
+        residual,
     )
 }  # fmt: skip

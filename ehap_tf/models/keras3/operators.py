@@ -49,6 +49,11 @@ _RULES = [
     _Rule("Power", tf.math.pow, "power"),
     _Rule("Maximum", tf.math.maximum, "maximum"),
     _Rule("Minimum", tf.math.minimum, "minimum"),
+    _Rule("Greater", tf.math.greater, "greater"),
+    _Rule("GreaterEqual", tf.math.greater_equal, "greater_equal"),
+    _Rule("Less", tf.math.less, "less"),
+    _Rule("LessEqual", tf.math.less_equal, "less_equal"),
+    _Rule("Where", tf.where, "where"),
     _Rule("Matmul", tf.linalg.matmul, "matmul"),
     _Rule("Absolute", tf.math.abs, "absolute"),
     _Rule("Abs", tf.math.abs, "abs"),
@@ -78,10 +83,17 @@ _RULES = [
     _Rule("LogSoftmax", tf.nn.log_softmax, "log_softmax", _AXIS),
     _Rule("Mean", tf.math.reduce_mean, "mean", _REDUCED),
     _Rule("Sum", tf.math.reduce_sum, "sum", _REDUCED),
+    _Rule("Std", tf.math.reduce_std, "std", _REDUCED),
+    _Rule("Var", tf.math.reduce_variance, "var", _REDUCED),
     _Rule("Max", tf.math.reduce_max, "max", _REDUCED, required={"initial": None}),
     _Rule("Min", tf.math.reduce_min, "min", _REDUCED, required={"initial": None}),
     _Rule("Concatenate", tf.concat, "concatenate", _AXIS),
     _Rule("Stack", tf.stack, "stack", _AXIS),
+    _Rule(
+        "Repeat", tf.repeat, "repeat", {"repeats": "repeats", "axis": "axis"},
+        {"repeats": "repeats"},
+    ),
+    _Rule("Tile", tf.tile, "tile", {"repeats": "multiples"}, {"multiples": "repeats"}),
     _Rule("ExpandDims", tf.expand_dims, "expand_dims", _AXIS),
     _Rule("Squeeze", tf.squeeze, "squeeze", _AXIS),
     _Rule("Reshape", tf.reshape, "reshape", {"newshape": "shape"}, {"shape": "newshape"}),
@@ -108,6 +120,7 @@ _OF_SYMBOL |= {
     for symbol, operation in {
         "add": "Add", "sub": "Subtract", "mul": "Multiply", "truediv": "TrueDivide",
         "pow": "Power", "neg": "Negative", "abs": "Absolute", "matmul": "Matmul",
+        "gt": "Greater", "ge": "GreaterEqual", "lt": "Less", "le": "LessEqual",
     }.items()
 }  # fmt: skip
 
@@ -181,7 +194,7 @@ def call_in_keras3(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
             options[rule.arguments[name]] = value
         elif name in ("axis", "keepdims", "dtype", "approximate"):
             options[name] = value
-        elif position == 0 or name in ("y", "b"):
+        elif position == 0 or name in ("x", "y", "b"):
             inputs.append(value)
         else:
             raise CannotTranslateError(
