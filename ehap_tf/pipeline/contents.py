@@ -42,6 +42,7 @@ REPORT_KEYS = (
 
 OPTIONAL_KEYS = (
     "prune_steps",
+    "prune_shortfall",
     "removed_blocks",
     "accuracy_before_repair",
     "accuracy_before_recalibration",
@@ -146,6 +147,8 @@ def _notes(records: Mapping[str, StageRecord]) -> dict[str, str]:
     for stage, record in records.items():
         if record.figures.get("quantity"):
             notes[stage] = "; ".join([record.figures["quantity"], *record.figures["notes"]])
+        elif "prune_shortfall" in record.figures:
+            notes[stage] = f"{record.figures['prune_shortfall']}."
         elif "source" in record.figures:
             notes[stage] = f"not trained here; the model is {record.figures['source']}."
         elif "best_epoch" in record.figures:

@@ -9,7 +9,8 @@ import tf_keras
 
 from ehap_tf.pipeline import runner
 from ehap_tf.pipeline.config import PipelineConfig
-from ehap_tf.pipeline.contents import OPTIONAL_KEYS, run_content
+from ehap_tf.pipeline.contents import OPTIONAL_KEYS, report_figures, run_content
+from ehap_tf.pipeline.records import StageRecord
 from ehap_tf.pipeline.run_directory import RunDirectory
 from ehap_tf.report import summary_rows
 from tests.pruning.nets import shake
@@ -65,6 +66,16 @@ def test_accuracy_right_after_surgery_is_told_where_something_followed(tmp_path,
     # The same flags again: done before. A network pruned without repair stays so unless asked.
     again = runner.run(config)["prune"]
     assert again.figures == figures and again.settings["repair_images"] == 50
+
+
+def test_filters_that_stay_against_the_ratio_are_told(tmp_path):
+    said = "prune_ratio=0.5 puts 9 of 18 filters below the threshold, and 0 of them are removed"
+    records = {"prune": StageRecord("prune", {}, {}, {"prune_shortfall": said}, 1.0)}
+    settings = {"model": "small.keras", "dataset": "digits", "seed": 0}
+    assert report_figures(settings, records)["prune_shortfall"] == said
+    run = RunDirectory(tmp_path)
+    run.write_json(run.config, {"settings": settings})
+    assert run_content(run, records).notes["prune"] == f"{said}."
 
 
 def test_a_run_that_was_pruned_before_there_was_repair_goes_on_without(tmp_path):
