@@ -35,6 +35,10 @@ def layer_from(
             trainable=config.get("trainable", True),
             dtype=config.get("dtype"),
         )
+    is_wrapper = type(layer) is tf_keras.layers.TimeDistributed and layer_class is None
+    if is_wrapper and not isinstance(layer.layer, tf_keras.Model):
+        inner = layer_from(layer.layer, config["layer"]["config"])
+        return type(layer)(inner, **{key: config[key] for key in config if key != "layer"})
     layer_class = layer_class or type(layer)
     return layer_class.from_config({**config, **_not_of_keras(layer, config)})
 

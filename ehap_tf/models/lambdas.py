@@ -12,6 +12,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
+from ehap_tf.models.checks import require_functional
 from ehap_tf.models.copying import (
     ZeroInitializers,
     copy_trainable,
@@ -22,8 +23,16 @@ from ehap_tf.models.recorded_functions import StaysClosedError, calls, input_lik
 
 
 def has_lambdas(model: tf_keras.Model) -> bool:
-    """Whether a layer of the model, or of one nested in it, is a Lambda layer."""
-    return any(type(layer) is tf_keras.layers.Lambda for layer in model._flatten_layers())
+    """Whether a Lambda layer is called in the graph of the model, or of one nested in it.
+
+    One inside TimeDistributed is not, and none of a subclassed model or one that was not built.
+    """
+    return bool(model._is_graph_network) and any(
+        has_lambdas(layer)
+        if isinstance(layer, tf_keras.Model)
+        else type(layer) is tf_keras.layers.Lambda
+        for layer in model.layers
+    )
 
 
 def open_lambdas(model: tf_keras.Model) -> tf_keras.Model:
@@ -37,9 +46,13 @@ def open_lambdas(model: tf_keras.Model) -> tf_keras.Model:
 
     Args:
         model: Functional or Sequential; it stays as it is, and is returned where it has no Lambda.
+
+    Raises:
+        TypeError: a model nested in it is subclassed.
     """
     if not has_lambdas(model):
         return model
+    require_functional(model)
     with kept_random_state():
         copy = _Copy().of(model)
     if getattr(model, "loss", None) is not None:

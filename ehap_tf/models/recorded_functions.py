@@ -180,5 +180,8 @@ def _random(tensor: Any, batch: int, other: int, rng: np.random.Generator) -> tf
 
 
 def _line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+    # Keras puts a line with the layer's name before what went wrong.
+    wrapper = "Exception encountered when calling layer"
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith(wrapper)]
+    return lines[0].strip()[:200] if lines else type(error).__name__

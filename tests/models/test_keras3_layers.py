@@ -14,6 +14,7 @@ import tf_keras
 
 import ehap_tf as ehap
 from ehap_tf.models import load_model, to_keras3, to_tf_keras
+from ehap_tf.models.cloning import copy_model
 from tests.models.keras3_layers import inputs_of, is_known_to_tf_keras, kinds, model_of
 from tests.models.keras3_nets import distance, outputs, with_random_weights
 
@@ -94,6 +95,17 @@ def test_states_and_settings_of_attention_and_recurrent_layers_are_kept():
         assert distance(outputs(model, x), outputs(other, x)) < 1e-5
     names = [weight.path for weight in model.weights]
     assert [weight.path for weight in back.weights] == names
+
+
+def test_a_backward_layer_of_the_users_own_goes_in_and_comes_back():
+    x = keras.Input((5, 4))
+    own = layers.GRU(3, go_backwards=True, activation="relu", name="own")
+    both = layers.Bidirectional(layers.GRU(3, name="gru"), backward_layer=own)
+    model = with_random_weights(keras.Model(x, both(x)))
+    x = inputs_of(model)
+    copy = to_tf_keras(model)
+    for other in (copy, to_keras3(copy), to_keras3(copy_model(copy))):
+        assert distance(outputs(model, x), outputs(other, x)) < 1e-5
 
 
 @pytest.mark.parametrize("is_from_file", [False, True])

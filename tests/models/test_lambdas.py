@@ -14,6 +14,7 @@ import tf_keras
 
 import ehap_tf as ehap
 from ehap_tf.channels import trace_channels
+from ehap_tf.models.cloning import copy_model
 from ehap_tf.models.lambdas import open_lambdas
 
 layers, K = tf_keras.layers, tf_keras.backend
@@ -48,6 +49,9 @@ CLOSED: dict[str, tuple[Callable[..., Any], str]] = {
     "training": (lambda x, training=None: x * 2, "depends on training"),
     "a variable": (lambda x: x * VARIABLE, "uses a variable"),
     "a layer": (lambda x: DENSE(x), "calls the layer 'dense"),
+    "a Python function": (
+        lambda x: tf.numpy_function(lambda a: a, [x], tf.float32), "Expected func to be callable"
+    ),
     "its type": (lambda x: x * (2.0 if isinstance(x, tf.Tensor) else 3.0), "something else"),
 }
 
@@ -208,3 +212,36 @@ def test_a_lambda_of_keras_3_whose_operators_could_not_come_back_stays():
     model = keras.Model(inputs, keras.layers.Dense(2)(x))
     settled = ehap.recalibrate(model, (RNG.normal(size=(4, 8)).astype(np.float32), np.zeros(4)))
     assert isinstance(settled.get_layer("sums"), keras.layers.Lambda)
+
+
+class _Subclassed(tf_keras.Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.double, self.dense = layers.Lambda(lambda x: x * 2.0), layers.Dense(3)
+
+    def call(self, inputs):
+        return self.dense(self.double(inputs))
+
+
+def test_a_lambda_in_a_model_without_a_graph_leaves_the_reason_to_the_graph():
+    inputs = tf_keras.Input((4,))
+    for model in (_Subclassed(), tf_keras.Model(inputs, _around_dense(_Subclassed())(inputs))):
+        with pytest.raises(TypeError, match="is subclassed"):
+            ehap.rank_filters(model, criterion="magnitude")
+    unbuilt = tf_keras.Sequential([layers.Lambda(lambda x: x * 2.0), layers.Dense(3)])
+    with pytest.raises(ValueError, match="has no input shape yet"):
+        ehap.rank_filters(unbuilt, criterion="magnitude")
+
+
+def _around_dense(inner: tf_keras.Model) -> Callable[[Any], Any]:
+    return lambda x: layers.Lambda(lambda y: y + 1.0)(inner(x))
+
+
+def test_a_lambda_inside_of_time_distributed_keeps_what_it_encloses():
+    factor = tf.constant(2.0)
+    inputs = tf_keras.Input((4, 6))
+    x = layers.TimeDistributed(layers.Lambda(lambda x: factor * x, name="mine"))(inputs)
+    model = tf_keras.Model(inputs, layers.Dense(3, name="logits")(x))
+    assert ehap.count_parameters(model) == 21
+    data = RNG.normal(size=(2, 4, 6)).astype(np.float32)
+    np.testing.assert_allclose(copy_model(model)(data), model(data), rtol=1e-6)

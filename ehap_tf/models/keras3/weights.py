@@ -23,6 +23,11 @@ def copy_weights(old: Any, new: Any) -> None:
     Raises:
         CannotTranslateError: naming the layer and the weight without a partner.
     """
+    if type(old).__name__ == "Bidirectional":
+        # The two do not give a backward layer that the user made the same name.
+        copy_weights(old.forward_layer, new.forward_layer)
+        copy_weights(old.backward_layer, new.backward_layer)
+        return
     sources, targets = list(old.weights), list(new.weights)
     aliases = _OTHER_NAMES.get(type(old).__name__, {})
     for depth in range(1, 8):
