@@ -50,7 +50,8 @@ CLOSED: dict[str, tuple[Callable[..., Any], str]] = {
     "a variable": (lambda x: x * VARIABLE, "uses a variable"),
     "a layer": (lambda x: DENSE(x), "calls the layer 'dense"),
     "a Python function": (
-        lambda x: tf.numpy_function(lambda a: a, [x], tf.float32), "Expected func to be callable"
+        lambda x: tf.numpy_function(lambda a: a, [x], tf.float32),
+        "Expected func to be callable",
     ),
     "its type": (lambda x: x * (2.0 if isinstance(x, tf.Tensor) else 3.0), "something else"),
 }
