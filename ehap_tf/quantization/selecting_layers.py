@@ -8,8 +8,9 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-TRIALS = 3
-"""Random inputs; what sorts or takes the largest selects other places in each."""
+SIZES = (1.0, 10.0, 100.0)
+"""Of random inputs, one trial each: what sorts or takes the largest selects other places in each,
+and what computes beyond a threshold only is found where values are large."""
 
 _FOUND: weakref.WeakKeyDictionary[tf_keras.layers.Layer, bool] = weakref.WeakKeyDictionary()
 
@@ -37,8 +38,9 @@ def _selects_values(layer: tf_keras.layers.Layer) -> bool:
     if not (x.dtype.is_floating and y.dtype.is_floating) or None in x.shape[1:]:
         return False
     generator = np.random.default_rng(0)
-    for _ in range(TRIALS):
-        values = generator.standard_normal((x.shape[0] or 2, *x.shape[1:])).astype(np.float32)
+    for size in SIZES:
+        shape = (x.shape[0] or 2, *x.shape[1:])
+        values = (size * generator.standard_normal(shape)).astype(np.float32)
         args, kwargs = node.map_arguments({str(id(x)): [tf.constant(values)]})
         if layer._expects_training_arg:
             kwargs = {**kwargs, "training": False}

@@ -42,6 +42,13 @@ class Largest(layers.Layer):
         return tf.sort(inputs, axis=1)[:, -3:]
 
 
+class Squared(layers.Layer):
+    """Computes something of large values only."""
+
+    def call(self, inputs):
+        return tf.where(inputs > 6.0, inputs * inputs, inputs)
+
+
 def net(layer, place):
     """A small net with `layer` at its start, in its middle or at its end."""
     inputs = layers.Input(SHAPE)
@@ -102,6 +109,15 @@ def voxels():
 def test_what_tflite_cannot_run_is_said_before_training(make, text):
     with pytest.raises(ValueError, match=text):
         require_quantizable(make(), allow_float=True)
+
+
+def test_what_computes_beyond_a_threshold_has_a_range_of_its_own():
+    """On its input's grid its largest values would be cut off, in the model and in the file."""
+    model = net(Squared(), "start")
+    x = 8.0 * numbers()
+    qat = quantize(model, representative_data=(x,), allow_float=True)
+    ranges = {float(w) for w in qat.weights if w.name.endswith("_max:0")}
+    assert np.square(x.max()) == pytest.approx(max(ranges), rel=1e-3)
 
 
 def test_an_island_is_tried_once(monkeypatch):
