@@ -15,6 +15,7 @@ from ehap_tf.quantization.inputs import input_batches
 from ehap_tf.quantization.integer_graph import IntegerGraph, output_quantizer
 from ehap_tf.quantization.quantizers import (
     CALIBRATED_BATCHES,
+    SMALLEST_RANGE,
     EhapActivationQuantizer,
     range_with_zero,
 )
@@ -24,6 +25,8 @@ CALIBRATION_EXAMPLES = 2048
 """Of the representative data, from its beginning: seconds of forward passes for most networks."""
 BINS = 2**16
 """Of the histogram that percentiles are read from: as many steps as 16-bit integers have."""
+FEWEST_BINS = 2**10
+"""That the range between the percentiles spans: a quarter of a step of 8-bit integers each."""
 
 
 @dataclasses.dataclass
@@ -33,10 +36,10 @@ class Activation:
     Attributes:
         percentile: share in percent that the range is to hold.
         variables: of its quantizer: "min_var", "max_var", "batches".
-        low: the smallest value.
-        high: the largest.
+        low: the smallest value, or the lower end of the histogram.
+        high: the largest, or the upper end.
         counts: of the values in `BINS` equal bins from `low` to `high`, where percentiles are asked
-            for.
+            for; values beyond are in the first and in the last.
     """
 
     percentile: float
@@ -54,6 +57,20 @@ class Activation:
         width = (self.high - self.low) / BINS
         first, last = (int(index) for index in np.searchsorted(below, (share, 1.0 - share)))
         return self.low + (first + 0.5) * width, self.low + (last + 0.5) * width
+
+    def narrow(self) -> bool:
+        """Brings the histogram to what is between the percentiles, if outliers left it few bins.
+
+        Returns:
+            Whether the values are to be counted again.
+        """
+        low, high = self.limits()
+        width = (self.high - self.low) / BINS
+        resolution = max(SMALLEST_RANGE, 1e-4 * max(abs(low), abs(high)))
+        if high - low >= FEWEST_BINS * width or self.high - self.low <= resolution:
+            return False
+        self.low, self.high, self.counts = low - width, high + width, 0
+        return True
 
 
 @either_keras(None)
@@ -97,11 +114,12 @@ def calibrate(
             activation.low = min(activation.low, float(low))
             activation.high = max(activation.high, float(high))
     clipped = {n: a for n, a in activations.items() if a.percentile < 100.0 and a.low < a.high}
-    if clipped:
+    while clipped:
         measure = _measurement(qat, clipped, _histogram)
         for x in batches():
             for name, counts in measure(x).items():
                 clipped[name].counts = clipped[name].counts + counts.astype(np.int64)
+        clipped = {name: activation for name, activation in clipped.items() if activation.narrow()}
     for activation in activations.values():
         low, high = range_with_zero(*activation.limits())
         activation.variables["min_var"].assign(low)
