@@ -15,7 +15,9 @@ from ehap_tf.channels.scatter import ScatterChannels
 from ehap_tf.channels.slices import saved_arguments, slice_entries
 from ehap_tf.channels.walk import (
     is_nested_model,
+    is_time_distributed,
     layer_paths,
+    model_inside,
     nodes_as_computed,
     nodes_in_order,
 )
@@ -35,7 +37,9 @@ __all__ = [
     "frozen",
     "is_depthwise",
     "is_nested_model",
+    "is_time_distributed",
     "layer_paths",
+    "model_inside",
     "nodes_as_computed",
     "nodes_in_order",
     "pass_on",

@@ -37,6 +37,7 @@ from ehap_tf.channels.rules import (
 from ehap_tf.channels.walk import (
     is_nested_model,
     layer_paths,
+    model_inside,
     nodes_as_computed,
     nodes_in_order,
 )
@@ -65,7 +66,8 @@ class TracedCall:
         arriving: the ids that arrive.
         effect: what the layer's rule made of them.
         shared: the layer is called in several places.
-        times: how often the call is computed: once for each call of the models around it.
+        times: how often the call is computed: once for each call of the models around it, times
+            the steps that a TimeDistributed calls it for; NaN where their number is not fixed.
         macs: its multiply-accumulates for one example, a sum of terms.
         uncounted: why it has more than these, or None.
     """
@@ -75,7 +77,7 @@ class TracedCall:
     arriving: tuple[Ids, ...]
     effect: Effect
     shared: bool
-    times: int
+    times: float
     macs: tuple[MacTerm, ...]
     uncounted: str | None
 
@@ -238,9 +240,11 @@ class _Tracer:
         self.notes: dict[str, str] = {}
         self._residual = residual
         self._paths = layer_paths(model)
-        computed = list(nodes_as_computed(model))
-        nodes = {id(node): node for node in computed}
-        self._times = collections.Counter(map(id, computed))
+        nodes: dict[int, Any] = {}
+        self._times: dict[int, float] = collections.defaultdict(float)
+        for node, times in nodes_as_computed(model):
+            nodes[id(node)] = node
+            self._times[id(node)] += times
         self._places = collections.Counter(id(node.layer) for node in nodes.values())
         self._first_call: dict[int, TracedCall] = {}
         self._nested_outputs: dict[int, list[Ids]] = {}
@@ -249,9 +253,19 @@ class _Tracer:
         of_tensor = {id(t): ids for t, ids in zip(model.inputs, inputs, strict=True)}
         for node in nodes_in_order(model):
             arriving = tuple(of_tensor[id(tensor)] for tensor in node.keras_inputs)
-            if is_nested_model(node.layer):
+            inside = model_inside(node.layer)
+            if inside is not None:
                 self.nested_arriving[id(node)] = list(arriving)
-                outputs = self._trace_nested(node.layer, list(arriving))
+                outputs = [
+                    # One number per step: the steps are the last axis.
+                    ids if len(inner.shape) > 1 else self.ids.constants(channels(outer), "steps")
+                    for ids, inner, outer in zip(
+                        self._trace_nested(inside, list(arriving)),
+                        inside.outputs,
+                        (tuple(tensor.shape) for tensor in tf.nest.flatten(node.outputs)),
+                        strict=True,
+                    )
+                ]
             else:
                 call = self._trace_call(node, arriving)
                 self.calls[id(node)] = call

@@ -13,11 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 import tf_keras
 from tf_keras.src.layers.core.tf_op_layer import SlicingOpLambda, TFOpLambda
 
-from ehap_tf.channels.ids import ChannelIds
 from ehap_tf.channels.rules import (
     Call,
     Effect,
@@ -27,7 +25,6 @@ from ehap_tf.channels.rules import (
     positions,
     weight_of,
 )
-from ehap_tf.channels.walk import is_nested_model, nodes_as_computed
 
 layers = tf_keras.layers
 NAN = float("nan")
@@ -48,10 +45,10 @@ class Work:
     products: float = 0.0
     uncounted: str | None = None
 
-    def inside(self, wrapper: str, times: float = 1.0) -> Work:
+    def inside(self, wrapper: str) -> Work:
         """The work of a layer that is called by another, which has it as its attribute."""
-        uses = {f"{wrapper}.{name}": times * count for name, count in self.uses.items()}
-        return Work(uses, times * self.products, self.uncounted)
+        uses = {f"{wrapper}.{name}": count for name, count in self.uses.items()}
+        return Work(uses, self.products, self.uncounted)
 
     def __add__(self, other: Work) -> Work:
         uses = {**self.uses, **other.uses}
@@ -202,44 +199,6 @@ def _bidirectional(call: Call) -> Work:
         )
 
     return part("forward_layer") + part("backward_layer")
-
-
-@multiplies(layers.TimeDistributed)
-def _time_distributed(call: Call) -> Work:
-    steps = _size(call.input_shapes[0][1])
-    inner = call.layer.layer
-    if is_nested_model(inner):
-        whole = [_whole_work(node) for node in nodes_as_computed(inner)]
-        reason = next((why for _, why in whole if why), None)
-        return Work(products=steps * sum(macs for macs, _ in whole), uncounted=reason)
-    one = dataclasses.replace(
-        call,
-        layer=inner,
-        input_shapes=tuple((shape[0], *shape[2:]) for shape in call.input_shapes),
-        output_shapes=tuple((shape[0], *shape[2:]) for shape in call.output_shapes),
-    )
-    return work_of(one).inside("layer", steps)
-
-
-def _whole_work(node: Any) -> tuple[float, str | None]:
-    """The multiply-accumulates of a call that nothing is removed from."""
-    if is_nested_model(node.layer):
-        return 0.0, None
-    call = Call(
-        layer=node.layer,
-        path=node.layer.name,
-        ids=ChannelIds(),
-        inputs=(),
-        input_shapes=tuple(tuple(t.shape) for t in node.keras_inputs),
-        output_shapes=tuple(tuple(t.shape) for t in tf.nest.flatten(node.outputs)),
-        residual="union",
-        shared=False,
-        node=node,
-    )
-    work = work_of(call)
-    sizes = {name: math.prod(weight_of(call.layer, name).shape) for name in work.uses}
-    total = sum(uses * sizes[name] for name, uses in work.uses.items())
-    return total + work.products, work.uncounted
 
 
 @multiplies(layers.MultiHeadAttention)

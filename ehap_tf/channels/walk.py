@@ -6,15 +6,64 @@ model computes.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
+import tensorflow as tf
 import tf_keras
+
+# Keyed by the layer itself, which is hashable by identity; forgotten with it.
+_OF_ONE_STEP: weakref.WeakKeyDictionary[Any, tf_keras.Model] = weakref.WeakKeyDictionary()
 
 
 def is_nested_model(layer: tf_keras.layers.Layer) -> bool:
     """Whether a layer is itself a functional graph that can be looked into."""
     return isinstance(layer, tf_keras.Model) and bool(getattr(layer, "_nodes_by_depth", None))
+
+
+def is_time_distributed(layer: tf_keras.layers.Layer) -> bool:
+    """Whether a layer does the same in every step, as Keras' TimeDistributed does.
+
+    Not a stateful one, which knows what it saw before.
+    """
+    return type(layer) is tf_keras.layers.TimeDistributed and not getattr(
+        layer.layer, "stateful", False
+    )
+
+
+def model_inside(layer: tf_keras.layers.Layer) -> tf_keras.Model | None:
+    """The functional graph that a layer computes, or None where it has none.
+
+    That of a nested model is itself; that of `TimeDistributed` is what it does in one step, with
+    examples and steps on one axis: the model that it holds, or a model of the one layer.
+    """
+    if is_nested_model(layer):
+        return layer
+    if not is_time_distributed(layer):
+        return None
+    return layer.layer if is_nested_model(layer.layer) else _of_one_step(layer)
+
+
+def _of_one_step(layer: tf_keras.layers.TimeDistributed) -> tf_keras.Model:
+    """A model that calls nothing but the layer that a TimeDistributed holds."""
+    if layer not in _OF_ONE_STEP:
+        inner, arrives = layer.layer, layer.inbound_nodes[0].call_args[0]
+        inputs = [
+            tf_keras.Input(tensor.shape[2:], dtype=tensor.dtype, name=f"{inner.name}_input{place}")
+            for place, tensor in enumerate(tf.nest.flatten(arrives))
+        ]
+        packed = tf.nest.pack_sequence_as(arrives, inputs)
+        _OF_ONE_STEP[layer] = tf_keras.Model(packed, inner(packed), name=inner.name)
+    return _OF_ONE_STEP[layer]
+
+
+def steps_of(node: Any) -> float:
+    """How often a call computes the model inside its layer for one example; NaN if not fixed."""
+    if not is_time_distributed(node.layer):
+        return 1.0
+    steps = node.keras_inputs[0].shape[1]
+    return float("nan") if steps is None else float(steps)
 
 
 def nodes_in_order(model: tf_keras.Model) -> Iterator[Any]:
@@ -25,18 +74,25 @@ def nodes_in_order(model: tf_keras.Model) -> Iterator[Any]:
                 yield node
 
 
-def nodes_as_computed(model: tf_keras.Model) -> Iterator[Any]:
-    """All nodes in the order of computation, those of a nested model again at each of its calls."""
+def nodes_as_computed(model: tf_keras.Model, times: float = 1.0) -> Iterator[tuple[Any, float]]:
+    """All nodes, those of a nested model again at each of its calls, and how often: once per step.
+
+    Args:
+        model: the model.
+        times: how often it is computed itself.
+    """
     for node in nodes_in_order(model):
-        yield node
-        if is_nested_model(node.layer):
-            yield from nodes_as_computed(node.layer)
+        yield node, times
+        inside = model_inside(node.layer)
+        if inside is not None:
+            yield from nodes_as_computed(inside, times * steps_of(node))
 
 
 def layer_paths(model: tf_keras.Model) -> dict[int, str]:
     """`id()` of each layer and nested model -> its name, models around it first: "backbone/conv1".
 
-    What is used in several places is named by the first.
+    A layer inside a TimeDistributed has the name of that before its own: "steps/conv1". What is
+    used in several places is named by the first.
 
     Raises:
         ValueError: two layers have the same path.
@@ -60,5 +116,7 @@ def _collect_paths(
                     f"theirs. Received: {path!r} for {places[path]} and for {place}; rename one"
                 )
             paths[id(layer)], places[path] = path, place
-            if is_nested_model(layer):
-                _collect_paths(layer, f"{path}/", paths, places)
+            inside = model_inside(layer)
+            if inside is not None:
+                paths.setdefault(id(inside), path)
+                _collect_paths(inside, f"{path}/", paths, places)

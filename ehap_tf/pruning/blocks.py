@@ -20,8 +20,8 @@ from tf_keras.src.layers.core.tf_op_layer import TFOpLambda
 
 from ehap_tf.channels import (
     TracedCall,
-    is_nested_model,
     layer_paths,
+    model_inside,
     nodes_in_order,
     trace_channels,
 )
@@ -178,8 +178,8 @@ def _needed(model: tf_keras.Model, gone: Mapping[int, int]) -> set[int]:
         if tensors.isdisjoint(map(id, tf.nest.flatten(node.outputs))):
             continue
         needed.add(id(node))
-        if is_nested_model(node.layer):
-            needed |= _needed(node.layer, gone)
+        if (inside := model_inside(node.layer)) is not None:
+            needed |= _needed(inside, gone)
         for place, tensor in enumerate(node.keras_inputs):
             if gone.get(id(node)) != place:
                 tensors.add(id(tensor))
@@ -227,8 +227,8 @@ def _find(model: tf_keras.Model, paths: Mapping[int, str] | None = None) -> dict
         before = frozenset(arriving).union(*(behind[tensor] for tensor in arriving))
         for tensor in tf.nest.flatten(node.outputs):
             behind[id(tensor)] = before
-        if is_nested_model(node.layer):
-            found.update(_find(node.layer, paths))
+        if (inside := model_inside(node.layer)) is not None:
+            found.update(_find(inside, paths))
         elif calls[id(node.layer)] == 1 and (branch := _branch(node, behind)) is not None:
             found[paths[id(node.layer)]] = _Block(node, branch)
     return found

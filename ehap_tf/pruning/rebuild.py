@@ -1,7 +1,8 @@
 """Rebuilds a functional model call by call, so that what changes is said in three small methods.
 
-The walk follows `ehap_tf.channels.trace_channels`, with nested models rebuilt as nested models and
-shared layers as shared layers. Nothing of the original is changed.
+The walk follows `ehap_tf.channels.trace_channels`, with nested models rebuilt as nested models,
+TimeDistributed layers around what they hold, and shared layers as shared layers. Nothing of the
+original is changed.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ehap_tf.channels import (
     ChannelGraph,
     Ids,
     TracedCall,
-    is_nested_model,
+    model_inside,
     nodes_in_order,
     saved_arguments,
 )
@@ -159,8 +160,9 @@ class Rebuilder:
     def _rebuild_call(self, node: Any, of_tensor: dict[int, Any]) -> list[Any]:
         layer = node.layer
         tensors = [of_tensor[id(tensor)] for tensor in node.keras_inputs]
-        if is_nested_model(layer):
-            return self._call_nested(node, tensors)
+        inside = model_inside(layer)
+        if inside is not None:
+            return self._call_nested(node, inside, tensors)
         call = self.graph.calls[id(node)]
         if self.skips(call):
             self._taken_names[-1].discard(layer.name)
@@ -178,21 +180,31 @@ class Rebuilder:
         del call
         return args, kwargs
 
-    def _call_nested(self, node: Any, tensors: list[Any]) -> list[Any]:
-        model = node.layer
-        wanted = self.graph.nested_inputs[id(model)]
+    def _call_nested(self, node: Any, model: tf_keras.Model, tensors: list[Any]) -> list[Any]:
+        layer, wanted = node.layer, self.graph.nested_inputs[id(model)]
         tensors = [
-            self.connect(tensor, have, want, model.name)
+            self.connect(tensor, have, want, layer.name)
             for tensor, have, want in zip(
                 tensors, self.graph.nested_arriving[id(node)], wanted, strict=True
             )
         ]
-        new = self._new_layers.get(id(model))
-        if new is None:
-            new = self._rebuild_model(model, wanted)
-            self._new_layers[id(model)] = new
+        if id(model) not in self._new_layers:
+            self._new_layers[id(model)] = self._rebuild_model(model, wanted)
+        if id(layer) not in self._new_layers:
+            inside = self._new_layers[id(model)]
+            if model is not layer.layer:  # it stands for a single layer
+                inside = _only_layer(inside)
+            new = type(layer)(inside, name=layer.name, dtype=layer.dtype_policy)
+            new._trainable = layer._trainable
+            self._new_layers[id(layer)] = new
         args, kwargs = map_arguments(node, tensors)
-        return list(tf.nest.flatten(new(*args, **kwargs)))
+        return list(tf.nest.flatten(self._new_layers[id(layer)](*args, **kwargs)))
+
+
+def _only_layer(model: tf_keras.Model) -> tf_keras.layers.Layer:
+    """The layer of a model that has one layer; the model itself where it has several."""
+    found = [layer for layer in model.layers if not isinstance(layer, tf_keras.layers.InputLayer)]
+    return found[0] if len(found) == 1 else model
 
 
 def _is_chain(inputs: list[Any], chain: Sequence[tf_keras.layers.Layer]) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.channels import is_depthwise, is_nested_model, layer_paths
+from ehap_tf.channels import is_depthwise, layer_paths, model_inside
 
 # Transposed convolutions are subclasses of the plain ones.
 _PLAIN = (
@@ -75,8 +75,9 @@ def walk_layers(model: tf_keras.Model) -> Iterator[tuple[str, tf_keras.layers.La
             if id(layer) in seen:
                 continue
             seen.add(id(layer))
-            if is_nested_model(layer):
-                yield from walk(layer)
+            inside = model_inside(layer)
+            if inside is not None:
+                yield from walk(inside)
             else:
                 yield paths[id(layer)], layer
 

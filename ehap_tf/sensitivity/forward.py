@@ -14,15 +14,19 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.channels import is_nested_model, nodes_in_order
+from ehap_tf.channels import is_time_distributed, model_inside, nodes_in_order
 from ehap_tf.models import training_argument
 from ehap_tf.sensitivity.emulated_float16 import emulated_call, is_emulated
 
 After = Callable[[Any, Any], Any]
-"""Called with a node (one call of a layer) and its outputs; returns new outputs."""
+"""Called with a node (one call of a layer) and its outputs; returns new outputs.
+
+Inside a TimeDistributed they have the axis of its steps behind that of the examples."""
 
 Before = Callable[[Any, Any], Any]
-"""Called with a node and the first argument, before the layer is; returns a new one."""
+"""Called with a node and the first argument, before the layer is; returns a new one.
+
+Inside a TimeDistributed as above."""
 
 _BATCH_NORMS = (
     tf_keras.layers.BatchNormalization,
@@ -39,7 +43,9 @@ def run_graph(
     before: Before | None = None,
     training: bool = False,
 ) -> Any:
-    """Computes a functional model in inference mode, node by node; nested models are opened.
+    """Computes a functional model in inference mode, node by node.
+
+    Nested models and TimeDistributed layers are opened.
 
     Args:
         model: Functional or built Sequential model.
@@ -62,11 +68,13 @@ def run_graph(
     for node in nodes_in_order(model):
         layer = node.layer
         args, kwargs = node.map_arguments(values)
-        trains = in_training(node, training)
-        if before is not None and args and not isinstance(layer, tf_keras.Model):
+        trains, inside = in_training(node, training), model_inside(layer)
+        if before is not None and args and inside is None:
             args = (_keep_mask(args[0], before(node, args[0])), *args[1:])
-        if isinstance(layer, tf_keras.Model):
-            outputs = run_graph(layer, args[0], after, skipped, before, trains)
+        if inside is not None:
+            run = _run_steps if is_time_distributed(layer) else run_graph
+            given = layer._maybe_cast_inputs(args[0]) if inside is not layer else args[0]
+            outputs = run(inside, given, after, skipped, before, trains)
         elif id(node) in absorbed or id(layer) in skipped:
             outputs = args[0]
         elif id(node) in folded:
@@ -74,12 +82,66 @@ def run_graph(
             outputs = _hand_on_mask(layer, args[0], outputs)
         else:
             outputs = _call(layer, args, kwargs, trains)
-        if after is not None and not isinstance(layer, tf_keras.Model):
+        if after is not None and inside is None:
             outputs = _keep_mask(outputs, after(node, outputs))
         for key, output in zip(node.flat_output_ids, tf.nest.flatten(outputs), strict=True):
             values[key] = [output] * usage[key]
     flat = [values[str(id(x))].pop() for x in model.outputs]
     return tf.nest.pack_sequence_as(model._nested_outputs, flat)
+
+
+def _run_steps(
+    model: tf_keras.Model,
+    inputs: Any,
+    after: After | None,
+    skipped: Collection[int],
+    before: Before | None,
+    training: bool,
+) -> Any:
+    """What TimeDistributed does: a model on the steps of all examples at once; see `run_graph`."""
+    first = tf.nest.flatten(inputs)[0]
+    sizes = first.shape[:2].as_list()
+    steps = [tf.shape(first)[1] if sizes[1] is None else sizes[1]]
+    examples = [-1 if sizes[0] is None else sizes[0]]
+
+    def fold(tensor: Any) -> Any:
+        return tf.reshape(tensor, [-1, *_sizes(tensor)[2:]])
+
+    def unfold(tensor: Any) -> Any:
+        return tf.reshape(tensor, [*examples, *steps, *_sizes(tensor)[1:]])
+
+    def between(hook: After | Before | None) -> Any:
+        """Shows a hook the steps."""
+        if hook is None:
+            return None
+
+        def shown(node: Any, tensors: Any) -> Any:
+            tensors = hook(node, tf.nest.map_structure(unfold, tensors))
+            return tf.nest.map_structure(fold, tensors)
+
+        return shown
+
+    masks = [getattr(tensor, "_keras_mask", None) for tensor in tf.nest.flatten(inputs)]
+    folded = tf.nest.map_structure(fold, inputs)
+    for tensor, mask in zip(tf.nest.flatten(folded), masks, strict=True):
+        if mask is not None:
+            tensor._keras_mask = fold(mask)
+    outputs = run_graph(model, folded, between(after), skipped, between(before), training)
+    unfolded = tf.nest.map_structure(unfold, outputs)
+    for old, new in zip(tf.nest.flatten(outputs), tf.nest.flatten(unfolded), strict=True):
+        mask = getattr(old, "_keras_mask", None)
+        if mask is not None:
+            new._keras_mask = unfold(mask)
+        elif masks[0] is not None:
+            mask = masks[0]
+            new._keras_mask = tf.reduce_any(mask, axis=list(range(2, mask.shape.rank)))
+    return unfolded
+
+
+def _sizes(tensor: Any) -> list[Any]:
+    """The shape of a tensor, in numbers as far as they are fixed."""
+    known = tensor.shape.as_list()
+    return [tf.shape(tensor)[axis] if size is None else size for axis, size in enumerate(known)]
 
 
 def in_training(node: Any, around: bool) -> bool:
@@ -97,8 +159,9 @@ def layer_calls(
     """
     for node in nodes_in_order(model):
         trains = in_training(node, training)
-        if is_nested_model(node.layer):
-            yield from layer_calls(node.layer, trains)
+        inside = model_inside(node.layer)
+        if inside is not None:
+            yield from layer_calls(inside, trains)
         else:
             yield node.layer, trains and node.layer._expects_training_arg
 

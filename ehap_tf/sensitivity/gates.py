@@ -9,8 +9,10 @@ before or behind it.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ import tensorflow as tf
 import tf_keras
 from tf_keras.src.layers.normalization.batch_normalization import BatchNormalizationBase
 
-from ehap_tf.channels import TracedCall, nodes_in_order, trace_channels
+from ehap_tf.channels import TracedCall, model_inside, nodes_in_order, trace_channels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,19 +50,18 @@ def find_gates(model: tf_keras.Model) -> dict[str, Gate]:
     """The gate of every layer that owns filters, by layer name.
 
     The channels are followed from each call of the layer along its single chain of consumers, as
-    long as they stay this filter's own channels. Where a tensor has several consumers, or leaves a
-    nested model, the chain ends.
+    long as they stay this filter's own channels, into and out of nested models that are called
+    once. Where a tensor has several consumers, or leaves another nested model, the chain ends.
 
     Raises:
         TypeError: the model is subclassed.
     """
     graph = trace_channels(model)
-    consumers: dict[int, list[_Step | None]] = {}
-    starts: dict[str, list[_Step]] = {}
-    _collect(model, graph.calls, consumers, starts, set())
+    calls = _Calls(graph.calls, collections.Counter(_models_called(model)))
+    calls.collect(model)
     gates = {}
     for name, ids in graph.ids.atoms.items():
-        chains = [_chain(start, consumers, ids) for start in starts[name]]
+        chains = [_chain(start, calls.consumers, ids) for start in calls.starts[name]]
         # Weights that serve other calls as well belong to no filter alone.
         own = list(
             itertools.takewhile(
@@ -81,41 +82,78 @@ def find_gates(model: tf_keras.Model) -> dict[str, Gate]:
 
 @dataclasses.dataclass(frozen=True)
 class _Step:
-    """A call on a chain, with the `id()` of its node and its output."""
+    """A call on a chain, with the `id()` of its node and that of its output's tensor."""
 
     node: int
     call: TracedCall
-    output: Any
+    output: int
 
 
-def _collect(
-    model: tf_keras.Model,
-    calls: dict[int, TracedCall],
-    consumers: dict[int, list[_Step | None]],
-    starts: dict[str, list[_Step]],
-    visited: set[int],
-) -> None:
-    """Fills in who consumes each symbolic tensor, and the calls of each layer, by its name."""
-    visited.add(id(model))
-    for tensor in model.outputs:
-        consumers.setdefault(id(tensor), []).append(None)
-    for node in nodes_in_order(model):
-        outputs = tf.nest.flatten(node.outputs)
-        call = calls.get(id(node))
-        step = None if call is None else _Step(id(node), call, outputs[0])
-        for tensor in node.keras_inputs:
-            single = step if len(outputs) == 1 and len(node.keras_inputs) == 1 else None
-            consumers.setdefault(id(tensor), []).append(single)
-        if step is not None:
-            starts.setdefault(step.call.path, []).append(step)
-        elif id(node.layer) not in visited:
-            _collect(node.layer, calls, consumers, starts, visited)
+def _models_called(model: tf_keras.Model, seen: set[int] | None = None) -> Iterator[int]:
+    """`id()` of the model inside each call; calls inside a model count once."""
+    seen = set[int]() if seen is None else seen
+    for inside in (model_inside(node.layer) for node in nodes_in_order(model)):
+        if inside is None:
+            continue
+        yield id(inside)
+        if id(inside) not in seen:
+            seen.add(id(inside))
+            yield from _models_called(inside, seen)
+
+
+class _Calls:
+    """Who consumes each symbolic tensor, by its `id()`, and the calls of each layer, by its name.
+
+    A tensor that enters or leaves a nested model with one call is the one around the model.
+
+    Args:
+        traced: `id()` of a node -> its call.
+        times: `id()` of a nested model -> in how many places it is called.
+    """
+
+    def __init__(self, traced: Mapping[int, TracedCall], times: Mapping[int, int]) -> None:
+        self.consumers: dict[int, list[_Step | None]] = {}
+        self.starts: dict[str, list[_Step]] = {}
+        self._traced, self._times = traced, times
+        self._around: dict[int, int] = {}
+        self._visited: set[int] = set()
+
+    def collect(self, model: tf_keras.Model, single: bool = False) -> None:
+        """Looks at the calls of a model; of one with a single call the reader is around it."""
+        self._visited.add(id(model))
+        for tensor in () if single else model.outputs:
+            self.consumers.setdefault(self._key(tensor), []).append(None)
+        for node in nodes_in_order(model):
+            outputs, inside = tf.nest.flatten(node.outputs), model_inside(node.layer)
+            if inside is not None:
+                self._open(inside, node.keras_inputs, outputs)
+                continue
+            step = _Step(id(node), self._traced[id(node)], self._key(outputs[0]))
+            self.starts.setdefault(step.call.path, []).append(step)
+            is_single = len(outputs) == 1 and len(node.keras_inputs) == 1
+            for tensor in node.keras_inputs:
+                self.consumers.setdefault(self._key(tensor), []).append(step if is_single else None)
+
+    def _open(self, model: tf_keras.Model, inputs: list[Any], outputs: list[Any]) -> None:
+        of_inside = [*model.outputs, *model.inputs]
+        single = self._times[id(model)] == 1 and len(set(map(id, of_inside))) == len(of_inside)
+        if single:
+            for inner, outer in zip(of_inside, [*outputs, *inputs], strict=True):
+                self._around[id(inner)] = self._key(outer)
+        else:
+            for tensor in inputs:
+                self.consumers.setdefault(self._key(tensor), []).append(None)
+        if id(model) not in self._visited:
+            self.collect(model, single)
+
+    def _key(self, tensor: Any) -> int:
+        return self._around.get(id(tensor), id(tensor))
 
 
 def _chain(start: _Step, consumers: dict[int, list[_Step | None]], ids: np.ndarray) -> list[_Step]:
     """The calls that hand on exactly these channels to one reader after the other."""
     chain = [start]
-    while len(readers := consumers.get(id(chain[-1].output), [])) == 1:
+    while len(readers := consumers.get(chain[-1].output, [])) == 1:
         (step,) = readers
         if step is None or step.call.layer is start.call.layer:
             break

@@ -68,6 +68,11 @@ MAPS = {
         [layers.Reshape((512,)), layers.Reshape((8, 8, 8))]
     ),
     "nested": lambda: tf_keras.Sequential([layers.Conv2D(5, 3), layers.ReLU()]),
+    "in each row": lambda: layers.TimeDistributed(layers.Conv1D(5, 3, activation="sigmoid")),
+    "norm of each row": lambda: layers.TimeDistributed(layers.BatchNormalization()),
+    "a model in each row": lambda: layers.TimeDistributed(
+        tf_keras.Sequential([layers.Conv1D(5, 3), layers.BatchNormalization(), layers.ReLU()])
+    ),
 }
 
 FREEZING = {

@@ -265,6 +265,57 @@ def test_masks_of_sequences_get_through():
     assert relative_error(slim(words), truth) < 1e-5
 
 
+def in_frames():
+    """A network with a residual sum in each frame, and layers of TimeDistributed around it."""
+    image = layers.Input((6, 6, 4))
+    x = layers.Conv2D(4, 3, padding="same", name="conv")(image)
+    x = layers.GlobalMaxPooling2D()(layers.Add()([x, image]))
+    inside = tf_keras.Model(image, layers.Dense(5, name="dense")(x))
+    inputs = layers.Input((3, 6, 6, 2))
+    x = layers.TimeDistributed(layers.Conv2D(4, 3, padding="same", name="conv"), name="stem")(
+        inputs
+    )
+    x = layers.TimeDistributed(layers.BatchNormalization(), name="norm")(x)
+    x = layers.TimeDistributed(inside, name="frames")(layers.ReLU()(x))
+    x = layers.LSTM(4)(layers.TimeDistributed(layers.Dense(6, "sigmoid", name="in"), name="mix")(x))
+    return shake(tf_keras.Model(inputs, layers.Dense(3, name="out")(x)))
+
+
+@pytest.mark.parametrize("residual", ["union", "tied"])
+def test_what_is_distributed_over_time_is_cut(residual, tmp_path):
+    model = in_frames()
+    x, paths = batch(model), ["stem/conv", "frames/conv", "frames/dense", "mix/in"]
+    widths = {path: len(values) for path, values in random_scores(model).items() if path != "out"}
+    assert list(widths) == paths
+    scores = {path: np.arange(width) / width for path, width in widths.items()}
+    plan = plan_pruning(model, scores, prune_ratio=0.4, residual=residual)
+    assert all(len(plan.kept[path]) < len(scores[path]) for path in paths)
+    slim, masked = prune(model, plan), mask(model, plan)(x)
+    assert relative_error(masked, model(x)) > 1e-3
+    assert relative_error(slim(x), masked) < 1e-5
+    assert count_parameters(slim) == slim.count_params() == plan.params_after
+    assert count_macs(slim) == plan.macs_after < count_macs(model)
+    assert type(slim.get_layer("mix").layer) is layers.Dense
+    slim.save(tmp_path / "slim.keras")
+    again = tf_keras.models.load_model(tmp_path / "slim.keras")
+    np.testing.assert_array_equal(again(x), slim(x))
+    assert list(random_scores(again)) == [*paths, "out"]
+
+
+def test_a_layer_in_two_time_distributed_is_cut_once():
+    """The second time on the outputs of the first, so that its inputs and units are the same."""
+    shared, inputs = layers.Dense(6, name="shared"), layers.Input((3, 6))
+    x = layers.TimeDistributed(layers.Dense(6, name="first"), name="a")(inputs)
+    x = layers.TimeDistributed(shared, name="c")(layers.TimeDistributed(shared, name="b")(x))
+    model = shake(tf_keras.Model(inputs, layers.Dense(2, name="out")(shared(x))))
+    scores = {"a/first": np.arange(6.0), "b/shared": np.arange(6.0)}
+    plan = plan_pruning(model, scores, prune_ratio=0.5)
+    slim, x = prune(model, plan), batch(model)
+    assert len(plan.kept["b/shared"]) < 6
+    assert relative_error(slim(x), mask(model, plan)(x)) < 1e-5
+    assert slim.get_layer("b").layer is slim.get_layer("c").layer is slim.get_layer("shared")
+
+
 def test_subclassed_model_is_refused():
     class Mine(tf_keras.Model):
         def call(self, x):

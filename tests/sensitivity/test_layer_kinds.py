@@ -129,6 +129,68 @@ def test_scores_are_those_of_the_right_axis(kind: str, models: Any) -> None:
     np.testing.assert_allclose(joined(tied), joined(oracle), rtol=1e-7, atol=1e-12)
 
 
+def frames_net(distributed: bool) -> tf_keras.Model:
+    """Three frames, each convolved by itself: by TimeDistributed, or by kernels of one frame."""
+    steps: list[Any]
+    if distributed:
+        inner = [layers.Conv2D(4, 2, activation="sigmoid", name="second")]
+        inner += [layers.GlobalAveragePooling2D()]
+        steps = [
+            layers.TimeDistributed(layers.Conv2D(3, 2, name="first"), name="steps"),
+            layers.TimeDistributed(layers.BatchNormalization(), name="norms"),
+            layers.ReLU(),
+            layers.TimeDistributed(
+                tf_keras.Sequential([layers.Input((4, 4, 3)), *inner]), name="frames"
+            ),
+            layers.TimeDistributed(layers.Dense(3, "tanh", name="third"), name="units"),
+        ]
+    else:
+        steps = [
+            layers.Conv3D(3, (1, 2, 2), name="first"),
+            layers.BatchNormalization(),
+            layers.ReLU(),
+            layers.Conv3D(4, (1, 2, 2), activation="sigmoid", name="second"),
+            layers.AveragePooling3D((1, 3, 3)),
+            layers.Reshape((3, 4)),
+            layers.Dense(3, "tanh", name="third"),
+        ]
+    last = [layers.GlobalAveragePooling1D(), layers.Dense(4, name="last")]
+    model = tf_keras.Sequential([layers.Input((3, 5, 5, 2)), *steps, *last])
+    rng = np.random.default_rng(5)
+    values = [
+        rng.uniform(0.5, 1.5, w.shape) if "variance" in w.name else rng.normal(0, 0.7, w.shape)
+        for w in model.weights
+    ]
+    model.set_weights(values)
+    return model
+
+
+def test_what_is_distributed_over_time_is_scored_like_a_kernel_of_one_step() -> None:
+    """Gates stand behind the BatchNorm in a TimeDistributed of its own, one for all steps."""
+    names = {"steps/first": "first", "frames/second": "second", "units/third": "third"}
+    names["last"] = "last"
+    model, twin = frames_net(True), frames_net(False)
+    rng = np.random.default_rng(0)
+    data = rng.normal(size=(4, 3, 5, 5, 2)).astype(np.float32), rng.integers(0, 4, 4)
+    np.testing.assert_allclose(model(data[0]), twin(data[0]), rtol=1e-5, atol=1e-6)
+    for criterion, options in (
+        ("hessian_trace", {"estimator": "exact"}),
+        ("obd", {}),
+        ("obd", {"residual": "tied"}),
+        ("oracle", {}),
+        ("magnitude", {}),
+    ):
+        mine, truth = (
+            ehap.rank_filters(net, data, cross_entropy(), criterion, **options)
+            for net in (model, twin)
+        )
+        assert set(mine) == set(names)
+        for path, name in names.items():
+            np.testing.assert_allclose(
+                mine[path], truth[name], rtol=2e-3, atol=1e-6, err_msg=f"{criterion}, {name}"
+            )
+
+
 def test_what_cannot_be_scored_is_refused_with_a_reason(models: Any) -> None:
     kind = "1d"
     with pytest.raises(ValueError, match="'bn_scale' needs layers that are followed by a Batch"):
