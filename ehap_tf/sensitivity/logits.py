@@ -28,7 +28,9 @@ _MOVES = (
     layers.Reshape, layers.Flatten, layers.Permute, layers.Concatenate, layers.Identity,
     layers.Dropout,
 )  # fmt: skip
-_MOVING_OPERATORS = frozenset("reshape transpose squeeze expand_dims concat stack identity".split())
+_MOVING_OPERATORS = frozenset(
+    "reshape transpose squeeze expand_dims concat stack identity __operators__.getitem".split()
+)
 _UNKNOWN_SIZE = 3
 
 

@@ -107,15 +107,20 @@ def test_moved_probabilities_rank_as_logits(name: str) -> None:
     np.testing.assert_allclose(got, expected, rtol=1e-4)
 
 
-def test_moved_sigmoids_rank_as_logits() -> None:
-    labels = RANDOM.integers(0, 2, (10, 2, 2)).astype(np.float32)
-    got = ranked(
-        net(lambda d: layers.Reshape((2, 2))(d(activation="sigmoid"))),
-        labels,
-        "binary_crossentropy",
-    )
+SIGMOID_MOVES = {
+    "reshaped": (layers.Reshape((2, 2)), (10, 2, 2)),
+    "sliced": (lambda x: x[:, 1:], (10, 3)),
+    "one unit, picked": (lambda x: x[:, 0], (10,)),
+}
+
+
+@pytest.mark.parametrize("name", SIGMOID_MOVES)
+def test_moved_sigmoids_rank_as_logits(name: str) -> None:
+    move, shape = SIGMOID_MOVES[name]
+    labels = RANDOM.integers(0, 2, shape).astype(np.float32)
+    got = ranked(net(lambda d: move(d(activation="sigmoid"))), labels, "binary_crossentropy")
     loss = tf_keras.losses.BinaryCrossentropy(from_logits=True)
-    expected = ranked(net(lambda d: layers.Reshape((2, 2))(d())), labels, loss)
+    expected = ranked(net(lambda d: move(d())), labels, loss)
     np.testing.assert_allclose(got, expected, rtol=1e-4)
 
 
@@ -126,6 +131,12 @@ def test_probabilities_over_another_axis_are_refused(permuted: bool) -> None:
     # Each of the numbers is far from a distribution over the last axis.
     with pytest.raises(ValueError, match="probabilities"):
         ranked(model, EACH, "sparse_categorical_crossentropy")
+
+
+def test_a_part_of_a_softmax_is_refused() -> None:
+    model = net(lambda d: d(activation="softmax")[:, 1:])
+    with pytest.raises(ValueError, match="probabilities"):
+        ranked(model, ONE % 3, "sparse_categorical_crossentropy")
 
 
 def test_an_output_of_one_number_an_example() -> None:
