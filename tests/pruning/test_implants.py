@@ -214,7 +214,8 @@ def test_summary_is_a_line_a_layer_with_its_reason():
     assert lines["layer"].split() == [
         "layer", "kept", "1x1", "removed", "parameters", "MACs", "why", "filters", "stay",
     ]  # fmt: skip
-    assert set(lines) == {"layer", "model", *plan.costs}
+    # The last line says why less goes than the ratio asks for.
+    assert set(lines) == {"layer", "model", *plan.costs, "prune_ratio=0.5"}
     for layer in ("a", "b"):
         kept, small = len(plan.kept[layer]), len(plan.implanted[layer])
         whole = model.get_layer(layer).filters
