@@ -89,6 +89,22 @@ def test_the_ranking_is_that_of_the_tf_keras_model(model: Any, data: Any):
             np.testing.assert_allclose(scores[layer], expected[layer], rtol=1e-5)
 
 
+def test_what_is_distributed_over_time_comes_back():
+    """A mask stands beside a layer inside, in a model of the two; frozen layers stay frozen."""
+    inputs = keras.Input((3, 5, 5, 2))
+    x = keras.layers.TimeDistributed(keras.layers.Conv2D(6, 3, name="conv"), name="a")(inputs)
+    x = keras.layers.TimeDistributed(keras.layers.GlobalMaxPooling2D(), name="b")(x)
+    model = keras.Model(inputs, keras.layers.LSTM(3)(x))
+    model.get_layer("a").layer.trainable = False
+    plan = ehap.plan_pruning(model, {"a/conv": np.arange(6.0)}, prune_ratio=0.5)
+    assert len(plan.kept["a/conv"]) < 6
+    slim, masked = ehap.prune(model, plan), ehap.mask(model, plan)
+    x = np.random.default_rng(0).normal(size=(4, 3, 5, 5, 2)).astype(np.float32)
+    np.testing.assert_allclose(slim(x), masked(x), rtol=1e-5, atol=1e-6)
+    assert not np.allclose(masked(x), model(x), atol=1e-3)
+    assert not slim.get_layer("a").layer.trainable and slim.get_layer("a").trainable
+
+
 def test_a_nested_model_with_several_inputs_and_outputs():
     """Losses of Keras 3 by output name; the filters inside the nested models go, too."""
     model = with_random_weights(nested())

@@ -69,8 +69,8 @@ class _Conversion:
     def finish(self) -> None:
         """Copies weights and trainable flags, once everything is built."""
         for old, new in self._made.values():
-            if isinstance(old, tf_keras.Model):
-                # The setter would push the flag down onto layers that have flags of their own.
+            if isinstance(old, (tf_keras.Model, tf_keras.layers.TimeDistributed)):
+                # What is inside has its own weights and flags; the setter would push this one down.
                 new._trainable = old._trainable
             else:
                 copy_weights(old, new)
@@ -91,8 +91,14 @@ class _Conversion:
         import keras
 
         if id(layer) not in self._made:
-            is_model = isinstance(layer, tf_keras.Model)
-            new = self.convert(layer) if is_model else translated_layer(layer, keras)
+            if isinstance(layer, tf_keras.Model):
+                new = self.convert(layer)
+            elif type(layer) is tf_keras.layers.TimeDistributed:
+                # What it holds may be a model, or be called elsewhere too.
+                inner, policy = self._layer(layer.layer), layer.dtype_policy.name
+                new = keras.layers.TimeDistributed(inner, name=layer.name, dtype=policy)
+            else:
+                new = translated_layer(layer, keras)
             self._made[id(layer)] = (layer, new)
         return self._made[id(layer)][1]
 
