@@ -45,6 +45,7 @@ WITHOUT_MODEL = {
     "MaxNumBoundingBoxes": "takes boxes",
     "Pipeline": "chains other layers",
     "SimpleRNNCell": "is called with states; inside RNN here",
+    "SpectralNormalization": "refused, unless `tf.keras` is tf_keras, which its own code calls",
     "StackedRNNCells": "is called with states",
     "StringLookup": "takes strings",
     "TFSMLayer": "wraps a SavedModel",

@@ -22,7 +22,6 @@ layers = keras.layers
 
 REFUSED = {
     "RandomCrop": "computes something else at inference in Keras 3",
-    "SpectralNormalization": "that of tf_keras 2.21 asks `tf.keras` for InputSpec and fails",
 }
 """Classes that both have and that are not carried over, each with the reason."""
 

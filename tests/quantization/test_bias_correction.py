@@ -86,8 +86,11 @@ def test_activations_of_all_examples_fit_memory():
 def test_layers_that_no_bias_corrects_are_named():
     bare = layers.Conv2D(4, 3, use_bias=False, name="bare")
     model = tf_keras.Sequential([layers.Input((8, 8, 3)), bare, layers.Flatten(), layers.Dense(3)])
+    kernel = np.full((3, 3, 3, 4), 0.4 / 127, np.float32)  # 0 on the grid of the one large weight
+    kernel[1, 1, 0] = 1.0
+    bare.set_weights([kernel])
     with pytest.warns(RuntimeWarning, match=r"neither a bias nor a BatchNorm: bare$") as caught:
-        quantize(model, "ptq", representative_data=(images(),), bias_correction=True)
+        quantize(model, "ptq", representative_data=np.abs(images()), bias_correction=True)
     ours = [warning for warning in caught if "bias_correction" in str(warning.message)]
     assert [warning.filename for warning in ours] == [__file__]
 
