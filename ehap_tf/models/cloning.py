@@ -12,7 +12,7 @@ from tf_keras.src.layers.core import tf_op_layer
 from ehap_tf.models.checks import require_functional
 from ehap_tf.models.copying import (
     ZeroInitializers,
-    copy_trainable,
+    copy_state,
     kept_random_state,
     layer_from,
     with_policy,
@@ -93,12 +93,7 @@ class _Cloning:
         self._made: dict[int, tuple[Any, Any]] = {}
         with ZeroInitializers() as self._zeros:
             self.clone = self._copy_model(model)
-        for old, new in self._made.values():
-            if isinstance(old, tf_keras.Model):
-                new._trainable = old._trainable
-            else:
-                copy_trainable(old, new)
-                new.set_weights(old.get_weights())
+        copy_state(self._made.values())
 
     def _copy_model(self, model: tf_keras.Model) -> tf_keras.Model:
         clone = tf_keras.models.clone_model(model, clone_function=self._copy_layer)

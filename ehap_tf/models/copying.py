@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import tf_keras
@@ -91,6 +91,22 @@ def _policy_name(dtype: Any) -> Any:
     if isinstance(dtype, dict):
         return dtype.get("config", {}).get("name")
     return dtype
+
+
+def copy_state(pairs: Iterable[tuple[tf_keras.layers.Layer, tf_keras.layers.Layer]]) -> None:
+    """Gives copies the weights and the trainable flags of their originals.
+
+    Args:
+        pairs: each layer or nested model with its copy; the layers of a nested model are pairs of
+            their own.
+    """
+    for old, new in pairs:
+        if isinstance(old, tf_keras.Model):
+            # The setter would push the flag down onto layers that have flags of their own.
+            new._trainable = old._trainable
+        else:
+            copy_trainable(old, new)
+            new.set_weights(old.get_weights())
 
 
 def copy_trainable(old: tf_keras.layers.Layer, new: tf_keras.layers.Layer) -> None:

@@ -15,7 +15,7 @@ import tf_keras
 from ehap_tf.models.checks import require_functional
 from ehap_tf.models.copying import (
     ZeroInitializers,
-    copy_trainable,
+    copy_state,
     kept_random_state,
     layer_from,
 )
@@ -73,12 +73,7 @@ class _Copy:
         """The whole copy, with its weights."""
         with ZeroInitializers() as self._zeros:
             copy = self._model(model)
-        for old, new in self._made.values():
-            if isinstance(old, tf_keras.Model):
-                new._trainable = old._trainable
-            else:
-                copy_trainable(old, new)
-                new.set_weights(old.get_weights())
+        copy_state(self._made.values())
         copy._trainable = model._trainable
         return copy
 

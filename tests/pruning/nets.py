@@ -7,6 +7,7 @@ import tensorflow as tf
 import tf_keras
 
 from ehap_tf.channels import trace_channels
+from ehap_tf.pruning import PruningPlan, plan_pruning
 
 layers = tf_keras.layers
 
@@ -29,6 +30,16 @@ def random_scores(model: tf_keras.Model, seed: int = 0) -> dict[str, np.ndarray]
     rng = np.random.default_rng(seed)
     atoms = trace_channels(model).ids.atoms
     return {layer: rng.random(len(ids)) for layer, ids in atoms.items()}
+
+
+def without(model: tf_keras.Model, **removed: list[int]) -> PruningPlan:
+    """The plan that removes these filters."""
+    scores = {layer: np.ones_like(values) for layer, values in random_scores(model).items()}
+    for layer, filters in removed.items():
+        scores[layer][filters] = 0
+    number = sum(map(len, removed.values()))
+    total = sum(map(len, scores.values()))
+    return plan_pruning(model, scores, prune_ratio=(number - 0.5) / total)
 
 
 def batch(model: tf_keras.Model, examples: int = 2, seed: int = 0) -> list[np.ndarray] | np.ndarray:

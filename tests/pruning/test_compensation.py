@@ -7,7 +7,7 @@ import pytest
 import tf_keras
 
 import ehap_tf as ehap
-from tests.pruning.nets import random_scores, relative_error, shake
+from tests.pruning.nets import relative_error, shake, without
 
 layers = tf_keras.layers
 
@@ -36,15 +36,6 @@ def make_constant(layer: tf_keras.layers.Layer, filters: list[int], value: float
 def data(examples: int = 24) -> tuple[np.ndarray, np.ndarray]:
     x = np.random.default_rng(0).normal(size=(examples, 10, 10, 3)).astype(np.float32)
     return x, np.zeros(examples, np.int64)
-
-
-def without(model: tf_keras.Model, **removed: list[int]) -> ehap.PruningPlan:
-    scores = {layer: np.ones_like(values) for layer, values in random_scores(model).items()}
-    for layer, filters in removed.items():
-        scores[layer][filters] = 0
-    number = sum(map(len, removed.values()))
-    total = sum(map(len, scores.values()))
-    return ehap.plan_pruning(model, scores, prune_ratio=(number - 0.5) / total)
 
 
 def test_constant_channels_go_without_a_trace() -> None:

@@ -7,9 +7,6 @@ from typing import Any
 import numpy as np
 import tf_keras
 
-import ehap_tf as ehap
-from tests.pruning.nets import random_scores
-
 layers = tf_keras.layers
 
 # (layer, shape of its input)
@@ -71,13 +68,3 @@ def behind_a_dense(kind: str, **options: Any) -> tf_keras.Model:
     x = layers.Dense(6, activation="tanh", name="second")(x)
     x = make(name="layer", **options)(x)
     return tf_keras.Model(inputs, x)
-
-
-def without(model: tf_keras.Model, **removed: list[int]) -> ehap.PruningPlan:
-    """The plan that removes these filters."""
-    scores = {layer: np.ones_like(values) for layer, values in random_scores(model).items()}
-    for layer, filters in removed.items():
-        scores[layer][filters] = 0
-    number = sum(map(len, removed.values()))
-    total = sum(map(len, scores.values()))
-    return ehap.plan_pruning(model, scores, prune_ratio=(number - 0.5) / total)

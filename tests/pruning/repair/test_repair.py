@@ -11,8 +11,15 @@ import tf_keras
 
 import ehap_tf as ehap
 from ehap_tf.pruning.repair.kernels import kernel_of
-from tests.pruning.nets import batch, random_scores, relative_error, shake, small_residual_net
-from tests.pruning.repair.nets import KINDS, behind_a_dense, images, without
+from tests.pruning.nets import (
+    batch,
+    random_scores,
+    relative_error,
+    shake,
+    small_residual_net,
+    without,
+)
+from tests.pruning.repair.nets import KINDS, behind_a_dense, images
 
 layers = tf_keras.layers
 
