@@ -103,9 +103,9 @@ def _of_dataset(images: tf.data.Dataset, examples: int) -> Any:
 
 
 def _without_labels(model: tf_keras.Model, images: Any) -> Any:
-    """The inputs of a pair of inputs and labels; a tuple of as many as the model has is inputs."""
-    if not isinstance(images, tuple) or len(images) != 2:
+    """The inputs of (x, y[, sample_weight]); a tuple of as many as the model has is inputs."""
+    if not isinstance(images, tuple) or len(images) not in (2, 3):
         return images
     inputs = len(model.inputs)
-    is_pair = inputs != 2 or len(tf.nest.flatten(as_arrays(images[0]))) == inputs
-    return images[0] if is_pair else images
+    is_labelled = inputs != len(images) or len(tf.nest.flatten(as_arrays(images[0]))) == inputs
+    return images[0] if is_labelled else images

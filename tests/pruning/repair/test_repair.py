@@ -265,7 +265,7 @@ def test_images_come_as_arrays_or_datasets_with_labels_or_without() -> None:
     stream = tf.data.Dataset.from_tensor_slices(x).batch(8)
     pairs = tf.data.Dataset.zip((stream, tf.data.Dataset.range(3)))
     expected = ehap.repair(slim, model, plan, x)(x)
-    for data in ((x, np.zeros(20)), stream, pairs, [x]):
+    for data in ((x, np.zeros(20)), (x, np.zeros(20), np.ones(20)), stream, pairs, [x]):
         np.testing.assert_allclose(ehap.repair(slim, model, plan, data)(x), expected, atol=1e-5)
 
 
