@@ -20,6 +20,7 @@ from ehap_tf.channels.walk import (
     model_inside,
     nodes_as_computed,
     nodes_in_order,
+    operator_symbol,
 )
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "model_inside",
     "nodes_as_computed",
     "nodes_in_order",
+    "operator_symbol",
     "pass_on",
     "register_channel_rule",
     "saved_arguments",

@@ -25,6 +25,7 @@ from ehap_tf.channels.rules import (
     positions,
     weight_of,
 )
+from ehap_tf.channels.walk import operator_symbol
 
 layers = tf_keras.layers
 NAN = float("nan")
@@ -244,7 +245,7 @@ def _dot(call: Call) -> Work:
 
 @multiplies(TFOpLambda)
 def _operator(call: Call) -> Work:
-    symbol = (call.layer.symbol or "").removeprefix("compat.v1.")
+    symbol = operator_symbol(call.layer)
     if symbol in ("linalg.matmul", "matmul"):
         left = argument(call, 0, "a")
         turned = argument(call, 2, "transpose_a", False) or argument(call, 4, "adjoint_a", False)

@@ -23,6 +23,7 @@ from ehap_tf.channels.rules import (
     pass_on,
     register_channel_rule,
 )
+from ehap_tf.channels.walk import operator_symbol
 
 _ELEMENTWISE = frozenset(
     """abs identity cast clip_by_value math.abs math.square math.sqrt math.rsqrt math.exp math.log
@@ -43,7 +44,7 @@ _REDUCTIONS = frozenset(["math.reduce_mean", "math.reduce_sum", "math.reduce_max
 @register_channel_rule(TFOpLambda)
 def operator(call: Call) -> Effect:
     """Looks the function up by its TensorFlow name; one that is not listed freezes."""
-    symbol = call.layer.symbol.removeprefix("compat.v1.")
+    symbol = operator_symbol(call.layer)
     if symbol in _REDUCTIONS:
         return _reduction(call)
     if symbol in ("concat", "split", "pad", "reshape"):

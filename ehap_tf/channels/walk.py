@@ -17,6 +17,11 @@ import tf_keras
 _OF_ONE_STEP: weakref.WeakKeyDictionary[Any, tf_keras.Model] = weakref.WeakKeyDictionary()
 
 
+def operator_symbol(layer: tf_keras.layers.Layer) -> str:
+    """The TensorFlow name of the function that a layer stands for ("math.add"), else ""."""
+    return (getattr(layer, "symbol", None) or "").removeprefix("compat.v1.")
+
+
 def is_nested_model(layer: tf_keras.layers.Layer) -> bool:
     """Whether a layer is itself a functional graph that can be looked into."""
     return isinstance(layer, tf_keras.Model) and bool(getattr(layer, "_nodes_by_depth", None))

@@ -23,6 +23,7 @@ from ehap_tf.channels import (
     layer_paths,
     model_inside,
     nodes_in_order,
+    operator_symbol,
     trace_channels,
 )
 from ehap_tf.models import require_rankable
@@ -238,7 +239,7 @@ def _branch(node: Any, behind: Mapping[int, frozenset[int]]) -> int | None:
     """Which input of a sum is computed from the other one, if it is such a sum."""
     layer, tensors = node.layer, node.keras_inputs
     adds = isinstance(layer, (tf_keras.layers.Add, CustomScaleLayer)) or (
-        isinstance(layer, TFOpLambda) and layer.symbol.removeprefix("compat.v1.") in _ADDITIONS
+        isinstance(layer, TFOpLambda) and operator_symbol(layer) in _ADDITIONS
     )
     if not adds or len(tensors) != 2 or tuple(tensors[0].shape) != tuple(tensors[1].shape):
         return None

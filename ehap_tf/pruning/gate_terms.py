@@ -23,7 +23,14 @@ import tensorflow as tf
 import tf_keras
 from tf_keras.src.layers.normalization.batch_normalization import BatchNormalizationBase
 
-from ehap_tf.channels import ChannelGraph, Ids, TracedCall, weight_axes, zero_at_zero
+from ehap_tf.channels import (
+    ChannelGraph,
+    Ids,
+    TracedCall,
+    operator_symbol,
+    weight_axes,
+    zero_at_zero,
+)
 from ehap_tf.sensitivity.gates import Gate, find_gates
 
 _PRODUCTS = ("__operators__.mul", "math.multiply")
@@ -152,10 +159,9 @@ def _factors(graph: ChannelGraph) -> Ids:
     """The ids of channels that are multiplied with others."""
     found = [np.zeros(0, np.int64)]
     for call in graph.calls.values():
-        symbol = getattr(call.layer, "symbol", "")
         if len(call.effect.inputs) > 1 and (
             isinstance(call.layer, tf_keras.layers.Multiply)
-            or symbol.removeprefix("compat.v1.") in _PRODUCTS
+            or operator_symbol(call.layer) in _PRODUCTS
         ):
             found += call.effect.inputs
             found += call.arriving

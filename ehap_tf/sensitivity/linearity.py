@@ -13,7 +13,7 @@ from typing import Any
 import tf_keras
 from tf_keras.src.layers.core.tf_op_layer import SlicingOpLambda, TFOpLambda
 
-from ehap_tf.channels import ScatterChannels
+from ehap_tf.channels import ScatterChannels, operator_symbol
 from ehap_tf.sensitivity.filters import find_prunable, walk_layers
 from ehap_tf.sensitivity.forward import layer_calls
 
@@ -129,7 +129,7 @@ def _is_linear_operator(layer: tf_keras.layers.Layer) -> bool:
     """Whether an operator is piecewise linear in its tensors, with the arguments of its calls."""
     if not isinstance(layer, TFOpLambda) or layer.symbol is None:
         return False
-    symbol = layer.symbol.removeprefix("compat.v1.")
+    symbol = operator_symbol(layer)
     nodes = layer.inbound_nodes
     if symbol == "cast":
         return all(

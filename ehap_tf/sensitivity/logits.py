@@ -16,6 +16,7 @@ import tensorflow as tf
 import tf_keras
 from tf_keras.src.layers.core.tf_op_layer import TFOpLambda
 
+from ehap_tf.channels import operator_symbol
 from ehap_tf.models.kinds import function_kind
 from ehap_tf.sensitivity.losses import SIGMOID, SOFTMAX, Loss
 
@@ -145,7 +146,7 @@ def _path(model: tf_keras.Model, tensor: Any) -> _Path | None:
 def _moves(layer: Any) -> bool:
     """Whether a layer only moves numbers."""
     if isinstance(layer, TFOpLambda):
-        return str(layer.symbol).removeprefix("compat.v1.") in _MOVING_OPERATORS
+        return operator_symbol(layer) in _MOVING_OPERATORS
     return type(layer) in _MOVES
 
 
