@@ -7,6 +7,7 @@ from ehap_tf.models.checks import (
     require_inputs,
     require_loaded,
     require_rankable,
+    weights_that_are_not_finite,
 )
 from ehap_tf.models.cloning import clone_with_policy, copy_model
 from ehap_tf.models.copying import (
@@ -49,5 +50,6 @@ __all__ = [
     "to_keras3",
     "to_tf_keras",
     "training_argument",
+    "weights_that_are_not_finite",
     "with_policy",
 ]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 import tf_keras
 
 _WAY_OUT = (
@@ -65,16 +67,24 @@ def require_finite_weights(model: tf_keras.Model) -> None:
     Raises:
         ValueError: naming the first such weight.
     """
-    for weight in model.weights:
-        values = np.asarray(weight.numpy())
-        if values.dtype.kind in "iub":
-            continue
-        bad = int(np.count_nonzero(~np.isfinite(values.astype(np.float64))))
-        if bad:
-            raise ValueError(
-                f"The weight {weight.name!r} of the model {model.name!r} has {bad} NaN or infinite "
-                "values. Load a checkpoint from before the training diverged"
-            )
+    for _, weight, wrong in weights_that_are_not_finite(model):
+        raise ValueError(
+            f"The weight {weight.name!r} of the model {model.name!r} has {wrong} NaN or infinite "
+            "values. Load a checkpoint from before the training diverged"
+        )
+
+
+def weights_that_are_not_finite(
+    model: tf_keras.Model,
+) -> Iterator[tuple[tf_keras.layers.Layer, tf.Variable, int]]:
+    """Every such weight, with the layer that owns it and how many numbers are NaN or infinite."""
+    for layer in model._flatten_layers(include_self=True, recursive=True):
+        for weight in layer._trainable_weights + layer._non_trainable_weights:
+            if weight.dtype.is_floating:
+                values = weight.numpy().astype(np.float64)
+                wrong = int(np.count_nonzero(~np.isfinite(values)))
+                if wrong:
+                    yield layer, weight, wrong
 
 
 def require_float(model: tf_keras.Model) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
 import tf_keras
 
+from ehap_tf.models import weights_that_are_not_finite
 from ehap_tf.quantization.wrappers import unwrapped
 
 
@@ -17,16 +17,8 @@ def require_finite_weights(model: tf_keras.Model) -> None:
     Raises:
         ValueError: one is NaN or infinite.
     """
-    for layer in model._flatten_layers(include_self=False, recursive=True):
-        for weight in layer._trainable_weights + layer._non_trainable_weights:
-            if not weight.dtype.is_floating:
-                continue
-            values = weight.numpy()
-            wrong = np.count_nonzero(~np.isfinite(values))
-            if wrong:
-                name = unwrapped(layer).name
-                raise ValueError(
-                    f"the weights of layer {name!r} must be finite numbers. Received: "
-                    f"{weight.name!r} of shape {tuple(values.shape)} with {wrong} that are NaN or "
-                    "infinite"
-                )
+    for layer, weight, wrong in weights_that_are_not_finite(model):
+        raise ValueError(
+            f"the weights of layer {unwrapped(layer).name!r} must be finite numbers. Received: "
+            f"{weight.name!r} of shape {tuple(weight.shape)} with {wrong} that are NaN or infinite"
+        )
