@@ -12,6 +12,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
+from ehap_tf.channels import nodes_in_order
 from ehap_tf.models.checks import require_functional
 from ehap_tf.models.copying import (
     ZeroInitializers,
@@ -19,7 +20,7 @@ from ehap_tf.models.copying import (
     kept_random_state,
     layer_from,
 )
-from ehap_tf.models.recorded_functions import StaysClosedError, calls, input_like, recorded, replay
+from ehap_tf.models.recorded_functions import StaysClosedError, input_like, recorded, replay
 
 
 def has_lambdas(model: tf_keras.Model) -> bool:
@@ -127,7 +128,7 @@ class _Copy:
 
     def _operator_names(self, layer: Any, operators: tf_keras.Model) -> Iterator[str]:
         """A name for each operator in the order of their calls; the last has the Lambda's."""
-        layers = [node.layer for node in calls(operators)]
+        layers = [node.layer for node in nodes_in_order(operators)]
         for number, operator in enumerate(layers, start=1):
             own = str(getattr(operator, "symbol", operator.name)).rsplit(".", 1)[-1]
             stem = layer.name if number == len(layers) else f"{layer.name}_{own}"

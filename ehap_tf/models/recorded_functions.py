@@ -14,6 +14,7 @@ from tensorflow.python.util import tf_decorator
 from tf_keras.src.layers.core.tf_op_layer import SlicingOpLambda, TFOpLambda
 from tf_keras.src.saving.legacy.saved_model import json_utils
 
+from ehap_tf.channels import nodes_in_order
 from ehap_tf.models.keras3.operators import full_key
 
 # Sizes that axes of unknown size are tried with, of the batch first.
@@ -49,12 +50,6 @@ def recorded(function: Callable[[Any], Any], like: Any) -> tf_keras.Model:
     raise reasons[0]
 
 
-def calls(model: tf_keras.Model) -> list[Any]:
-    """The calls in a graph, producers first."""
-    depths = sorted(model._nodes_by_depth, reverse=True)
-    return [n for depth in depths for n in model._nodes_by_depth[depth] if not n.is_input]
-
-
 def replay(
     model: tf_keras.Model,
     of_tensor: dict[int, Any],
@@ -65,7 +60,7 @@ def replay(
     def known(value: Any) -> Any:
         return of_tensor.get(id(value), value)
 
-    for node in calls(model):
+    for node in nodes_in_order(model):
         args, kwargs = tf.nest.map_structure(known, (node.call_args, node.call_kwargs))
         outputs = tf.nest.flatten(call(node.layer, args, kwargs))
         of_tensor.update(zip(map(id, tf.nest.flatten(node.outputs)), outputs, strict=True))
@@ -105,14 +100,14 @@ def _expanded(model: tf_keras.Model) -> tf_keras.Model:
 
     Functions of Keras' backend become those of TensorFlow inside, and an ellipsis whole slices.
     """
-    for node in calls(model):
+    for node in nodes_in_order(model):
         if not isinstance(node.layer, TFOpLambda | tf_keras.layers.Activation):
             node.layer._inbound_nodes.remove(node)  # it may be a layer of the caller's
             raise StaysClosedError(f"it calls the layer {node.layer.name!r}")
         given = tf.nest.flatten((node.call_args, node.call_kwargs))
         if any(isinstance(value, tf.Variable) for value in given):
             raise StaysClosedError("it uses a variable")
-    if not any(_is_of_backend(node.layer) or _has_ellipsis(node) for node in calls(model)):
+    if not any(_is_of_backend(node.layer) or _has_ellipsis(node) for node in nodes_in_order(model)):
         return model
     of_tensor = {id(tensor): tensor for tensor in model.inputs}
 

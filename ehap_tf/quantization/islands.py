@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
+from ehap_tf.channels import nodes_in_order
 from ehap_tf.models.kinds import spelled
 from ehap_tf.quantization.evaluate import TFLiteModel
 from ehap_tf.quantization.export import integer_file
@@ -44,12 +45,7 @@ def require_convertible(
     Raises:
         ValueError: TFLite does not take one; with the layer and what it said.
     """
-    nodes = [
-        node
-        for depth in sorted(flat._nodes_by_depth, reverse=True)
-        for node in flat._nodes_by_depth[depth]
-        if not node.is_input
-    ]
+    nodes = list(nodes_in_order(flat))
     makers = {id(y): node for node in nodes for y in tf.nest.flatten(node.outputs)}
     for node in nodes:
         if node.layer.name not in float_layers:
