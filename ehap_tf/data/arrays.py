@@ -89,7 +89,7 @@ def example_weights(weights: Any, first: int = 0) -> np.ndarray:
     """
     if tf.nest.is_nested(weights):
         raise ValueError(
-            "sample_weight must be one number an example, for all outputs together. "
+            "sample_weight must be one number per example, for all outputs together. "
             f"Received: {type(weights).__name__} of {len(weights)}, one for each output"
         )
     array = np.asarray(weights)
@@ -97,7 +97,7 @@ def example_weights(weights: Any, first: int = 0) -> np.ndarray:
         array = array[:, 0]
     if array.ndim != 1:
         raise ValueError(
-            f"sample_weight must be one number an example. Received: shape {array.shape}"
+            f"sample_weight must be one number per example. Received: shape {array.shape}"
         )
     if not (np.isfinite(array).all() and (array >= 0).all()):
         raise ValueError(

@@ -159,7 +159,7 @@ def join_loss(
         (output,) = output_names(caller)
         resolved, skipped = take_logits(copy, losses.resolve_loss(loss, caller))
         (tensor,) = copy.outputs
-        if tensor.shape.rank == 1:  # one number an example
+        if tensor.shape.rank == 1:  # one number per example
             as_row = tf_keras.layers.Reshape((1,), name="as_row", dtype=tensor.dtype)
             copy = tf_keras.Model(copy.inputs, as_row(tensor))
     else:

@@ -24,7 +24,6 @@ class Branch:
         norm: the BatchNorm on the way, if there is one.
         places: for each filter its channel in the sum.
         others: what else is summed.
-        others: what else is summed.
     """
 
     norm: tf_keras.layers.Layer | None
