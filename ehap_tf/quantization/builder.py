@@ -337,15 +337,11 @@ class GraphBuilder:
 
     # -- normalization by the input's own statistics ----------------------------------------------
 
-    def standardize(self, x: Any, axes: Sequence[int], epsilon: float, name: str) -> Any:
-        """Returns (x - mean) / sqrt(variance + epsilon), both over `axes`."""
-        mean = self.call(EhapMean, f"{name}_mean", x, axes)
-        centred = self.call(layers.Subtract, f"{name}_centre", [x, mean])
-        square = self.call(layers.Multiply, f"{name}_square", [centred, centred])
+    def inverse_deviation(self, square: Any, axes: Sequence[int], epsilon: float, name: str) -> Any:
+        """Returns 1 / sqrt(variance + epsilon) of squared distances from the mean over `axes`."""
         variance = self.call(EhapMean, f"{name}_variance", square, axes)
         variance = self.affine(variance, 1.0, epsilon, f"{name}_epsilon")
-        inverse = self.call(EhapRsqrt, f"{name}_rsqrt", variance, epsilon)
-        return self.call(layers.Multiply, f"{name}_standard", [centred, inverse])
+        return self.call(EhapRsqrt, f"{name}_rsqrt", variance, epsilon)
 
 
 def _for_images(layer: tf_keras.layers.Layer) -> tf_keras.layers.Layer:

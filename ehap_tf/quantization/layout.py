@@ -40,7 +40,7 @@ from ehap_tf.quantization.selecting_layers import selects_values
 FUSES_RELU = frozenset({*KERNELS, "BatchNormalization", "Add", "Subtract", "Multiply"})
 """Operators that end in a ReLU at no cost, so that nothing is quantized between."""
 
-DROPOUTS = frozenset({"Dropout", "SpatialDropout1D", "SpatialDropout2D"})
+DROPOUTS = frozenset({"Dropout", *(f"SpatialDropout{rank}D" for rank in (1, 2, 3))})
 """Layers that multiply by numbers that are not negative in training, by 1 at inference."""
 
 NOT_WRAPPED = (tf_keras.layers.InputLayer, QuantizeLayer)

@@ -45,6 +45,7 @@ IDENTITIES = frozenset(
         "RandomZoom",
         "SpatialDropout1D",
         "SpatialDropout2D",
+        "SpatialDropout3D",
     }
 )
 """Layers that do something in training only."""

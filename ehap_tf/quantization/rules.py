@@ -12,6 +12,7 @@ from ehap_tf.models.kinds import function_kind, layer_kind
 from ehap_tf.quantization.builder import GraphBuilder
 from ehap_tf.quantization.moving_operators import resize
 from ehap_tf.quantization.one_row import behind_axes, in_one_row, padded_causally
+from ehap_tf.quantization.own_layers import EhapMean
 from ehap_tf.quantization.product_rules import attention, dot, einsum_dense
 from ehap_tf.quantization.reducing_operators import l2_normalize
 
@@ -222,37 +223,71 @@ def _layer_normalization(builder: GraphBuilder, layer: Any, x: Any) -> Any:
     rank = x.shape.rank
     if [axis % rank for axis in np.ravel(layer.axis)] != [rank - 1]:
         return builder.copy(layer)(x)
-    y = builder.standardize(x, [rank - 1], layer.epsilon, layer.name)
+    mean = builder.call(EhapMean, f"{layer.name}_mean", x, [rank - 1])
+    centred = builder.call(layers.Subtract, f"{layer.name}_centre", [x, mean])
+    square = builder.call(layers.Multiply, f"{layer.name}_square", [centred, centred])
+    inverse = builder.inverse_deviation(square, [rank - 1], layer.epsilon, layer.name)
+    y = builder.call(layers.Multiply, f"{layer.name}_standard", [centred, inverse])
     return _scaled(builder, layer, y)
 
 
 def _group_normalization(builder: GraphBuilder, layer: Any, x: Any) -> Any:
+    """A scale and a shift of each channel, made of the statistics: two roundings of the tensor."""
     height_width, channels = x.shape[1:-1], x.shape[-1]
     if layer.axis not in (-1, x.shape.rank - 1) or None in height_width:
         return builder.copy(layer)(x)
     groups = channels if layer.groups == -1 else layer.groups
     grouped = (int(np.prod(height_width)), groups, channels // groups)
     y = builder.call(layers.Reshape, f"{layer.name}_group", x, grouped)
-    y = builder.standardize(y, [1, 3], layer.epsilon, layer.name)
-    y = builder.call(layers.Reshape, f"{layer.name}_ungroup", y, (*height_width, channels))
-    return _scaled(builder, layer, y)
+    mean = builder.call(EhapMean, f"{layer.name}_mean", y, [1, 3])
+    square = builder.operate("squared_difference", f"{layer.name}_square", y, mean)
+    inverse = builder.inverse_deviation(square, [1, 3], layer.epsilon, layer.name)
+    mean = _of_each_channel(builder, mean, x, f"{layer.name}_mean")
+    scale = _of_each_channel(builder, inverse, x, f"{layer.name}_rsqrt")
+    if layer.scale:
+        gamma = layer.gamma.numpy()
+        scale = builder.affine(scale, gamma, 0.0, f"{layer.name}_gamma", **_gamma(layer))
+    shift = builder.multiply(mean, scale, f"{layer.name}_shift")
+    y = builder.multiply(x, scale, f"{layer.name}_product")
+    if not layer.center:
+        return builder.call(layers.Subtract, layer.name, [y, shift])
+    shift = builder.affine(shift, -1.0, layer.beta.numpy(), f"{layer.name}_beta", **_beta(layer))
+    return builder.call(layers.Add, layer.name, [y, shift])
+
+
+def _of_each_channel(builder: GraphBuilder, y: Any, x: Any, name: str) -> Any:
+    """What is one number for each group, (batch, 1, groups, 1), for the channels of `x`."""
+    times = x.shape[-1] // y.shape[2]
+    if times > 1:
+        y = builder.operate("tile", f"{name}_tile", y, multiples=[1, 1, 1, times])
+    shape = (*(1 for _ in x.shape[1:-1]), x.shape[-1])
+    return builder.call(layers.Reshape, f"{name}_channels", y, shape)
+
+
+def _gamma(layer: Any) -> dict[str, Any]:
+    """How the scale of a norm trains, as arguments of `GraphBuilder.affine`."""
+    return {
+        "trainable": layer.trainable,
+        "depthwise_regularizer": layer.gamma_regularizer,
+        # The channels are the second to last axis of the convolution's kernel.
+        "depthwise_constraint": behind_axes(layer.gamma_constraint, 2, 1),
+    }
+
+
+def _beta(layer: Any) -> dict[str, Any]:
+    """The same of its shift."""
+    return {
+        "trainable": layer.trainable,
+        "bias_regularizer": layer.beta_regularizer,
+        "bias_constraint": layer.beta_constraint,
+    }
 
 
 def _scaled(builder: GraphBuilder, layer: Any, y: Any) -> Any:
     gamma = layer.gamma.numpy() if layer.scale else 1.0
     beta = layer.beta.numpy() if layer.center else 0.0
-    return builder.affine(
-        y,
-        gamma,
-        beta,
-        layer.name,
-        trainable=layer.trainable,
-        depthwise_regularizer=layer.gamma_regularizer if layer.scale else None,
-        # The channels are the second to last axis of the convolution's kernel.
-        depthwise_constraint=behind_axes(layer.gamma_constraint, 2, 1) if layer.scale else None,
-        bias_regularizer=layer.beta_regularizer if layer.center else None,
-        bias_constraint=layer.beta_constraint if layer.center else None,
-    )
+    training = (_gamma(layer) if layer.scale else {}) | (_beta(layer) if layer.center else {})
+    return builder.affine(y, gamma, beta, layer.name, **training)
 
 
 def _repeat_vector(builder: GraphBuilder, layer: Any, x: Any) -> Any:

@@ -108,11 +108,30 @@ def test_regularizers_and_constraints_of_a_normalization_stay(norm):
     outputs = layers.Rescaling(0.5)(layers.ReLU()(layer(inputs)))
     model = randomize(tf_keras.Model(inputs, outputs))
     flat = canonical_model(model)
-    twin = flat.get_layer(layer.name)
-    for weight, of_twin in ((layer.gamma, twin.depthwise_kernel), (layer.beta, twin.bias)):
+    names = [twin.name for twin in flat.layers]
+    gamma, beta = (
+        flat.get_layer(name if name in names else layer.name)
+        for name in (f"{layer.name}_gamma", f"{layer.name}_beta")
+    )
+    for weight, of_twin in ((layer.gamma, gamma.depthwise_kernel), (layer.beta, beta.bias)):
         constrained = np.ravel(of_twin.constraint(of_twin))
         np.testing.assert_allclose(constrained, weight.constraint(weight), rtol=1e-5)
     np.testing.assert_allclose(flat.losses, model.losses, rtol=1e-5)
+
+
+def test_a_group_norm_rounds_its_tensor_twice():
+    """Once scaled and once shifted, as plain conversion does: 25 dB where it is centred before."""
+    inputs = layers.Input((16, 16, 8))
+    norm = layers.GroupNormalization(4)
+    model = tf_keras.Model(inputs, norm(inputs))
+    rng = np.random.default_rng(0)
+    norm.set_weights([rng.uniform(0.5, 1.5, 8), rng.normal(size=8)])
+    noise = rng.normal(size=(64, 16, 16, 8)) + 0.3 * rng.normal(size=(64, 1, 1, 8))
+    x = (rng.lognormal(0.0, 0.5, (64, 1, 1, 8)) * noise).astype(np.float32)
+    qat = quantize(model, representative_data=x, bias_correction=False)
+    exact = model(x).numpy()
+    error = np.square(qat(x) - exact).sum()
+    assert 10.0 * np.log10(np.square(exact).sum() / error) > 27.0
 
 
 MAX_NORM, L2 = tf_keras.constraints.MaxNorm(1.0), tf_keras.regularizers.L2(0.1)
