@@ -13,15 +13,6 @@ from ehap_tf.channels.ids import ZERO, ChannelIds, Flags, Ids
 from ehap_tf.channels.rules import Call, Effect, MacTerm, frozen, pass_on, register_channel_rule
 from ehap_tf.channels.scatter import ScatterChannels
 from ehap_tf.channels.slices import saved_arguments, slice_entries
-from ehap_tf.channels.walk import (
-    is_nested_model,
-    is_time_distributed,
-    layer_paths,
-    model_inside,
-    nodes_as_computed,
-    nodes_in_order,
-    operator_symbol,
-)
 
 __all__ = [
     "RESIDUAL_MODES",
@@ -37,13 +28,6 @@ __all__ = [
     "TracedCall",
     "frozen",
     "is_depthwise",
-    "is_nested_model",
-    "is_time_distributed",
-    "layer_paths",
-    "model_inside",
-    "nodes_as_computed",
-    "nodes_in_order",
-    "operator_symbol",
     "pass_on",
     "register_channel_rule",
     "saved_arguments",

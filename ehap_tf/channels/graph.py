@@ -34,12 +34,12 @@ from ehap_tf.channels.rules import (
     unknown,
     weight_of,
 )
-from ehap_tf.channels.walk import (
+from ehap_tf.graph import (
     is_nested_model,
     layer_paths,
     model_inside,
     nodes_as_computed,
-    nodes_in_order,
+    propagate,
 )
 
 RESIDUAL_MODES = ("union", "tied")
@@ -250,29 +250,25 @@ class _Tracer:
         self._nested_outputs: dict[int, list[Ids]] = {}
 
     def trace(self, model: tf_keras.Model, inputs: list[Ids]) -> list[Ids]:
-        of_tensor = {id(t): ids for t, ids in zip(model.inputs, inputs, strict=True)}
-        for node in nodes_in_order(model):
-            arriving = tuple(of_tensor[id(tensor)] for tensor in node.keras_inputs)
-            inside = model_inside(node.layer)
-            if inside is not None:
-                self.nested_arriving[id(node)] = list(arriving)
-                outputs = [
-                    # One number per step: the steps are the last axis.
-                    ids if len(inner.shape) > 1 else self.ids.constants(channels(outer), "steps")
-                    for ids, inner, outer in zip(
-                        self._trace_nested(inside, list(arriving)),
-                        inside.outputs,
-                        (tuple(tensor.shape) for tensor in tf.nest.flatten(node.outputs)),
-                        strict=True,
-                    )
-                ]
-            else:
-                call = self._trace_call(node, arriving)
-                self.calls[id(node)] = call
-                outputs = list(call.effect.outputs)
-            for tensor, ids in zip(tf.nest.flatten(node.outputs), outputs, strict=True):
-                of_tensor[id(tensor)] = ids
-        return [of_tensor[id(tensor)] for tensor in model.outputs]
+        return propagate(model, inputs, self._trace_node)
+
+    def _trace_node(self, node: Any, arriving: list[Ids]) -> Sequence[Ids]:
+        inside = model_inside(node.layer)
+        if inside is None:
+            call = self._trace_call(node, tuple(arriving))
+            self.calls[id(node)] = call
+            return call.effect.outputs
+        self.nested_arriving[id(node)] = arriving
+        return [
+            # One number per step: the steps are the last axis.
+            ids if len(inner.shape) > 1 else self.ids.constants(channels(outer), "steps")
+            for ids, inner, outer in zip(
+                self._trace_nested(inside, arriving),
+                inside.outputs,
+                (tuple(tensor.shape) for tensor in tf.nest.flatten(node.outputs)),
+                strict=True,
+            )
+        ]
 
     def _trace_nested(self, model: tf_keras.Model, arriving: list[Ids]) -> list[Ids]:
         if id(model) in self.nested_inputs:

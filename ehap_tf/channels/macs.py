@@ -25,7 +25,7 @@ from ehap_tf.channels.rules import (
     positions,
     weight_of,
 )
-from ehap_tf.channels.walk import operator_symbol
+from ehap_tf.graph import operator_symbol
 
 layers = tf_keras.layers
 NAN = float("nan")

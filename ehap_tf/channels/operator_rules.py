@@ -23,7 +23,7 @@ from ehap_tf.channels.rules import (
     pass_on,
     register_channel_rule,
 )
-from ehap_tf.channels.walk import operator_symbol
+from ehap_tf.graph import arguments, operator_symbol
 
 _ELEMENTWISE = frozenset(
     """abs identity cast clip_by_value math.abs math.square math.sqrt math.rsqrt math.exp math.log
@@ -75,7 +75,7 @@ def _zero_at_zero(call: Call) -> bool:
     (tensor,) = call.node.keras_inputs
     with tf.init_scope():
         zeros = tf.zeros([1] * tensor.shape.rank, tensor.dtype)
-        args, kwargs = call.node.map_arguments({str(id(tensor)): [zeros]})
+        args, kwargs = arguments(call.node, [zeros])
         return not np.any(call.layer.function(*args, **kwargs))
 
 

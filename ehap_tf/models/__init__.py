@@ -1,6 +1,6 @@
 """Networks by name and by path, under another precision, and in the other Keras."""
 
-from ehap_tf.models.calls import handing_on, training_argument
+from ehap_tf.models.calls import handing_on
 from ehap_tf.models.checks import (
     require_finite_weights,
     require_functional,
@@ -10,13 +10,6 @@ from ehap_tf.models.checks import (
     weights_that_are_not_finite,
 )
 from ehap_tf.models.cloning import clone_with_policy, copy_model
-from ehap_tf.models.copying import (
-    ZeroInitializers,
-    copy_trainable,
-    kept_random_state,
-    layer_from,
-    with_policy,
-)
 from ehap_tf.models.keras3 import either_keras, is_keras3_model, to_keras3, to_tf_keras
 from ehap_tf.models.outputs import ends_in_softmax, output_names
 from ehap_tf.models.precision import PRECISIONS, policy_of, resolve_precision
@@ -26,17 +19,13 @@ from ehap_tf.models.zoo import MODEL_NAMES, build_model
 __all__ = [
     "MODEL_NAMES",
     "PRECISIONS",
-    "ZeroInitializers",
     "build_model",
     "clone_with_policy",
     "copy_model",
-    "copy_trainable",
     "either_keras",
     "ends_in_softmax",
     "handing_on",
     "is_keras3_model",
-    "kept_random_state",
-    "layer_from",
     "load_model",
     "output_names",
     "policy_of",
@@ -49,7 +38,5 @@ __all__ = [
     "save_model",
     "to_keras3",
     "to_tf_keras",
-    "training_argument",
     "weights_that_are_not_finite",
-    "with_policy",
 ]

@@ -1,22 +1,12 @@
-"""What a layer does when it is called: whether it trains, and nothing at all for a while."""
+"""Layers that do nothing for a while."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import tf_keras
-
-
-def training_argument(
-    layer: tf_keras.layers.Layer, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> bool | None:
-    """What a call says about training mode, by position or by name; None where it says nothing."""
-    asked = ("training", args, kwargs, True)
-    spec = layer._call_spec
-    training = spec.get_arg_value(*asked) if spec.arg_was_passed(*asked) else None
-    return None if training is None else bool(training)
 
 
 @contextlib.contextmanager

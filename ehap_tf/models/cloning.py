@@ -9,14 +9,8 @@ import tensorflow as tf
 import tf_keras
 from tf_keras.src.layers.core import tf_op_layer
 
+from ehap_tf.graph import Copier, layer_from, made_by, with_policy
 from ehap_tf.models.checks import require_functional
-from ehap_tf.models.copying import (
-    ZeroInitializers,
-    copy_state,
-    kept_random_state,
-    layer_from,
-    with_policy,
-)
 
 POLICIES = ("float32", "mixed_float16", "mixed_bfloat16")
 
@@ -62,60 +56,33 @@ def clone_with_policy(model: tf_keras.Model, policy: str) -> tf_keras.Model:
     if policy not in POLICIES:
         raise ValueError(f"policy must be one of {', '.join(POLICIES)}. Received: {policy!r}")
     require_functional(model)
-    with kept_random_state():
-        return _Cloning(model, policy).clone
+    return _PolicyCopier(model, policy).copy(model)
 
 
 def copy_model(model: tf_keras.Model) -> tf_keras.Model:
     """A copy of `model` with the same weights, that is not compiled.
 
-    Unlike Keras' own `clone_model` it hands functions and objects of the user's own on, needs no
-    registration of theirs, and leaves global random states alone.
-
     Raises:
         TypeError: a subclassed model.
     """
     require_functional(model)
-    with kept_random_state():
-        return _Cloning(model, None).clone
+    return Copier().copy(model)
 
 
-class _Cloning:
-    """One clone in the making; remembers which layer became which. Without a policy, as it is."""
+class _PolicyCopier(Copier):
+    """Copies under another dtype policy."""
 
-    def __init__(self, model: tf_keras.Model, policy: str | None) -> None:
+    def __init__(self, model: tf_keras.Model, policy: str) -> None:
+        super().__init__()
         self._policy = policy
         policies = {layer._dtype_policy.name for layer in _leaves(model)}
         mixed = {name for name in policies if name.startswith("mixed_")}
         # Inside a model under a mixed policy float32 was chosen; elsewhere it is the default.
         self._replaced = mixed or {"float32"}
         self._wide = _head(model)
-        self._made: dict[int, tuple[Any, Any]] = {}
-        with ZeroInitializers() as self._zeros:
-            self.clone = self._copy_model(model)
-        copy_state(self._made.values())
 
-    def _copy_model(self, model: tf_keras.Model) -> tf_keras.Model:
-        clone = tf_keras.models.clone_model(model, clone_function=self._copy_layer)
-        self._made[id(model)] = (model, clone)
-        return clone
-
-    def _copy_layer(self, layer: Any) -> Any:
-        if id(layer) not in self._made:
-            if isinstance(layer, tf_keras.Model):
-                self._copy_model(layer)
-            else:
-                new = self._new_layer(layer)
-                self._zeros.apply(new)
-                self._made[id(layer)] = (layer, new)
-        return self._made[id(layer)][1]
-
-    def _new_layer(self, layer: Any) -> Any:
-        if isinstance(layer, tf_keras.layers.InputLayer):
-            return type(layer).from_config(layer.get_config())
+    def new_layer(self, layer: Any) -> Any:
         policy = self._policy
-        if policy is None:
-            return layer_from(layer, layer.get_config())
         if id(layer) in self._wide or _belongs_in_float32(layer, policy):
             policy = "float32"
         config = layer.get_config()
@@ -160,16 +127,15 @@ def _head(model: tf_keras.Model) -> set[int]:
     for output in model.outputs:
         tensor = output
         while True:
-            layer = tensor._keras_history.layer
+            node, _ = made_by(tensor)
+            layer = node.layer
             if isinstance(layer, tf_keras.Model):
                 wide |= _head(layer)
                 break
             wide.add(id(layer))
-            node = layer._inbound_nodes[tensor._keras_history.node_index]
-            inputs = tf.nest.flatten(node.keras_inputs)
-            if layer.weights or len(inputs) != 1:
+            if layer.weights or len(node.keras_inputs) != 1:
                 break
-            tensor = inputs[0]
+            tensor = node.keras_inputs[0]
     return wide
 
 

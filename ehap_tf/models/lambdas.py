@@ -12,15 +12,9 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.channels import nodes_in_order
+from ehap_tf.graph import Copier, nodes_in_order, replay
 from ehap_tf.models.checks import require_functional
-from ehap_tf.models.copying import (
-    ZeroInitializers,
-    copy_state,
-    kept_random_state,
-    layer_from,
-)
-from ehap_tf.models.recorded_functions import StaysClosedError, input_like, recorded, replay
+from ehap_tf.models.recorded_functions import StaysClosedError, recorded
 
 
 def has_lambdas(model: tf_keras.Model) -> bool:
@@ -54,8 +48,7 @@ def open_lambdas(model: tf_keras.Model) -> tf_keras.Model:
     if not has_lambdas(model):
         return model
     require_functional(model)
-    with kept_random_state():
-        copy = _Copy().of(model)
+    copy = _Opening().copy(model)
     if getattr(model, "loss", None) is not None:
         optimizer = type(model.optimizer).from_config(model.optimizer.get_config())
         weights = model.compiled_loss._user_loss_weights
@@ -63,68 +56,39 @@ def open_lambdas(model: tf_keras.Model) -> tf_keras.Model:
     return copy
 
 
-class _Copy:
-    """One copy in the making; remembers which layer became which."""
+class _Opening(Copier):
+    """Copies with operator layers in the place of Lambda layers."""
 
     def __init__(self) -> None:
-        self._made: dict[int, tuple[Any, Any]] = {}
+        super().__init__()
         self._names: set[str] = set()
 
-    def of(self, model: tf_keras.Model) -> tf_keras.Model:
-        """The whole copy, with its weights."""
-        with ZeroInitializers() as self._zeros:
-            copy = self._model(model)
-        copy_state(self._made.values())
-        copy._trainable = model._trainable
+    def is_chain(self, model: tf_keras.Model) -> bool:
+        return super().is_chain(model) and not has_lambdas(model)
+
+    def functional(self, model: tf_keras.Model) -> tf_keras.Model:
+        outer, self._names = self._names, {layer.name for layer in model.layers}
+        copy = super().functional(model)
+        self._names = outer
         return copy
 
-    def _model(self, model: tf_keras.Model) -> tf_keras.Model:
-        if isinstance(model, tf_keras.Sequential) and not has_lambdas(model):
-            (tensor,) = model.inputs
-            first = tf_keras.layers.InputLayer(
-                batch_input_shape=tuple(tensor.shape), dtype=tensor.dtype, name=_name(tensor)
-            )
-            return tf_keras.Sequential([first, *map(self._layer, model.layers)], name=model.name)
-        outer, self._names = self._names, {layer.name for layer in model.layers}
-        of_tensor = {id(tensor): input_like(tensor, _name(tensor)) for tensor in model.inputs}
-        replay(model, of_tensor, self._call)
-        self._names = outer
-        inputs, outputs = (
-            tf.nest.map_structure(lambda tensor: of_tensor[id(tensor)], structure)
-            for structure in (model._nested_inputs, model._nested_outputs)
-        )
-        return tf_keras.Model(inputs, outputs, name=model.name)
-
-    def _layer(self, layer: Any) -> Any:
-        if id(layer) not in self._made:
-            if isinstance(layer, tf_keras.Model):
-                new = self._model(layer)
-            else:
-                new = layer_from(layer, layer.get_config())
-                self._zeros.apply(new)
-            self._made[id(layer)] = (layer, new)
-        return self._made[id(layer)][1]
-
-    def _call(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def call(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if type(layer) is not tf_keras.layers.Lambda:
-            return self._layer(layer)(*args, **kwargs)
+            return super().call(layer, args, kwargs)
         try:
             operators = _operators(layer, args, kwargs)
         except StaysClosedError as reason:
-            closed = self._layer(layer)
+            closed = self.layer(layer)
             closed.stays_closed = str(reason)
             return closed(*args, **kwargs)
-        of_tensor = dict(zip(map(id, operators.inputs), tf.nest.flatten(args), strict=True))
         names = self._operator_names(layer, operators)
 
         def call(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             config = {**operator.get_config(), "name": next(names)}
             return type(operator).from_config(config)(*args, **kwargs)
 
-        replay(operators, of_tensor, call)
-        return tf.nest.map_structure(
-            lambda tensor: of_tensor[id(tensor)], operators._nested_outputs
-        )
+        outputs = replay(operators, tf.nest.flatten(args), call)
+        return tf.nest.pack_sequence_as(operators._nested_outputs, outputs)
 
     def _operator_names(self, layer: Any, operators: tf_keras.Model) -> Iterator[str]:
         """A name for each operator in the order of their calls; the last has the Lambda's."""
@@ -174,7 +138,3 @@ def _autocast(layer: Any, value: Any) -> Any:
     wanted = layer._compute_dtype_object
     is_other = layer._autocast and wanted and value.dtype.is_floating and value.dtype != wanted
     return tf.cast(value, wanted) if is_other else value
-
-
-def _name(tensor: Any) -> str:
-    return str(tensor._keras_history.layer.name)

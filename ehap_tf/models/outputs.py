@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import tensorflow as tf
 import tf_keras
 
+from ehap_tf.graph import layer_of
 from ehap_tf.models.kinds import function_kind
 
 
@@ -26,10 +27,10 @@ def ends_in_softmax(model: tf_keras.Model) -> bool:
 
     Layers inside wrappers (quantization) and nested models are looked into.
     """
-    layer = model.outputs[0]._keras_history.layer if model.outputs else model.layers[-1]
+    layer = layer_of(model.outputs[0]) if model.outputs else model.layers[-1]
     while True:
         if isinstance(layer, tf_keras.Model) and layer.outputs:
-            layer = layer.outputs[0]._keras_history.layer
+            layer = layer_of(layer.outputs[0])
         elif isinstance(layer, tf_keras.layers.Wrapper):
             layer = layer.layer
         else:

@@ -14,7 +14,7 @@ from tensorflow.python.util import tf_decorator
 from tf_keras.src.layers.core.tf_op_layer import SlicingOpLambda, TFOpLambda
 from tf_keras.src.saving.legacy.saved_model import json_utils
 
-from ehap_tf.channels import nodes_in_order
+from ehap_tf.graph import model_like, nodes_in_order, replay
 from ehap_tf.models.keras3.operators import full_key
 
 # Sizes that axes of unknown size are tried with, of the batch first.
@@ -50,29 +50,10 @@ def recorded(function: Callable[[Any], Any], like: Any) -> tf_keras.Model:
     raise reasons[0]
 
 
-def replay(
-    model: tf_keras.Model,
-    of_tensor: dict[int, Any],
-    call: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any],
-) -> None:
-    """Repeats the calls in a graph on other tensors, and enters what they give in `of_tensor`."""
-
-    def known(value: Any) -> Any:
-        return of_tensor.get(id(value), value)
-
-    for node in nodes_in_order(model):
-        args, kwargs = tf.nest.map_structure(known, (node.call_args, node.call_kwargs))
-        outputs = tf.nest.flatten(call(node.layer, args, kwargs))
-        of_tensor.update(zip(map(id, tf.nest.flatten(node.outputs)), outputs, strict=True))
-
-
-def input_like(tensor: Any, name: str | None = None) -> Any:
-    """A new input of a model, of the shape and type of a symbolic tensor."""
-    return tf_keras.Input(batch_shape=tuple(tensor.shape), dtype=tensor.dtype, name=name)
-
-
 def _recorded_by_tf_keras(function: Callable[[Any], Any], like: Any) -> tf_keras.Model:
-    inputs = tf.nest.map_structure(input_like, like)
+    inputs = tf.nest.map_structure(
+        lambda t: tf_keras.Input(batch_shape=tuple(t.shape), dtype=t.dtype), like
+    )
     given = {id(tensor) for tensor in tf.nest.flatten(inputs)}
 
     def computed(tensor: Any) -> Any:
@@ -102,14 +83,13 @@ def _expanded(model: tf_keras.Model) -> tf_keras.Model:
     """
     for node in nodes_in_order(model):
         if not isinstance(node.layer, TFOpLambda | tf_keras.layers.Activation):
-            node.layer._inbound_nodes.remove(node)  # it may be a layer of the caller's
+            node.layer.inbound_nodes.remove(node)  # it may be a layer of the caller's
             raise StaysClosedError(f"it calls the layer {node.layer.name!r}")
         given = tf.nest.flatten((node.call_args, node.call_kwargs))
         if any(isinstance(value, tf.Variable) for value in given):
             raise StaysClosedError("it uses a variable")
     if not any(_is_of_backend(node.layer) or _has_ellipsis(node) for node in nodes_in_order(model)):
         return model
-    of_tensor = {id(tensor): tensor for tensor in model.inputs}
 
     def call(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if _is_of_backend(layer):
@@ -118,9 +98,7 @@ def _expanded(model: tf_keras.Model) -> tf_keras.Model:
             args = (args[0], *(full_key(key, args[0]) for key in args[1:]))
         return type(layer).from_config(layer.get_config())(*args, **kwargs)
 
-    replay(model, of_tensor, call)
-    outputs = tf.nest.map_structure(lambda t: of_tensor[id(t)], model._nested_outputs)
-    return _expanded(tf_keras.Model(model._nested_inputs, outputs))
+    return _expanded(model_like(model, model.inputs, replay(model, model.inputs, call)))
 
 
 def _has_ellipsis(node: Any) -> bool:

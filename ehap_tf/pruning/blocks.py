@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,13 +18,14 @@ import tf_keras
 from tf_keras.src.applications.inception_resnet_v2 import CustomScaleLayer
 from tf_keras.src.layers.core.tf_op_layer import TFOpLambda
 
-from ehap_tf.channels import (
-    TracedCall,
+from ehap_tf.channels import TracedCall, trace_channels
+from ehap_tf.graph import (
+    layer_of,
     layer_paths,
     model_inside,
     nodes_in_order,
     operator_symbol,
-    trace_channels,
+    propagate,
 )
 from ehap_tf.models import require_rankable
 from ehap_tf.models.keras3 import either_keras
@@ -220,23 +221,27 @@ def _mean_loss(network: Network, data: HessianBatch) -> Callable[[], float]:
 def _find(model: tf_keras.Model, paths: Mapping[int, str] | None = None) -> dict[str, _Block]:
     paths = layer_paths(model) if paths is None else paths
     found: dict[str, _Block] = {}
-    behind: dict[int, frozenset[int]] = {id(tensor): frozenset() for tensor in model.inputs}
-    nodes = list(nodes_in_order(model))
-    calls = collections.Counter(id(node.layer) for node in nodes)
-    for node in nodes:
-        arriving = [id(tensor) for tensor in node.keras_inputs]
-        before = frozenset(arriving).union(*(behind[tensor] for tensor in arriving))
-        for tensor in tf.nest.flatten(node.outputs):
-            behind[id(tensor)] = before
+    calls = collections.Counter(id(node.layer) for node in nodes_in_order(model))
+
+    def visit(node: Any, behind: list[frozenset[int]]) -> list[frozenset[int]]:
         if (inside := model_inside(node.layer)) is not None:
             found.update(_find(inside, paths))
         elif calls[id(node.layer)] == 1 and (branch := _branch(node, behind)) is not None:
             found[paths[id(node.layer)]] = _Block(node, branch)
+        before = frozenset(map(id, node.keras_inputs)).union(*behind)
+        return [before] * len(tf.nest.flatten(node.outputs))
+
+    propagate(model, [frozenset[int]()] * len(model.inputs), visit)
     return found
 
 
-def _branch(node: Any, behind: Mapping[int, frozenset[int]]) -> int | None:
-    """Which input of a sum is computed from the other one, if it is such a sum."""
+def _branch(node: Any, behind: Sequence[frozenset[int]]) -> int | None:
+    """Which input of a sum is computed from the other one, if it is such a sum.
+
+    Args:
+        node: any call.
+        behind: for each of its inputs the tensors, by `id()`, that it is computed from.
+    """
     layer, tensors = node.layer, node.keras_inputs
     adds = isinstance(layer, (tf_keras.layers.Add, CustomScaleLayer)) or (
         isinstance(layer, TFOpLambda) and operator_symbol(layer) in _ADDITIONS
@@ -244,10 +249,10 @@ def _branch(node: Any, behind: Mapping[int, frozenset[int]]) -> int | None:
     if not adds or len(tensors) != 2 or tuple(tensors[0].shape) != tuple(tensors[1].shape):
         return None
     first, second = map(id, tensors)
-    if first in behind[second]:
+    if first in behind[1]:
         return 1
     # A scaled sum scales its second input, so that it is the branch that can go.
-    if second in behind[first] and not isinstance(layer, CustomScaleLayer):
+    if second in behind[0] and not isinstance(layer, CustomScaleLayer):
         return 0
     return None
 
@@ -274,7 +279,7 @@ class _WithoutBlocks(Rebuilder):
 
 def _repeats(layer: tf_keras.layers.Layer, tensor: Any) -> bool:
     """Whether a ReLU sees the output of the same ReLU, which it leaves as it is."""
-    before = tensor.node.layer
+    before = layer_of(tensor)
     return (
         type(layer) is type(before)
         and isinstance(layer, (tf_keras.layers.ReLU, tf_keras.layers.Activation))

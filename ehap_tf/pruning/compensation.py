@@ -17,14 +17,15 @@ import tensorflow as tf
 import tf_keras
 from tf_keras.src.layers.normalization.batch_normalization import BatchNormalizationBase
 
-from ehap_tf.channels import ZERO, Flags, TracedCall, layer_paths, trace_channels
+from ehap_tf.channels import ZERO, Flags, TracedCall, trace_channels
 from ehap_tf.data import as_dataset
+from ehap_tf.graph import layer_calls, layer_paths
 from ehap_tf.models import require_inputs
 from ehap_tf.models.keras3 import either_keras
 from ehap_tf.models.kinds import function_kind
 from ehap_tf.pruning.plan import PruningPlan, require_plan
 from ehap_tf.pruning.rebuild import Rebuilder
-from ehap_tf.sensitivity.forward import layer_calls, run_graph
+from ehap_tf.sensitivity.forward import run_graph
 from ehap_tf.sensitivity.gates import find_gates
 
 Floats = npt.NDArray[np.float64]

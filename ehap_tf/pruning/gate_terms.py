@@ -23,14 +23,8 @@ import tensorflow as tf
 import tf_keras
 from tf_keras.src.layers.normalization.batch_normalization import BatchNormalizationBase
 
-from ehap_tf.channels import (
-    ChannelGraph,
-    Ids,
-    TracedCall,
-    operator_symbol,
-    weight_axes,
-    zero_at_zero,
-)
+from ehap_tf.channels import ChannelGraph, Ids, TracedCall, weight_axes, zero_at_zero
+from ehap_tf.graph import operator_symbol
 from ehap_tf.sensitivity.gates import Gate, find_gates
 
 _PRODUCTS = ("__operators__.mul", "math.multiply")

@@ -7,22 +7,24 @@ original is changed.
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.channels import (
-    ChannelGraph,
-    Ids,
-    TracedCall,
+from ehap_tf.channels import ChannelGraph, Ids, TracedCall, saved_arguments
+from ehap_tf.graph import (
+    ZeroInitializers,
+    arguments,
+    copy_trainable,
+    kept_random_state,
+    layer_from,
+    layer_of,
     model_inside,
-    nodes_in_order,
-    saved_arguments,
+    model_like,
+    propagate,
 )
-from ehap_tf.models import ZeroInitializers, copy_trainable, kept_random_state, layer_from
 
 
 class Rebuilder:
@@ -97,7 +99,7 @@ class Rebuilder:
         key = id(call.layer)
         if key not in self._new_layers:
             self._new_layers[key] = self.make_layer(call, self.config(call), self.weights(call))
-        args, kwargs = self.arguments(call, *map_arguments(node, tensors))
+        args, kwargs = self.arguments(call, *arguments(node, tensors))
         args, kwargs = saved_arguments(call.layer, args, kwargs)
         return list(tf.nest.flatten(self._new_layers[key](*args, **kwargs)))
 
@@ -119,17 +121,12 @@ class Rebuilder:
             shape = list(tensor.shape)
             if arriving is not None and len(shape) > 1 and shape[-1] is not None:
                 shape[-1] = self.width(arriving[number])
-            name = tensor.node.layer.name
+            name = layer_of(tensor).name
             inputs.append(tf_keras.Input(batch_shape=shape, dtype=tensor.dtype, name=name))
-        of_tensor = {id(t): new for t, new in zip(model.inputs, inputs, strict=True)}
-        for node in nodes_in_order(model):
-            outputs = self._rebuild_call(node, of_tensor)
-            for tensor, new in zip(tf.nest.flatten(node.outputs), outputs, strict=True):
-                of_tensor[id(tensor)] = new
-        outputs = [of_tensor[id(tensor)] for tensor in model.outputs]
+        outputs = propagate(model, inputs, self._rebuild_call)
         if arriving is None:
             for place, (have, wanted) in enumerate(self.graph.outputs):
-                name = model.outputs[place].node.layer.name
+                name = layer_of(model.outputs[place]).name
                 if name in self._taken_names[-1]:
                     name = f"{name}_scatter"
                 outputs[place] = self.connect(outputs[place], have, wanted, name)
@@ -142,11 +139,7 @@ class Rebuilder:
     def _assemble(
         self, model: tf_keras.Model, inputs: list[Any], outputs: list[Any]
     ) -> tf_keras.Model:
-        copy = tf_keras.Model(
-            tf.nest.pack_sequence_as(model._nested_inputs, inputs),
-            tf.nest.pack_sequence_as(model._nested_outputs, outputs),
-            name=model.name,
-        )
+        copy = model_like(model, inputs, outputs)
         if not isinstance(model, tf_keras.Sequential):
             return copy
         chain = [
@@ -157,9 +150,8 @@ class Rebuilder:
         # Layers of a chain in order; a Sequential calls them again on an input of its own.
         return tf_keras.Sequential([copy.layers[0], *chain], name=model.name)
 
-    def _rebuild_call(self, node: Any, of_tensor: dict[int, Any]) -> list[Any]:
+    def _rebuild_call(self, node: Any, tensors: list[Any]) -> list[Any]:
         layer = node.layer
-        tensors = [of_tensor[id(tensor)] for tensor in node.keras_inputs]
         inside = model_inside(layer)
         if inside is not None:
             return self._call_nested(node, inside, tensors)
@@ -197,7 +189,7 @@ class Rebuilder:
             new = type(layer)(inside, name=layer.name, dtype=layer.dtype_policy)
             new._trainable = layer._trainable
             self._new_layers[id(layer)] = new
-        args, kwargs = map_arguments(node, tensors)
+        args, kwargs = arguments(node, tensors)
         return list(tf.nest.flatten(self._new_layers[id(layer)](*args, **kwargs)))
 
 
@@ -216,12 +208,3 @@ def _is_chain(inputs: list[Any], chain: Sequence[tf_keras.layers.Layer]) -> bool
             return False
         tensors = tf.nest.flatten(nodes[0].outputs)
     return True
-
-
-def map_arguments(node: Any, tensors: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a node's call with its tensors, in their order, replaced by others."""
-    replacements = collections.defaultdict(list)
-    # Keras pops from the end, so a tensor that occurs twice is stored last occurrence first.
-    for old, new in reversed(list(zip(node.keras_inputs, tensors, strict=True))):
-        replacements[str(id(old))].append(new)
-    return node.map_arguments(replacements)

@@ -9,8 +9,9 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
+from ehap_tf.graph import is_symbolic, made_by
 from ehap_tf.models.kinds import layer_kind
-from ehap_tf.quantization.builder import GraphBuilder, is_symbolic
+from ehap_tf.quantization.builder import GraphBuilder
 from ehap_tf.quantization.own_layers import EhapStopGradient
 from ehap_tf.quantization.registry import keeps_grid
 from ehap_tf.quantization.rules import sum_of
@@ -107,8 +108,9 @@ def _reciprocal(builder: GraphBuilder, name: str, x: Any) -> Any:
 
 def _is_not_negative(x: Any) -> bool:
     """Whether a tensor of the new graph holds no negative values, whatever the input."""
-    layer, node, _ = x._keras_history
-    kind, sources = layer_kind(layer), layer._inbound_nodes[node].keras_inputs
+    node, _ = made_by(x)
+    layer, sources = node.layer, node.keras_inputs
+    kind = layer_kind(layer)
     if kind == "Activation":
         return layer.activation in (
             tf_keras.activations.sigmoid,

@@ -10,10 +10,10 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
+from ehap_tf.graph import replay
 from ehap_tf.models.kinds import layer_kind
 from ehap_tf.quantization.calibration import CALIBRATION_EXAMPLES
 from ehap_tf.quantization.correction import add_to_output
-from ehap_tf.quantization.graph import walk
 from ehap_tf.quantization.integer_graph import IntegerGraph
 from ehap_tf.quantization.registry import KERNELS
 from ehap_tf.quantization.wrappers import unwrapped
@@ -66,7 +66,7 @@ def correct_biases(qat: tf_keras.Model, inputs: Sequence[np.ndarray]) -> tuple[s
     for array in inputs:
         parts = [tf.constant(part) for part in np.array_split(array, batches)]
         sides.append(_Sides(parts, parts))
-    walk(qat, sides, walker.visit)
+    replay(qat, sides, walker.visit)
     return tuple(walker.skipped)
 
 

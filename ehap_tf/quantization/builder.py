@@ -10,7 +10,7 @@ import tensorflow as tf
 import tf_keras
 
 from ehap_tf.channels import ScatterChannels
-from ehap_tf.models import ZeroInitializers, layer_from, with_policy
+from ehap_tf.graph import ZeroInitializers, is_symbolic, layer_from, with_policy
 from ehap_tf.models.kinds import function_kind
 from ehap_tf.quantization.integer_operators import EhapOperator, as_json
 from ehap_tf.quantization.own_layers import EhapHardSwish, EhapMean, EhapRsqrt, EhapStopGradient
@@ -353,11 +353,6 @@ def _for_images(layer: tf_keras.layers.Layer) -> tf_keras.layers.Layer:
         batch, *shape = config["noise_shape"]
         return type(layer).from_config({**config, "noise_shape": (batch, 1, *shape)})
     return layer
-
-
-def is_symbolic(value: Any) -> bool:
-    """Whether `value` is a tensor of a Keras graph, not a constant."""
-    return hasattr(value, "_keras_history")
 
 
 def _is_pointwise(layer: tf_keras.layers.Layer) -> bool:

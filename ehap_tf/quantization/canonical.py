@@ -19,10 +19,11 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapp
 )
 from tf_keras.src.layers.core.tf_op_layer import TFOpLambda
 
-from ehap_tf.models import require_functional, training_argument
+from ehap_tf.graph import input_layer_names, nodes_in_order, replay, training_argument
+from ehap_tf.models import require_functional
 from ehap_tf.models.kinds import is_batch_norm, layer_kind
 from ehap_tf.quantization.builder import GraphBuilder
-from ehap_tf.quantization.graph import rebuild, walk
+from ehap_tf.quantization.flat_graph import rebuild
 from ehap_tf.quantization.operators import rewrite_operator
 from ehap_tf.quantization.registry import IDENTITIES
 from ehap_tf.quantization.rules import batch_norm, rewrite_layer
@@ -42,8 +43,7 @@ def canonical_model(model: tf_keras.Model) -> tf_keras.Model:
     """
     require_functional(model)
     _require_no_mask(model)
-    inputs = [tensor._keras_history.layer.name for tensor in model.inputs]
-    return rebuild(model, Canonicalizer(GraphBuilder(inputs)))
+    return rebuild(model, Canonicalizer(GraphBuilder(input_layer_names(model))))
 
 
 class Canonicalizer:
@@ -120,13 +120,12 @@ class Canonicalizer:
         _require_no_mask(model)
         visit = Canonicalizer(self._builder, training)
         # By name where they are a dict.
-        outputs = walk(model, model._flatten_to_reference_inputs(inputs), visit)
-        structure = getattr(model, "_nested_outputs", None)
-        return outputs[0] if structure is None else tf.nest.pack_sequence_as(structure, outputs)
+        outputs = replay(model, model._flatten_to_reference_inputs(inputs), visit)
+        return tf.nest.pack_sequence_as(model._nested_outputs, outputs)
 
 
 def _require_no_mask(model: tf_keras.Model) -> None:
-    for node in (node for nodes in model._nodes_by_depth.values() for node in nodes):
+    for node in nodes_in_order(model):
         masks = [getattr(tensor, "_keras_mask", None) for tensor in node.keras_inputs]
         is_masked = any(mask is not None for mask in (*masks, node.call_kwargs.get("mask")))
         if is_masked and layer_kind(node.layer) == "GlobalAveragePooling1D":

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import tensorflow as tf
 import tf_keras
 
+from ehap_tf.graph import consumers, layer_of
 from ehap_tf.models.kinds import layer_kind, spelled
-from ehap_tf.quantization.graph import consumers
 from ehap_tf.quantization.registry import keeps_grid
 
 LOOKUPS = frozenset({"CategoryEncoding", "Embedding", "HashedCrossing", "Hashing", "IntegerLookup"})
@@ -33,7 +33,7 @@ def require_no_exact_inputs(
     """
     layers, readers = {layer.name: layer for layer in flat.layers}, consumers(flat)
     for tensor in model.inputs:
-        name = tensor._keras_history.layer.name
+        name = layer_of(tensor).name
         wide = tensor.dtype.is_integer and tensor.dtype.size > 1
         waiting = [name]
         while waiting:

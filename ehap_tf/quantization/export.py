@@ -18,7 +18,7 @@ import tensorflow as tf
 import tf_keras
 
 from ehap_tf.files import atomic_path
-from ehap_tf.models import kept_random_state
+from ehap_tf.graph import kept_random_state
 from ehap_tf.models.keras3 import either_keras
 from ehap_tf.quantization.canonical import canonical_model
 from ehap_tf.quantization.correction import round_biases

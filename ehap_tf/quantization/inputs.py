@@ -9,6 +9,8 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
+from ehap_tf.graph import input_layer_names
+
 LARGEST_BATCH = 128
 """Examples of arrays in one forward pass."""
 
@@ -20,7 +22,7 @@ def input_names(model: tf_keras.Model) -> list[str]:
     nested = getattr(model, "_nested_inputs", None)
     if isinstance(nested, dict):
         return sorted(nested)
-    return [tensor._keras_history.layer.name for tensor in model.inputs]
+    return input_layer_names(model)
 
 
 def input_arrays(model: tf_keras.Model, x: Any, what: str = "data") -> list[np.ndarray]:

@@ -26,10 +26,11 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapp
 )
 
 from ehap_tf.channels import ScatterChannels
+from ehap_tf.graph import layer_of, producers, replay
 from ehap_tf.models import output_names
 from ehap_tf.models.kinds import is_batch_norm, layer_kind
+from ehap_tf.quantization.flat_graph import output_layers, readers_in_file
 from ehap_tf.quantization.folding import FoldedKernel, fold
-from ehap_tf.quantization.graph import output_layers, producers, readers_in_file, walk
 from ehap_tf.quantization.integer_operators import EhapOperator
 from ehap_tf.quantization.layout import is_plain_relu
 from ehap_tf.quantization.quantizers import EhapActivationQuantizer, EhapFixedQuantizer
@@ -100,7 +101,7 @@ class IntegerGraph:
 
     def __call__(self, inputs: list[tf.Tensor]) -> list[tf.Tensor]:
         """Returns the outputs of the model for one example."""
-        return walk(self._qat, inputs, self.compute)
+        return replay(self._qat, inputs, self.compute)
 
     def _input_grid(self, name: str) -> Range | None:
         """The range of the integers that the layer called `name` reads first; None for floats."""
@@ -345,7 +346,7 @@ def output_range(layer: tf_keras.layers.Layer) -> Range | None:
 def output_step(qat: tf_keras.Model, index: int = 0) -> float:
     """What one integer step of a QAT model's output number `index` is worth."""
     sources = producers(qat)
-    name = qat.outputs[index]._keras_history.layer.name
+    name = layer_of(qat.outputs[index]).name
     while (limits := output_range(qat.get_layer(name))) is None:
         name, *_ = sources[name]  # It keeps the grid of what it reads.
     low, high = limits
@@ -359,7 +360,7 @@ def float_output_names(qat: tf_keras.Model) -> list[str]:
         return output_names(qat)  # The keys of a dict.
     makers = output_layers(qat)
     for index, (layer, tensor) in enumerate(zip(makers, qat.outputs, strict=True)):
-        if tensor._keras_history.layer is not layer:
+        if layer_of(tensor) is not layer:
             called[index] = layer.name  # In the place of the quantization behind it.
         if has_default_name(layer):
             called[index] = called[index].removeprefix(NAME_PREFIX)

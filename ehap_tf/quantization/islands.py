@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.channels import nodes_in_order
+from ehap_tf.graph import arguments, is_symbolic, nodes_in_order, propagate_calls
 from ehap_tf.models.kinds import spelled
 from ehap_tf.quantization.evaluate import TFLiteModel
 from ehap_tf.quantization.export import integer_file
@@ -55,7 +55,7 @@ def require_convertible(
         key = _identity(island, ranges)
         said = _VERDICTS.get(key) if key is not None else None
         if said is None:
-            said = _try(island, ranges, float_layers)
+            said = _try(island, ranges)
             if key is not None:
                 _VERDICTS[key] = said
         if said:
@@ -100,7 +100,7 @@ def _identity(island: list[Any], ranges: list[FixedRange]) -> Any:
     """All that the verdict on an island hangs on, to be looked up; None where it has no config."""
 
     def plain(value: Any) -> Any:
-        if hasattr(value, "_keras_history"):
+        if is_symbolic(value):
             return tuple(value.shape), value.dtype.name
         return repr(value)
 
@@ -117,10 +117,10 @@ def _identity(island: list[Any], ranges: list[FixedRange]) -> Any:
     return tuple(parts), tuple(ranges)
 
 
-def _try(island: list[Any], ranges: list[FixedRange], float_layers: Collection[str]) -> str:
+def _try(island: list[Any], ranges: list[FixedRange]) -> str:
     """Converts an island and runs it; returns what went wrong, in a line."""
     try:
-        trial = _trial(island, ranges, float_layers)
+        trial = _trial(island, ranges)
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder, "island.tflite")
             path.write_bytes(integer_file(trial))
@@ -132,32 +132,30 @@ def _try(island: list[Any], ranges: list[FixedRange], float_layers: Collection[s
     return ""
 
 
-def _trial(
-    island: list[Any], ranges: list[FixedRange], float_layers: Collection[str]
-) -> tf_keras.Model:
+def _trial(island: list[Any], ranges: list[FixedRange]) -> tf_keras.Model:
     """An island as a model of its own, between quantizations."""
-    values: dict[int, Any] = {}
-    inputs = []
+    inputs, given = [], []
     for index, (x, limits) in enumerate(zip(_read(island), ranges, strict=True)):
         inputs.append(tf_keras.Input(x.shape[1:], dtype="float32", name=f"island_{index}"))
         y = _quantized(inputs[-1], f"island_{index}_quantize")
         if limits is not None:
             function = tf_keras.layers.Activation(PRESCRIBING[limits[0]])
             y = _quantized(function(y), f"island_{index}_prescribed", limits)
-        values[id(x)] = y
-    outputs: list[Any] = []
-    for node in island:
-        args, kwargs = tf.nest.map_structure(
-            lambda value: values.get(id(value), value), (node.call_args, node.call_kwargs)
-        )
-        made = tf.nest.flatten(node.layer(*args, **kwargs))
-        outputs = []
-        for index, (old, new) in enumerate(zip(tf.nest.flatten(node.outputs), made, strict=True)):
-            values[id(old)] = new
-            if new.dtype.is_floating and node.layer.name in float_layers:
-                new = _quantized(new, f"{node.layer.name}_quantize_{index}")
-            outputs.append(new)
-    return tf_keras.Model(inputs, outputs)
+        given.append(y)
+
+    def visit(node: Any, tensors: list[Any]) -> list[Any]:
+        args, kwargs = arguments(node, tensors)
+        return list(tf.nest.flatten(node.layer(*args, **kwargs)))
+
+    wanted, name = tf.nest.flatten(island[-1].outputs), island[-1].layer.name
+    outputs = propagate_calls(island, _read(island), given, wanted, visit)
+    return tf_keras.Model(
+        inputs,
+        [
+            _quantized(y, f"{name}_quantize_{index}") if y.dtype.is_floating else y
+            for index, y in enumerate(outputs)
+        ],
+    )
 
 
 def _quantized(x: Any, name: str, limits: FixedRange = None) -> Any:

@@ -16,13 +16,13 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer
     QuantizeLayer,
 )
 
-from ehap_tf.models import layer_from
+from ehap_tf.graph import consumers, layer_from, made_by, producers
 from ehap_tf.models.kinds import is_batch_norm, layer_kind
 from ehap_tf.quantization.builder import GraphBuilder
 from ehap_tf.quantization.canonical import canonical_model
 from ehap_tf.quantization.configs import EhapQuantizeConfig
 from ehap_tf.quantization.exact_inputs import require_no_exact_inputs
-from ehap_tf.quantization.graph import consumers, producers, readers_in_file, rebuild
+from ehap_tf.quantization.flat_graph import readers_in_file, rebuild
 from ehap_tf.quantization.integer_operators import EhapOperator
 from ehap_tf.quantization.own_layers import EhapQuantizeLayer
 from ehap_tf.quantization.quantizers import EhapActivationQuantizer
@@ -176,8 +176,9 @@ class EhapQuantizeLayoutTransform(default_layout.Default8BitQuantizeLayoutTransf
         quantizer = EhapActivationQuantizer(
             self._registry.activation_bits, self._registry.percentile
         )
-        layer, _, index = tensor._keras_history
-        name = f"{layer.name}_quantize_{index}" if index else f"{layer.name}_quantize"
+        node, index = made_by(tensor)
+        name = f"{node.layer.name}_quantize"
+        name = f"{name}_{index}" if index else name
         return EhapQuantizeLayer(quantizer, name=name)(tensor)
 
 

@@ -9,7 +9,8 @@ import tensorflow as tf
 import tf_keras
 
 from ehap_tf.channels import ScatterChannels, slice_entries
-from ehap_tf.quantization.builder import GraphBuilder, is_symbolic
+from ehap_tf.graph import is_symbolic
+from ehap_tf.quantization.builder import GraphBuilder
 from ehap_tf.quantization.own_layers import EhapSlice
 
 layers = tf_keras.layers

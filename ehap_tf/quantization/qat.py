@@ -10,13 +10,13 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.models import kept_random_state
+from ehap_tf.graph import kept_random_state
 from ehap_tf.models.keras3 import either_keras
 from ehap_tf.quantization.bias_correction import correct_biases, correction_examples
 from ehap_tf.quantization.calibration import CALIBRATION_EXAMPLES, calibrate
 from ehap_tf.quantization.correction import reestimate_batch_norm
 from ehap_tf.quantization.finite import require_finite_weights
-from ehap_tf.quantization.graph import output_layers, rebuild
+from ehap_tf.quantization.flat_graph import output_layers, rebuild
 from ehap_tf.quantization.inputs import input_batches
 from ehap_tf.quantization.islands import require_convertible
 from ehap_tf.quantization.layout import float_layers

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import tf_keras
 
-from ehap_tf.quantization.builder import GraphBuilder, is_symbolic
+from ehap_tf.graph import is_symbolic
+from ehap_tf.quantization.builder import GraphBuilder
 
 layers = tf_keras.layers
 

@@ -8,6 +8,8 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
+from ehap_tf.graph import arguments
+
 SIZES = (1.0, 10.0, 100.0)
 """Of random inputs, one trial each: what sorts or takes the largest selects other places in each,
 and what computes beyond a threshold only is found where values are large."""
@@ -30,7 +32,7 @@ def selects_values(layer: tf_keras.layers.Layer) -> bool:
 
 
 def _selects_values(layer: tf_keras.layers.Layer) -> bool:
-    node = layer._inbound_nodes[0]
+    node = layer.inbound_nodes[0]
     outputs = tf.nest.flatten(node.outputs)
     if len(node.keras_inputs) != 1 or len(outputs) != 1 or layer.weights:
         return False
@@ -41,7 +43,7 @@ def _selects_values(layer: tf_keras.layers.Layer) -> bool:
     for size in SIZES:
         shape = (x.shape[0] or 2, *x.shape[1:])
         values = (size * generator.standard_normal(shape)).astype(np.float32)
-        args, kwargs = node.map_arguments({str(id(x)): [tf.constant(values)]})
+        args, kwargs = arguments(node, [tf.constant(values)])
         if layer._expects_training_arg:
             kwargs = {**kwargs, "training": False}
         try:

@@ -9,7 +9,8 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.channels import is_depthwise, layer_paths, model_inside
+from ehap_tf.channels import is_depthwise
+from ehap_tf.graph import layer_paths, model_inside
 
 # Transposed convolutions are subclasses of the plain ones.
 _PLAIN = (

@@ -8,14 +8,21 @@ derivatives of its own and no memory for them, to second order least of all.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from typing import Any
 
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.channels import is_time_distributed, model_inside, nodes_in_order
-from ehap_tf.models import training_argument
+from ehap_tf.graph import (
+    arguments,
+    in_training,
+    is_time_distributed,
+    layer_calls,
+    model_inside,
+    nodes_in_order,
+    propagate,
+)
 from ehap_tf.sensitivity.emulated_float16 import emulated_call, is_emulated
 
 After = Callable[[Any, Any], Any]
@@ -59,15 +66,16 @@ def run_graph(
         What `model(inputs, training=training)` returns.
     """
     inputs = tf.nest.map_structure(tf.convert_to_tensor, inputs)
-    values: dict[str, list[Any]] = {}
-    usage = model._tensor_usage_count
-    for x, y in zip(model.inputs, model._flatten_to_reference_inputs(inputs), strict=True):
-        values[str(id(x))] = [model._conform_to_reference_input(y, ref_input=x)] * usage[str(id(x))]
+    given = [
+        model._conform_to_reference_input(y, ref_input=x)
+        for x, y in zip(model.inputs, model._flatten_to_reference_inputs(inputs), strict=True)
+    ]
     folded = {} if training else _folds(model)
     absorbed = {id(node) for node in folded.values()}
-    for node in nodes_in_order(model):
+
+    def visit(node: Any, tensors: list[Any]) -> list[Any]:
         layer = node.layer
-        args, kwargs = node.map_arguments(values)
+        args, kwargs = arguments(node, tensors)
         trains, inside = in_training(node, training), model_inside(layer)
         if before is not None and args and inside is None:
             args = (_keep_mask(args[0], before(node, args[0])), *args[1:])
@@ -84,10 +92,9 @@ def run_graph(
             outputs = _call(layer, args, kwargs, trains)
         if after is not None and inside is None:
             outputs = _keep_mask(outputs, after(node, outputs))
-        for key, output in zip(node.flat_output_ids, tf.nest.flatten(outputs), strict=True):
-            values[key] = [output] * usage[key]
-    flat = [values[str(id(x))].pop() for x in model.outputs]
-    return tf.nest.pack_sequence_as(model._nested_outputs, flat)
+        return list(tf.nest.flatten(outputs))
+
+    return tf.nest.pack_sequence_as(model._nested_outputs, propagate(model, given, visit))
 
 
 def _run_steps(
@@ -142,28 +149,6 @@ def _sizes(tensor: Any) -> list[Any]:
     """The shape of a tensor, in numbers as far as they are fixed."""
     known = tensor.shape.as_list()
     return [tf.shape(tensor)[axis] if size is None else size for axis, size in enumerate(known)]
-
-
-def in_training(node: Any, around: bool) -> bool:
-    """Whether a call is in training mode: as it says itself, else as the model around it is."""
-    own = training_argument(node.layer, node.call_args, node.call_kwargs)
-    return around if own is None else own
-
-
-def layer_calls(
-    model: tf_keras.Model, training: bool = False
-) -> Iterator[tuple[tf_keras.layers.Layer, bool]]:
-    """Every call of every layer, and whether the layer trains in it.
-
-    Those of a nested model come as often as the model is called.
-    """
-    for node in nodes_in_order(model):
-        trains = in_training(node, training)
-        inside = model_inside(node.layer)
-        if inside is not None:
-            yield from layer_calls(inside, trains)
-        else:
-            yield node.layer, trains and node.layer._expects_training_arg
 
 
 def mixes_examples(model: tf_keras.Model) -> bool:
@@ -297,16 +282,16 @@ def _folds(model: tf_keras.Model) -> dict[int, Any]:
 
 
 def _find_folds(model: tf_keras.Model) -> dict[int, Any]:
-    nodes = [node for nodes in model._nodes_by_depth.values() for node in nodes]
-    consumers: dict[str, list[Any]] = {str(id(tensor)): [None] for tensor in model.outputs}
+    nodes = list(nodes_in_order(model))
+    consumers: dict[int, list[Any]] = {id(tensor): [None] for tensor in model.outputs}
     for node in nodes:
-        for key in node.flat_input_ids:
-            consumers.setdefault(key, []).append(node)
+        for tensor in node.keras_inputs:
+            consumers.setdefault(id(tensor), []).append(node)
     found = {}
     for node in nodes:
-        if node.is_input or not _is_foldable(node.layer):
+        if not _is_foldable(node.layer):
             continue
-        behind = consumers.get(node.flat_output_ids[0], [])
+        behind = consumers.get(id(node.outputs), [])
         if len(behind) == 1 and behind[0] is not None and _can_absorb(node, behind[0]):
             found[id(node)] = behind[0]
     return found

@@ -20,7 +20,8 @@ import tensorflow as tf
 import tf_keras
 from tf_keras.src.layers.normalization.batch_normalization import BatchNormalizationBase
 
-from ehap_tf.channels import TracedCall, model_inside, nodes_in_order, trace_channels
+from ehap_tf.channels import TracedCall, trace_channels
+from ehap_tf.graph import model_inside, nodes_in_order
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,9 +13,9 @@ from typing import Any
 import tf_keras
 from tf_keras.src.layers.core.tf_op_layer import SlicingOpLambda, TFOpLambda
 
-from ehap_tf.channels import ScatterChannels, operator_symbol
+from ehap_tf.channels import ScatterChannels
+from ehap_tf.graph import layer_calls, operator_symbol
 from ehap_tf.sensitivity.filters import find_prunable, walk_layers
-from ehap_tf.sensitivity.forward import layer_calls
 
 layers = tf_keras.layers
 

@@ -16,7 +16,7 @@ import tensorflow as tf
 import tf_keras
 from tf_keras.src.layers.core.tf_op_layer import TFOpLambda
 
-from ehap_tf.channels import operator_symbol
+from ehap_tf.graph import arguments, made_by, nodes_in_order, operator_symbol
 from ehap_tf.models.kinds import function_kind
 from ehap_tf.sensitivity.losses import SIGMOID, SOFTMAX, Loss
 
@@ -112,18 +112,18 @@ def _applied(final: Any, layer: Any, logits: tf.Tensor) -> tf.Tensor:
     if final is not layer or not isinstance(layer, TFOpLambda):
         return final(logits)
     (node,) = layer.inbound_nodes
-    args, kwargs = node.map_arguments({str(id(node.keras_inputs[0])): [logits]})
+    args, kwargs = arguments(node, [logits])
     return layer.function(*args, **kwargs)
 
 
 def _path(model: tf_keras.Model, tensor: Any) -> _Path | None:
     """From an output back to what made its numbers; None where more than that reads it."""
-    layer, _, index = tensor._keras_history
+    node, index = made_by(tensor)
+    layer = node.layer
     if len(layer.inbound_nodes) != 1 or _readers(model, tensor) != 1:
         return None
     if isinstance(layer, tf_keras.Model):
         return _path(layer, layer.outputs[index])
-    (node,) = layer.inbound_nodes
     if not _moves(layer) or len(tf.nest.flatten(node.outputs)) != 1 or layer.weights:
         return _Path((layer,), lambda outputs: outputs[0], moved=False)
     parts = [_path(model, each) for each in node.keras_inputs]
@@ -132,12 +132,11 @@ def _path(model: tf_keras.Model, tensor: Any) -> _Path | None:
         return None
 
     def move(outputs: Sequence[Any]) -> Any:
-        given: dict[str, list[Any]] = {}
-        left = list(outputs)
-        for each, part in zip(node.keras_inputs, known, strict=True):
+        given, left = [], list(outputs)
+        for part in known:
             mine, left = left[: len(part.sources)], left[len(part.sources) :]
-            given.setdefault(str(id(each)), []).append(part.move(mine))
-        args, kwargs = node.map_arguments(given)
+            given.append(part.move(mine))
+        args, kwargs = arguments(node, given)
         return layer(*args, **kwargs)
 
     return _Path(tuple(source for part in known for source in part.sources), move)
@@ -152,6 +151,5 @@ def _moves(layer: Any) -> bool:
 
 def _readers(model: tf_keras.Model, tensor: Any) -> int:
     """How many calls take a tensor, and outputs are it."""
-    nodes = [node for nodes in model._nodes_by_depth.values() for node in nodes]
-    read = [*model.outputs, *(each for node in nodes for each in node.keras_inputs)]
+    read = [*model.outputs, *(each for node in nodes_in_order(model) for each in node.keras_inputs)]
     return sum(each is tensor for each in read)

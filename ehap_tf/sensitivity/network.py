@@ -10,8 +10,8 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.channels import layer_paths
 from ehap_tf.data import check_labels
+from ehap_tf.graph import layer_paths
 from ehap_tf.models import clone_with_policy, output_names
 from ehap_tf.models.precision import policy_of
 from ehap_tf.sensitivity import losses

@@ -7,11 +7,11 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
+from ehap_tf.graph import consumers
 from ehap_tf.models import clone_with_policy
 from ehap_tf.models.kinds import is_batch_norm
 from ehap_tf.quantization import export_tflite, quantize
 from ehap_tf.quantization.canonical import canonical_model
-from ehap_tf.quantization.graph import consumers
 from ehap_tf.quantization.integer_graph import output_range
 from ehap_tf.quantization.layout import EhapQuantizeLayoutTransform
 from ehap_tf.quantization.registry import EhapQuantizeRegistry

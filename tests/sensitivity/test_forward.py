@@ -8,7 +8,7 @@ import tensorflow as tf
 import tf_keras
 
 import ehap_tf as ehap
-from ehap_tf.channels import layer_paths
+from ehap_tf.graph import layer_paths
 from ehap_tf.models import clone_with_policy
 from ehap_tf.sensitivity.forward import run_graph
 from tests.sensitivity.networks import batch_norm, cross_entropy, examples, residual_net

@@ -12,6 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from ehap_tf.graph import is_symbolic, made_by
 from ehap_tf.models.keras3.objects import CannotTranslateError
 
 
@@ -127,7 +128,7 @@ def _says_nothing(
 
 
 def _is_tensor(value: Any) -> bool:
-    return hasattr(value, "_keras_history") or tf.is_tensor(value)
+    return is_symbolic(value) or tf.is_tensor(value)
 
 
 def _same_masks(masks: Any, tensors: Any) -> bool:
@@ -146,28 +147,28 @@ def _same_expression(one: Any, other: Any) -> bool:
     """
     if one is other:
         return True
-    first, second = (getattr(tensor, "_keras_history", None) for tensor in (one, other))
-    if first is None or second is None:
+    if not (is_symbolic(one) and is_symbolic(other)):
         return False
-    if first.operation is second.operation and first[1:] == second[1:]:
+    (first, place), (second, other_place) = made_by(one), made_by(other)
+    if place != other_place or type(first.operation) is not type(second.operation):
+        return False
+    if first is second:
         return True
-    if type(first.operation) is not type(second.operation) or first[2] != second[2]:
-        return False
     import keras
 
     if isinstance(first.operation, keras.layers.Layer):
         return False
-    nodes = [history.operation._inbound_nodes[history.node_index] for history in (first, second)]
+    nodes = (first, second)
     flat = [tf.nest.flatten((n.arguments.args, n.arguments.kwargs)) for n in nodes]
     settings = [
-        {k: v for k, v in vars(h.operation).items() if not k.startswith("_") and k != "name"}
-        for h in (first, second)
+        {k: v for k, v in vars(n.operation).items() if not k.startswith("_") and k != "name"}
+        for n in nodes
     ]
     return (
         len(flat[0]) == len(flat[1])
         and str(settings[0]) == str(settings[1])
         and all(
-            _same_expression(a, b) if hasattr(a, "_keras_history") else bool(a == b)
+            _same_expression(a, b) if is_symbolic(a) else bool(a == b)
             for a, b in zip(*flat, strict=True)
         )
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import tensorflow as tf
 import tf_keras
 
+from ehap_tf.graph import is_symbolic, made_by, nodes_in_order, propagate_calls
 from ehap_tf.models.checks import require_loaded
 from ehap_tf.models.keras3.call_arguments import (
     automatic_masks,
@@ -69,20 +71,24 @@ class _Conversion:
         if _is_sequential(model):
             return self._sequential(model)
         inputs = [_input(tensor) for tensor in model.inputs]
-        of_tensor = {id(old): new for old, new in zip(model.inputs, inputs, strict=True)}
-        for node, masks in _calls(model):
-            if _is_layer(node.operation):
-                require_same_masks(node.operation, node.arguments, of_tensor)
-            args, kwargs = node.arguments.fill_in(of_tensor)
-            kwargs = {name: value for name, value in kwargs.items() if name not in masks}
-            outputs = tf.nest.flatten(self._call(node.operation, args, kwargs))
-            _require_same_shapes(node.operation, node.outputs, outputs)
-            of_tensor |= {id(old): new for old, new in zip(node.outputs, outputs, strict=True)}
+        outputs = propagate_calls(_calls(model), model.inputs, inputs, model.outputs, self._visit)
+        tensors = zip((*model.inputs, *model.outputs), (*inputs, *outputs), strict=True)
+        of_tensor = {id(old): new for old, new in tensors}
         return tf_keras.Model(
             _replaced(model._inputs_struct, of_tensor),
             _replaced(model._outputs_struct, of_tensor),
             name=model.name,
         )
+
+    def _visit(self, node: _Call, tensors: list[Any]) -> list[Any]:
+        of_tensor = dict(zip(map(id, node.keras_inputs), tensors, strict=True))
+        if _is_layer(node.operation):
+            require_same_masks(node.operation, node.arguments, of_tensor)
+        args, kwargs = node.arguments.fill_in(of_tensor)
+        kwargs = {name: value for name, value in kwargs.items() if name not in node.masks}
+        outputs = list(tf.nest.flatten(self._call(node.operation, args, kwargs)))
+        _require_same_shapes(node.operation, node.outputs, outputs)
+        return outputs
 
     def finish(self) -> None:
         """Copies weights and trainable flags, once everything is built."""
@@ -97,7 +103,7 @@ class _Conversion:
         first = tf_keras.layers.InputLayer(
             batch_input_shape=tuple(tensor.shape),
             dtype=tensor.dtype,
-            name=tensor._keras_history.operation.name,
+            name=made_by(tensor)[0].operation.name,
         )
         copy = tf_keras.Sequential([first, *map(self._layer, model.layers)], name=model.name)
         _require_same_shapes(model, model.outputs, copy.outputs)
@@ -130,25 +136,34 @@ class _Conversion:
             ) from error
 
 
-def _calls(model: Any) -> list[tuple[Any, frozenset[str]]]:
-    """The nodes of a graph of Keras 3, producers first, and the masks not to repeat in each call.
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """A node of a graph of Keras 3, and the masks not to repeat in its call."""
 
-    Without the nodes that only make such masks.
-    """
-    calls = []
+    operation: Any
+    arguments: Any
+    outputs: list[Any]
+    masks: frozenset[str]
+
+    @property
+    def keras_inputs(self) -> list[Any]:
+        """The symbolic tensors among the arguments that are repeated."""
+        kwargs = {k: v for k, v in self.arguments.kwargs.items() if k not in self.masks}
+        return list(filter(is_symbolic, tf.nest.flatten((self.arguments.args, kwargs))))
+
+
+def _calls(model: Any) -> list[_Call]:
+    """The calls of a graph of Keras 3, producers first, without those that only make such masks."""
+    calls: list[_Call] = []
     wanted = {id(tensor) for tensor in model.outputs}
-    for depth in sorted(model._nodes_by_depth):
-        for node in reversed(model._nodes_by_depth[depth]):
-            if node.operation is None or node.is_input:
-                continue
-            if wanted.isdisjoint(map(id, node.outputs)):
-                continue
-            masks: frozenset[str] = frozenset()
-            if _is_layer(node.operation):
-                masks = automatic_masks(node.operation, node.arguments)
-            kwargs = {k: v for k, v in node.arguments.kwargs.items() if k not in masks}
-            wanted |= set(map(id, tf.nest.flatten((node.arguments.args, kwargs))))
-            calls.append((node, masks))
+    for node in reversed(list(nodes_in_order(model))):
+        if wanted.isdisjoint(map(id, node.outputs)):
+            continue
+        masks: frozenset[str] = frozenset()
+        if _is_layer(node.operation):
+            masks = automatic_masks(node.operation, node.arguments)
+        calls.append(_Call(node.operation, node.arguments, node.outputs, masks))
+        wanted |= set(map(id, calls[-1].keras_inputs))
     return calls[::-1]
 
 
@@ -167,7 +182,7 @@ def _input(tensor: Any) -> Any:
     return tf_keras.Input(
         batch_shape=tuple(tensor.shape),
         dtype=tensor.dtype,
-        name=tensor._keras_history.operation.name,
+        name=made_by(tensor)[0].operation.name,
         sparse=bool(getattr(tensor, "sparse", False)),
     )
 

@@ -12,6 +12,7 @@ import tensorflow as tf
 import tf_keras
 from tf_keras.src.layers.core.tf_op_layer import SlicingOpLambda, TFOpLambda
 
+from ehap_tf.graph import made_by
 from ehap_tf.models.keras3.detection import is_built_in
 from ehap_tf.models.keras3.objects import CannotTranslateError
 
@@ -246,7 +247,8 @@ def _pad_options(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 def _named(outputs: Any, name: str) -> Any:
     """Gives the operation that made the outputs the name that it has in tf_keras."""
-    tf.nest.flatten(outputs)[0]._keras_history.operation.name = name
+    node, _ = made_by(tf.nest.flatten(outputs)[0])
+    node.operation.name = name
     return outputs
 
 

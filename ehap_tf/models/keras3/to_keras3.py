@@ -7,6 +7,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
+from ehap_tf.graph import layer_of, replay
 from ehap_tf.models.checks import require_functional
 from ehap_tf.models.keras3.call_arguments import given_arguments
 from ehap_tf.models.keras3.layers import translated_layer
@@ -51,20 +52,12 @@ class _Conversion:
 
         if isinstance(model, tf_keras.Sequential):
             return self._sequential(model)
-        of_tensor = {id(tensor): _input(tensor) for tensor in model.inputs}
-        for depth in sorted(model._nodes_by_depth, reverse=True):
-            for node in model._nodes_by_depth[depth]:
-                if node.is_input:
-                    continue
-                args, kwargs = _replaced((node.call_args, node.call_kwargs), of_tensor)
-                outputs = tf.nest.flatten(self._call(node.layer, args, kwargs))
-                of_tensor |= {
-                    id(old): new
-                    for old, new in zip(tf.nest.flatten(node.outputs), outputs, strict=True)
-                }
-        inputs = _replaced(model._nested_inputs, of_tensor)
-        outputs = _replaced(model._nested_outputs, of_tensor)
-        return keras.Model(_plain(inputs), _plain(outputs), name=model.name)
+        inputs = [_input(tensor) for tensor in model.inputs]
+        packed = (
+            tf.nest.pack_sequence_as(model._nested_inputs, inputs),
+            tf.nest.pack_sequence_as(model._nested_outputs, replay(model, inputs, self._call)),
+        )
+        return keras.Model(*map(_plain, packed), name=model.name)
 
     def finish(self) -> None:
         """Copies weights and trainable flags, once everything is built."""
@@ -83,7 +76,7 @@ class _Conversion:
         first = keras.layers.InputLayer(
             batch_shape=tuple(tensor.shape),
             dtype=tensor.dtype.name,
-            name=tensor._keras_history.layer.name,
+            name=layer_of(tensor).name,
         )
         return keras.Sequential([first, *map(self._layer, model.layers)], name=model.name)
 
@@ -120,13 +113,8 @@ def _input(tensor: Any) -> Any:
     return keras.Input(
         batch_shape=tuple(tensor.shape),
         dtype=tensor.dtype.name,
-        name=tensor._keras_history.layer.name,
+        name=layer_of(tensor).name,
     )
-
-
-def _replaced(structure: Any, of_tensor: dict[int, Any]) -> Any:
-    """A structure of tensors with each known tensor replaced."""
-    return tf.nest.map_structure(lambda value: of_tensor.get(id(value), value), structure)
 
 
 def _plain(structure: Any) -> Any:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.channels import layer_paths
+from ehap_tf.graph import layer_paths
 from ehap_tf.progress import ProgressCallback
 from ehap_tf.pruning.plan import PruningPlan
 from ehap_tf.pruning.repair.images import MicroBatch, micro_batches

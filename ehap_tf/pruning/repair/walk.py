@@ -14,9 +14,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.channels import is_nested_model, layer_paths, nodes_in_order
-from ehap_tf.pruning.rebuild import map_arguments
-from ehap_tf.sensitivity.forward import in_training
+from ehap_tf.graph import arguments, in_training, is_nested_model, layer_paths, propagate
 
 Key = int
 """Names one tensor that a program computes, or one of its inputs."""
@@ -50,7 +48,7 @@ class Step:
 
     def run(self, values: Values) -> None:
         """Computes the outputs, in inference mode unless the call says otherwise."""
-        args, kwargs = map_arguments(self.node, [values[key] for key in self.inputs])
+        args, kwargs = arguments(self.node, [values[key] for key in self.inputs])
         layer = self.layer
         if getattr(layer, "_expects_training_arg", False):
             args, kwargs = layer._call_spec.set_arg_value(
@@ -105,19 +103,16 @@ def unrolled(model: tf_keras.Model, keys: Iterator[int]) -> Program:
     steps: list[Step] = []
 
     def follow(model: tf_keras.Model, inputs: Sequence[Key], training: bool) -> list[Key]:
-        of_tensor = {id(tensor): key for tensor, key in zip(model.inputs, inputs, strict=True)}
-        for node in nodes_in_order(model):
-            given = [of_tensor[id(tensor)] for tensor in node.keras_inputs]
-            tensors = tf.nest.flatten(node.outputs)
+        def visit(node: Any, given: list[Key]) -> list[Key]:
             trains = in_training(node, training)
             if is_nested_model(node.layer):
-                made = follow(node.layer, given, trains)
-            else:
-                made = [next(keys) for _ in tensors]
-                path = paths[id(node.layer)]
-                steps.append(Step(next(numbers), path, node, trains, tuple(given), tuple(made)))
-            of_tensor.update((id(tensor), key) for tensor, key in zip(tensors, made, strict=True))
-        return [of_tensor[id(tensor)] for tensor in model.outputs]
+                return follow(node.layer, given, trains)
+            made = [next(keys) for _ in tf.nest.flatten(node.outputs)]
+            path = paths[id(node.layer)]
+            steps.append(Step(next(numbers), path, node, trains, tuple(given), tuple(made)))
+            return made
+
+        return propagate(model, inputs, visit)
 
     inputs = tuple(next(keys) for _ in model.inputs)
     outputs = tuple(follow(model, inputs, False))

@@ -1,4 +1,4 @@
-"""Copies of layers that are about to get their weights from elsewhere."""
+"""Copies of models, and of layers that are about to get their weights from elsewhere."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import tf_keras
+from tf_keras.src.engine.functional import has_functional_like_constructor
+
+from ehap_tf.graph.replay import model_like, replay
+from ehap_tf.graph.tensors import layer_of
 
 # How the configuration's names of what can be called end.
 _CALLABLES = ("activation", "_regularizer", "_constraint", "_initializer")
@@ -157,3 +161,65 @@ def kept_random_state() -> Iterator[None]:
     finally:
         for generator, state in states:
             generator.setstate(state)
+
+
+class Copier:
+    """Copies a functional model call by call; a subclass says which layers or calls differ.
+
+    Nested models stay nested, shared layers shared and Sequential models Sequential; weights, names
+    and trainable flags are kept. The copy is not compiled. The original and global random states
+    stay as they are. Unlike Keras' own `clone_model` it hands functions and objects of the user's
+    own on, and needs no registration of theirs.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[int, tuple[Any, Any]] = {}
+
+    def copy(self, model: tf_keras.Model) -> tf_keras.Model:
+        """The whole copy, with its weights."""
+        with kept_random_state():
+            with ZeroInitializers() as self._zeros:
+                copy = self.layer(model)
+            copy_state(self._made.values())
+        return copy
+
+    def layer(self, layer: Any) -> Any:
+        """The copy of a layer or nested model, made when it is first asked for."""
+        if id(layer) not in self._made:
+            if isinstance(layer, tf_keras.Model):
+                new = self.sequential(layer) if self.is_chain(layer) else self.functional(layer)
+            elif isinstance(layer, tf_keras.layers.InputLayer):
+                new = type(layer).from_config(layer.get_config())
+            else:
+                new = self.new_layer(layer)
+                self._zeros.apply(new)
+            self._made[id(layer)] = (layer, new)
+        return self._made[id(layer)][1]
+
+    def is_chain(self, model: tf_keras.Model) -> bool:
+        """Whether the copy of a model is a Sequential model."""
+        return isinstance(model, tf_keras.Sequential)
+
+    def sequential(self, model: tf_keras.Sequential) -> tf_keras.Sequential:
+        """The copy of a Sequential model, without its weights."""
+        (tensor,) = model.inputs
+        return tf_keras.Sequential(
+            [self.layer(layer_of(tensor)), *map(self.layer, model.layers)], name=model.name
+        )
+
+    def functional(self, model: tf_keras.Model) -> tf_keras.Model:
+        """The copy of a Functional model, without its weights."""
+        inputs = [self.layer(layer_of(tensor)).output for tensor in model.inputs]
+        takes_tensors = has_functional_like_constructor(type(model))  # a user's subclass may
+        model_class = type(model) if takes_tensors else tf_keras.Model
+        return model_like(model, inputs, replay(model, inputs, self.call), model_class)
+
+    def new_layer(self, layer: tf_keras.layers.Layer) -> tf_keras.layers.Layer:
+        """The copy of a layer that is no model, without its weights."""
+        return layer_from(layer, layer.get_config())
+
+    def call(
+        self, layer: tf_keras.layers.Layer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """What a call of a layer becomes; its arguments are those of the copy."""
+        return self.layer(layer)(*args, **kwargs)

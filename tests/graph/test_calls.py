@@ -1,7 +1,8 @@
 import pytest
 import tf_keras
 
-from ehap_tf.channels import layer_paths, trace_channels
+from ehap_tf.channels import trace_channels
+from ehap_tf.graph import layer_paths
 
 layers = tf_keras.layers
 

@@ -7,7 +7,7 @@ model computes.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -15,11 +15,6 @@ import tf_keras
 
 # Keyed by the layer itself, which is hashable by identity; forgotten with it.
 _OF_ONE_STEP: weakref.WeakKeyDictionary[Any, tf_keras.Model] = weakref.WeakKeyDictionary()
-
-
-def operator_symbol(layer: tf_keras.layers.Layer) -> str:
-    """The TensorFlow name of the function that a layer stands for ("math.add"), else ""."""
-    return (getattr(layer, "symbol", None) or "").removeprefix("compat.v1.")
 
 
 def is_nested_model(layer: tf_keras.layers.Layer) -> bool:
@@ -71,8 +66,12 @@ def steps_of(node: Any) -> float:
     return float("nan") if steps is None else float(steps)
 
 
-def nodes_in_order(model: tf_keras.Model) -> Iterator[Any]:
-    """The nodes of a functional model, inputs before what uses them; nested models stay shut."""
+def nodes_in_order(model: Any) -> Iterator[Any]:
+    """The nodes of a functional model, inputs before what uses them; nested models stay shut.
+
+    Args:
+        model: of tf_keras, or of Keras 3.
+    """
     for depth in sorted(model._nodes_by_depth, reverse=True):
         for node in model._nodes_by_depth[depth]:
             if not node.is_input:
@@ -91,6 +90,38 @@ def nodes_as_computed(model: tf_keras.Model, times: float = 1.0) -> Iterator[tup
         inside = model_inside(node.layer)
         if inside is not None:
             yield from nodes_as_computed(inside, times * steps_of(node))
+
+
+def training_argument(
+    layer: tf_keras.layers.Layer, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> bool | None:
+    """What a call says about training mode, by position or by name; None where it says nothing."""
+    asked = ("training", args, kwargs, True)
+    spec = layer._call_spec
+    training = spec.get_arg_value(*asked) if spec.arg_was_passed(*asked) else None
+    return None if training is None else bool(training)
+
+
+def in_training(node: Any, around: bool) -> bool:
+    """Whether a call is in training mode: as it says itself, else as the model around it is."""
+    own = training_argument(node.layer, node.call_args, node.call_kwargs)
+    return around if own is None else own
+
+
+def layer_calls(
+    model: tf_keras.Model, training: bool = False
+) -> Iterator[tuple[tf_keras.layers.Layer, bool]]:
+    """Every call of every layer, and whether the layer trains in it.
+
+    Those of a nested model come as often as the model is called.
+    """
+    for node in nodes_in_order(model):
+        trains = in_training(node, training)
+        inside = model_inside(node.layer)
+        if inside is not None:
+            yield from layer_calls(inside, trains)
+        else:
+            yield node.layer, trains and node.layer._expects_training_arg
 
 
 def layer_paths(model: tf_keras.Model) -> dict[int, str]:
