@@ -20,12 +20,11 @@ from ehap_tf.channels.rules import (
     Call,
     Effect,
     MacTerm,
-    argument,
     computes_like,
     positions,
     weight_of,
 )
-from ehap_tf.graph import operator_symbol
+from ehap_tf.graph import operator_kind, operator_symbol
 
 layers = tf_keras.layers
 NAN = float("nan")
@@ -205,8 +204,8 @@ def _bidirectional(call: Call) -> Work:
 @multiplies(layers.MultiHeadAttention)
 def _multi_head_attention(call: Call) -> Work:
     layer = call.layer
-    query, value = (_shape(argument(call, *at)) for at in ((0, "query"), (1, "value")))
-    given = argument(call, 2, "key")
+    query, value = (_shape(_argument(call, *at)) for at in ((0, "query"), (1, "value")))
+    given = _argument(call, 2, "key")
     key = value if given is None else _shape(given)
     attended = math.prod(_size(value[axis]) for axis in layer._attention_axes)
     pairs = positions(query) * attended
@@ -243,29 +242,36 @@ def _dot(call: Call) -> Work:
     return Work(products=_numbers(call.output_shapes[0]) * _size(call.input_shapes[0][axis]))
 
 
+def _argument(call: Call, place: int, name: str, default: Any = None) -> Any:
+    """An argument of a call, given by position or by name."""
+    args, kwargs = call.node.call_args, call.node.call_kwargs
+    if name in kwargs:
+        return kwargs[name]
+    return args[place] if len(args) > place else default
+
+
 @multiplies(TFOpLambda)
 def _operator(call: Call) -> Work:
-    symbol = operator_symbol(call.layer)
-    if symbol in ("linalg.matmul", "matmul"):
-        left = argument(call, 0, "a")
-        turned = argument(call, 2, "transpose_a", False) or argument(call, 4, "adjoint_a", False)
+    kind, given = operator_kind(call.layer), call.operator.arguments
+    if kind == "matmul":
+        left, turned = given["a"], given.get("transpose_a") or given.get("adjoint_a")
         inner = _size(_shape(left)[-2 if turned else -1])
         return Work(products=_numbers(call.output_shapes[0]) * inner)
-    if symbol == "einsum":
-        operands = call.node.call_args[1:]
+    if kind == "einsum":
+        operands = given["inputs"]
         batch = next(n for n, each in enumerate(operands) if tf_keras.backend.is_keras_tensor(each))
-        equation = argument(call, 0, "equation")
-        return Work(products=_einsum(equation, list(map(_shape, operands)), batch))
-    if symbol == "tensordot":
-        left, axes = argument(call, 0, "a"), argument(call, 2, "axes")
+        return Work(products=_einsum(given["equation"], list(map(_shape, operands)), batch))
+    if kind == "tensordot":
+        left, axes = given["a"], given["axes"]
         first = range(-axes, 0) if isinstance(axes, int) else np.atleast_1d(axes[0]).tolist()
         inner = math.prod(_size(_shape(left)[axis]) for axis in first)
         return Work(products=_numbers(call.output_shapes[0]) * inner)
-    if symbol in ("nn.conv1d", "nn.conv2d", "nn.conv3d", "nn.convolution", "nn.depthwise_conv2d"):
-        filters = argument(call, 1, "filters")
-        filters = argument(call, 1, "filter") if filters is None else filters
+    if kind in ("conv1d", "conv2d", "conv3d", "convolution", "depthwise_conv2d"):
+        filters = given.get("filters")
+        filters = given["filter"] if filters is None else filters
         size = math.prod(map(_size, _shape(filters)))
         return Work(products=positions(call.output_shapes[0]) * size)
+    symbol = operator_symbol(call.layer)
     if symbol.startswith(("linalg.", "signal.", "nn.conv", "nn.separable", "nn.atrous", "keras.")):
         return Work(uncounted=f"what the operator tf.{symbol} multiplies is not known")
     return Work()

@@ -17,48 +17,39 @@ from ehap_tf.channels.merge_rules import concatenate_along, elementwise_sum, pro
 from ehap_tf.channels.rules import (
     Call,
     Effect,
-    argument,
     frozen,
     one_input,
     pass_on,
     register_channel_rule,
 )
-from ehap_tf.graph import arguments, operator_symbol
+from ehap_tf.graph import PRODUCTS, SUMS, arguments, operator_kind, operator_symbol
 
 _ELEMENTWISE = frozenset(
-    """abs identity cast clip_by_value math.abs math.square math.sqrt math.rsqrt math.exp math.log
-    math.negative math.sigmoid math.tanh math.softplus math.sign math.round math.pow math.erf
-    math.reciprocal nn.relu nn.relu6 nn.leaky_relu nn.elu nn.selu nn.swish nn.silu nn.gelu
-    nn.sigmoid nn.tanh nn.softplus nn.softsign stop_gradient __operators__.add __operators__.sub
-    __operators__.mul __operators__.truediv __operators__.pow math.add math.subtract math.multiply
-    math.truediv math.divide math.maximum math.minimum""".split()
+    """abs identity cast clip_by_value square sqrt rsqrt exp log negative sigmoid tanh softplus sign
+    round pow erf reciprocal relu relu6 leaky_relu elu selu silu gelu softsign stop_gradient add
+    subtract multiply divide maximum minimum""".split()
 )
-_SUMS = frozenset(
-    """__operators__.add __operators__.sub math.add math.subtract math.maximum math.minimum
-    math.add_n""".split()
-)
-_PRODUCTS = frozenset(["__operators__.mul", "math.multiply"])
-_REDUCTIONS = frozenset(["math.reduce_mean", "math.reduce_sum", "math.reduce_max"])
+_REDUCTIONS = frozenset(["reduce_mean", "reduce_sum", "reduce_max"])
 
 
 @register_channel_rule(TFOpLambda)
 def operator(call: Call) -> Effect:
     """Looks the function up by its TensorFlow name; one that is not listed freezes."""
-    symbol = operator_symbol(call.layer)
-    if symbol in _REDUCTIONS:
+    kind = operator_kind(call.layer)
+    if kind in _REDUCTIONS:
         return _reduction(call)
-    if symbol in ("concat", "split", "pad", "reshape"):
-        return _SHAPED[symbol](call)
+    if kind in _SHAPED:
+        return _SHAPED[kind](call)
     if len(call.inputs) > 1:
-        if symbol in _SUMS:
+        if kind in SUMS:
             return elementwise_sum(call)
-        if symbol in _PRODUCTS:
+        if kind in PRODUCTS:
             return product(call)
-    elif symbol in _ELEMENTWISE and not _has_array(call):
+    elif kind in _ELEMENTWISE and not _has_array(call):
         return pass_on(call, preserves_zero=_zero_at_zero(call))
     return frozen(
         call,
-        f"no channel rule for the operator tf.{symbol} (layer {call.path!r}); "
+        f"no channel rule for the operator tf.{operator_symbol(call.layer)} (layer {call.path!r}); "
         "a Keras layer in its place, or one of your own with a rule, can be pruned",
     )
 
@@ -81,7 +72,7 @@ def _zero_at_zero(call: Call) -> bool:
 
 @one_input
 def _reduction(call: Call) -> Effect:
-    axis = argument(call, 1, "axis")
+    axis = call.operator.arguments.get("axis")
     rank = len(call.input_shapes[0])
     axes = range(rank) if axis is None else np.atleast_1d(axis).tolist()
     if any(a % rank in (0, rank - 1) for a in axes):
@@ -90,13 +81,13 @@ def _reduction(call: Call) -> Effect:
 
 
 def _concat(call: Call) -> Effect:
-    return concatenate_along(call, argument(call, 1, "axis"))
+    return concatenate_along(call, call.operator.arguments["axis"])
 
 
 @one_input
 def _split(call: Call) -> Effect:
     """Along the channels every part carries its ids, and the sizes follow what is alive."""
-    axis = argument(call, 2, "axis", 0)
+    axis = call.operator.arguments.get("axis", 0)
     rank = len(call.input_shapes[0])
     (ids,) = call.inputs
     if axis % rank != rank - 1:
@@ -118,10 +109,9 @@ def _split(call: Call) -> Effect:
 @one_input
 def _pad(call: Call) -> Effect:
     """Zero padding; along the channels it becomes the filling in of zeros where they are needed."""
-    paddings = np.asarray(argument(call, 1, "paddings"))
-    mode = str(argument(call, 2, "mode", "CONSTANT")).upper()
-    place = 4 if call.layer.symbol.startswith("compat.v1.") else 3
-    value = argument(call, place, "constant_values", 0) or 0
+    paddings = np.asarray(call.operator.arguments["paddings"])
+    mode = str(call.operator.arguments.get("mode", "CONSTANT")).upper()
+    value = call.operator.arguments.get("constant_values", 0) or 0
     before, after = (int(n) for n in paddings[-1])
     (ids,) = call.inputs
     if not before and not after:

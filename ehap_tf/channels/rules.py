@@ -10,6 +10,7 @@ from typing import Any
 import tf_keras
 
 from ehap_tf.channels.ids import ChannelIds, Flags, Ids
+from ehap_tf.graph import Operator, operator_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +99,11 @@ class Call:
     shared: bool
     node: Any
 
+    @property
+    def operator(self) -> Operator:
+        """What an operator layer is called with."""
+        return operator_of(self.layer, self.node.call_args, self.node.call_kwargs)
+
 
 Rule = Callable[[Call], Effect]
 
@@ -163,14 +169,6 @@ def weight_of(layer: tf_keras.layers.Layer, name: str) -> Any:
     for part in name.split("."):
         found = found[int(part)] if part.isdigit() else getattr(found, part)
     return found
-
-
-def argument(call: Call, place: int, name: str, default: Any = None) -> Any:
-    """An argument of a call, given by position or by name."""
-    args, kwargs = call.node.call_args, call.node.call_kwargs
-    if name in kwargs:
-        return kwargs[name]
-    return args[place] if len(args) > place else default
 
 
 def unknown(call: Call) -> Effect:

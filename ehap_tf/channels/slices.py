@@ -9,16 +9,8 @@ from tf_keras.src.layers.core.tf_op_layer import SlicingOpLambda
 
 from ehap_tf.channels.ids import Flags
 from ehap_tf.channels.operator_rules import replaced
-from ehap_tf.channels.rules import (
-    Call,
-    Effect,
-    argument,
-    frozen,
-    one_input,
-    register_channel_rule,
-)
-
-GETITEM = "__operators__.getitem"
+from ehap_tf.channels.rules import Call, Effect, frozen, one_input, register_channel_rule
+from ehap_tf.graph import operator_kind, operator_symbol
 
 
 @register_channel_rule(SlicingOpLambda)
@@ -27,9 +19,9 @@ def slicing(call: Call) -> Effect:
     """Slices of positions keep the channels; a slice of channels keeps its ids."""
     (ids,) = call.inputs
     rank = len(call.input_shapes[0])
-    if call.layer.symbol != GETITEM:
-        return frozen(call, f"no channel rule for the operator tf.{call.layer.symbol}")
-    entries = slice_entries(argument(call, 1, "slice_spec"), rank)
+    if operator_kind(call.layer) != "getitem":
+        return frozen(call, f"no channel rule for the operator tf.{operator_symbol(call.layer)}")
+    entries = slice_entries(call.operator.arguments["slice_spec"], rank)
     if any(entry is None for entry in entries):
         return frozen(call, f"{call.path!r} adds an axis")
     if not all(isinstance(entry, slice) for entry in entries):
@@ -79,7 +71,7 @@ def saved_arguments(layer: Any, args: Any, kwargs: Any) -> Any:
         args: its positional arguments, the tensor that is sliced first.
         kwargs: its arguments by name.
     """
-    if not isinstance(layer, SlicingOpLambda) or layer.symbol != GETITEM:
+    if operator_kind(layer) != "getitem":
         return args, kwargs
     spec = kwargs["slice_spec"] if "slice_spec" in kwargs else args[1]
     entries = slice_entries(spec, args[0].shape.rank)

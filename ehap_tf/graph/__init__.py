@@ -20,6 +20,12 @@ from ehap_tf.graph.copying import (
     with_policy,
 )
 from ehap_tf.graph.operators import (
+    PRODUCTS,
+    QUOTIENTS,
+    SUMS,
+    Operator,
+    operator_kind,
+    operator_of,
     operator_symbol,
 )
 from ehap_tf.graph.replay import (
@@ -39,7 +45,11 @@ from ehap_tf.graph.tensors import (
 )
 
 __all__ = [
+    "PRODUCTS",
+    "QUOTIENTS",
+    "SUMS",
     "Copier",
+    "Operator",
     "ZeroInitializers",
     "arguments",
     "consumers",
@@ -59,6 +69,8 @@ __all__ = [
     "model_like",
     "nodes_as_computed",
     "nodes_in_order",
+    "operator_kind",
+    "operator_of",
     "operator_symbol",
     "producers",
     "propagate",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.graph import layer_of
+from ehap_tf.graph import layer_of, operator_kind
 from ehap_tf.models.kinds import function_kind
 
 
@@ -36,8 +36,7 @@ def ends_in_softmax(model: tf_keras.Model) -> bool:
         else:
             break
     # An operator layer is a softmax written as tf.nn.softmax(x).
-    is_operator = str(getattr(layer, "symbol", "")).rsplit(".", 1)[-1] == "softmax"
-    if is_operator or isinstance(layer, tf_keras.layers.Softmax):
+    if operator_kind(layer) == "softmax" or isinstance(layer, tf_keras.layers.Softmax):
         return True
     activation = getattr(layer, "activation", None)
     # Quantization hides the activation in an object of its own that knows the original one.

@@ -16,7 +16,6 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 from tf_keras.src.applications.inception_resnet_v2 import CustomScaleLayer
-from tf_keras.src.layers.core.tf_op_layer import TFOpLambda
 
 from ehap_tf.channels import TracedCall, trace_channels
 from ehap_tf.graph import (
@@ -24,7 +23,7 @@ from ehap_tf.graph import (
     layer_paths,
     model_inside,
     nodes_in_order,
-    operator_symbol,
+    operator_kind,
     propagate,
 )
 from ehap_tf.models import require_rankable
@@ -34,8 +33,6 @@ from ehap_tf.pruning.rebuild import Rebuilder
 from ehap_tf.sensitivity.batches import HessianBatch
 from ehap_tf.sensitivity.network import Network, join_loss
 from ehap_tf.sensitivity.supervised import supervised_part
-
-_ADDITIONS = ("__operators__.add", "math.add")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,9 +240,8 @@ def _branch(node: Any, behind: Sequence[frozenset[int]]) -> int | None:
         behind: for each of its inputs the tensors, by `id()`, that it is computed from.
     """
     layer, tensors = node.layer, node.keras_inputs
-    adds = isinstance(layer, (tf_keras.layers.Add, CustomScaleLayer)) or (
-        isinstance(layer, TFOpLambda) and operator_symbol(layer) in _ADDITIONS
-    )
+    is_layer = isinstance(layer, (tf_keras.layers.Add, CustomScaleLayer))
+    adds = is_layer or operator_kind(layer) == "add"
     if not adds or len(tensors) != 2 or tuple(tensors[0].shape) != tuple(tensors[1].shape):
         return None
     first, second = map(id, tensors)

@@ -24,10 +24,8 @@ import tf_keras
 from tf_keras.src.layers.normalization.batch_normalization import BatchNormalizationBase
 
 from ehap_tf.channels import ChannelGraph, Ids, TracedCall, weight_axes, zero_at_zero
-from ehap_tf.graph import operator_symbol
+from ehap_tf.graph import PRODUCTS, operator_kind
 from ehap_tf.sensitivity.gates import Gate, find_gates
-
-_PRODUCTS = ("__operators__.mul", "math.multiply")
 
 NOBODY = -1
 """The group of a channel that is not scored."""
@@ -155,7 +153,7 @@ def _factors(graph: ChannelGraph) -> Ids:
     for call in graph.calls.values():
         if len(call.effect.inputs) > 1 and (
             isinstance(call.layer, tf_keras.layers.Multiply)
-            or operator_symbol(call.layer) in _PRODUCTS
+            or operator_kind(call.layer) in PRODUCTS
         ):
             found += call.effect.inputs
             found += call.arriving

@@ -286,7 +286,6 @@ ARITHMETIC_OPERATORS: dict[str, Rule] = {
     "abs": _of_one("abs"),
     "add": _add,
     "add_n": _add_n,
-    "add_v2": _add,
     "cast": _cast,
     "clip_by_value": _clip,
     "divide": _divide,
@@ -305,7 +304,6 @@ ARITHMETIC_OPERATORS: dict[str, Rule] = {
     "logical_or": _of_two("logical_or"),
     "maximum": _maximum,
     "minimum": _minimum,
-    "mul": _multiply,
     "multiply": _multiply,
     "negative": _negative,
     "pow": _pow,
@@ -320,11 +318,8 @@ ARITHMETIC_OPERATORS: dict[str, Rule] = {
     "square": _square,
     "squared_difference": _of_two("squared_difference"),
     "stop_gradient": _stop_gradient,
-    "sub": _subtract,
     "subtract": _subtract,
-    "swish": _activation(tf_keras.activations.swish),
     "tanh": _activation(tf_keras.activations.tanh),
-    "truediv": _divide,
     "where": _where,
 }
 """Last part of the operator's name -> its rule; a rule returns None where it does not apply."""

@@ -7,13 +7,14 @@ from typing import Any
 
 import tf_keras
 
+from ehap_tf.graph import operator_kind, operator_of
 from ehap_tf.quantization.arithmetic_operators import ARITHMETIC_OPERATORS
 from ehap_tf.quantization.builder import GraphBuilder
 from ehap_tf.quantization.moving_operators import MOVING_OPERATORS
 from ehap_tf.quantization.reducing_operators import REDUCING_OPERATORS
 
 OPERATORS = {**ARITHMETIC_OPERATORS, **MOVING_OPERATORS, **REDUCING_OPERATORS}
-"""Last part of the operator's name -> its rule; a rule returns None where it does not apply."""
+"""Kind of the operator -> its rule; a rule returns None where it does not apply."""
 
 
 def rewrite_operator(
@@ -30,11 +31,10 @@ def rewrite_operator(
         args: of the call, symbolic tensors among them.
         kwargs: likewise.
     """
-    rule = OPERATORS.get(str(layer.symbol).rsplit(".", 1)[-1])
+    rule = OPERATORS.get(operator_kind(layer))
     if rule is None:
         return None
-    arguments = dict(inspect.signature(layer.function).bind(*args, **kwargs).arguments)
-    arguments.pop("name", None)
+    arguments = dict(operator_of(layer, args, kwargs).arguments)
     # The first has a name of its own in almost every function.
     x = arguments.pop(next(iter(arguments)))
     try:

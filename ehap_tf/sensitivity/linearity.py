@@ -11,10 +11,10 @@ from collections.abc import Collection
 from typing import Any
 
 import tf_keras
-from tf_keras.src.layers.core.tf_op_layer import SlicingOpLambda, TFOpLambda
+from tf_keras.src.layers.core.tf_op_layer import SlicingOpLambda
 
 from ehap_tf.channels import ScatterChannels
-from ehap_tf.graph import layer_calls, operator_symbol
+from ehap_tf.graph import PRODUCTS, QUOTIENTS, SUMS, layer_calls, operator_kind, operator_of
 from ehap_tf.sensitivity.filters import find_prunable, walk_layers
 
 layers = tf_keras.layers
@@ -86,12 +86,9 @@ _LINEAR = (
 )
 _LINEAR_ACTIVATIONS = {"linear", "relu", "relu6", "leaky_relu", "hard_sigmoid", "identity"}
 _LINEAR_OPERATORS = frozenset(
-    """abs identity clip_by_value concat split pad reshape math.abs math.negative math.add_n
-    math.reduce_mean math.reduce_sum math.reduce_max nn.relu nn.relu6 nn.leaky_relu
-    __operators__.add __operators__.sub math.add math.subtract math.maximum math.minimum""".split()
+    """abs identity clip_by_value concat split pad reshape negative reduce_mean reduce_sum
+    reduce_max relu relu6 leaky_relu""".split()
 )
-_PRODUCTS = frozenset(["__operators__.mul", "math.multiply"])
-_QUOTIENTS = frozenset(["__operators__.truediv", "math.truediv", "math.divide"])
 
 
 def smooth_parts(model: tf_keras.Model, skipped: Collection[int] = ()) -> list[str]:
@@ -127,26 +124,24 @@ def smooth_parts(model: tf_keras.Model, skipped: Collection[int] = ()) -> list[s
 
 def _is_linear_operator(layer: tf_keras.layers.Layer) -> bool:
     """Whether an operator is piecewise linear in its tensors, with the arguments of its calls."""
-    if not isinstance(layer, TFOpLambda) or layer.symbol is None:
-        return False
-    symbol = operator_symbol(layer)
-    nodes = layer.inbound_nodes
-    if symbol == "cast":
+    kind, nodes = operator_kind(layer), layer.inbound_nodes
+    if kind == "cast":
         return all(
             t.dtype.is_floating for node in nodes for t in (*node.keras_inputs, node.outputs)
         )
-    if symbol in _PRODUCTS or symbol in _QUOTIENTS:
+    if kind in PRODUCTS or kind in QUOTIENTS:
         # By constants; `2 / x` has its tensor below.
         return all(
             len(node.keras_inputs) == 1
-            and (symbol in _PRODUCTS or node.keras_inputs[0] is _first_argument(node))
+            and (kind in PRODUCTS or node.keras_inputs[0] is _first_argument(node))
             for node in nodes
         )
-    return symbol in _LINEAR_OPERATORS
+    return kind in SUMS or kind in _LINEAR_OPERATORS
 
 
 def _first_argument(node: Any) -> Any:
-    return node.call_args[0] if node.call_args else node.call_kwargs.get("x")
+    operator = operator_of(node.layer, node.call_args, node.call_kwargs)
+    return next(iter(operator.arguments.values()))
 
 
 def _activation_name(activation: Any) -> str | None:

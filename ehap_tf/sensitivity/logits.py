@@ -16,7 +16,7 @@ import tensorflow as tf
 import tf_keras
 from tf_keras.src.layers.core.tf_op_layer import TFOpLambda
 
-from ehap_tf.graph import arguments, made_by, nodes_in_order, operator_symbol
+from ehap_tf.graph import arguments, made_by, nodes_in_order, operator_kind
 from ehap_tf.models.kinds import function_kind
 from ehap_tf.sensitivity.losses import SIGMOID, SOFTMAX, Loss
 
@@ -30,7 +30,7 @@ _MOVES = (
     layers.Dropout,
 )  # fmt: skip
 _MOVING_OPERATORS = frozenset(
-    "reshape transpose squeeze expand_dims concat stack identity __operators__.getitem".split()
+    "reshape transpose squeeze expand_dims concat stack identity getitem".split()
 )
 _UNKNOWN_SIZE = 3
 
@@ -82,7 +82,7 @@ def take_logits(model: tf_keras.Model, loss: Loss, output: int = 0) -> tuple[Los
 def _final(layer: Any, wanted: str) -> Any:
     """What makes probabilities in a layer: itself, its activation, or None."""
     if isinstance(layer, TFOpLambda):
-        is_wanted = str(layer.symbol).rsplit(".", 1)[-1] == wanted and len(layer.inbound_nodes) == 1
+        is_wanted = operator_kind(layer) == wanted and len(layer.inbound_nodes) == 1
         return layer if is_wanted else None
     if wanted == "softmax" and isinstance(layer, layers.Softmax):
         return layer
@@ -145,7 +145,7 @@ def _path(model: tf_keras.Model, tensor: Any) -> _Path | None:
 def _moves(layer: Any) -> bool:
     """Whether a layer only moves numbers."""
     if isinstance(layer, TFOpLambda):
-        return operator_symbol(layer) in _MOVING_OPERATORS
+        return operator_kind(layer) in _MOVING_OPERATORS
     return type(layer) in _MOVES
 
 

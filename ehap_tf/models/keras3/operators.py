@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import itertools
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +11,7 @@ import tensorflow as tf
 import tf_keras
 from tf_keras.src.layers.core.tf_op_layer import SlicingOpLambda, TFOpLambda
 
-from ehap_tf.graph import made_by
+from ehap_tf.graph import made_by, operator_kind, operator_of
 from ehap_tf.models.keras3.detection import is_built_in
 from ehap_tf.models.keras3.objects import CannotTranslateError
 
@@ -114,16 +113,9 @@ _RULES = [
     ),
 ]  # fmt: skip
 _OF_OPERATION = {rule.operation: rule for rule in _RULES}
-_OF_SYMBOL = {TFOpLambda(rule.function, name="symbol").symbol: rule for rule in reversed(_RULES)}
-# `a + b` on tensors of tf_keras, where tf.math.add(a, b) was not written out.
-_OF_SYMBOL |= {
-    f"__operators__.{symbol}": _OF_OPERATION[operation]
-    for symbol, operation in {
-        "add": "Add", "sub": "Subtract", "mul": "Multiply", "truediv": "TrueDivide",
-        "pow": "Power", "neg": "Negative", "abs": "Absolute", "matmul": "Matmul",
-        "gt": "Greater", "ge": "GreaterEqual", "lt": "Less", "le": "LessEqual",
-    }.items()
-}  # fmt: skip
+_OF_KIND = {
+    operator_kind(TFOpLambda(rule.function, name="kind")): rule for rule in reversed(_RULES)
+}
 
 
 def call_in_tf_keras(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -177,20 +169,19 @@ def call_in_keras3(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     """
     import keras
 
-    if isinstance(layer, SlicingOpLambda) and layer.symbol == "__operators__.getitem":
+    if operator_kind(layer) == "getitem":
         key = args[1] if len(args) > 1 else kwargs["slice_spec"]
         outputs = args[0][_dict_to_slice(key)]
         return _named(outputs, layer.name)
-    rule = _OF_SYMBOL.get(layer.symbol)
+    rule = _OF_KIND.get(operator_kind(layer))
     if rule is None:
         raise CannotTranslateError(
             f"layer {layer.name!r} (tf.{layer.symbol}) has no counterpart in Keras 3 here. Write "
             "this part of the model with layers"
         )
-    bound = dict(inspect.signature(layer.function).bind(*args, **kwargs).arguments)
-    bound.pop("name", None)
+    given = operator_of(layer, args, kwargs).arguments
     inputs, options = [], {}
-    for position, (name, value) in enumerate(bound.items()):
+    for position, (name, value) in enumerate(given.items()):
         if name in rule.arguments:
             options[rule.arguments[name]] = value
         elif name in ("axis", "keepdims", "dtype", "approximate"):
