@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import tf_keras
 
+from ehap_tf.graph import batch_norms
+
 # Family -> (constructor's name, smallest input side that the family takes, in steps of 16).
 FAMILIES = {
     "VGG": ("VGG16", 32),
@@ -72,9 +74,8 @@ def build_family(family: str, activation: str | None = "softmax") -> tf_keras.Mo
         weights=None, input_shape=(side, side, 3), classes=10, classifier_activation=activation
     )
     rng = np.random.default_rng(0)
-    for layer in model._flatten_layers(include_self=False):
-        if isinstance(layer, tf_keras.layers.BatchNormalization):
-            for weight in layer.weights:
-                low = 0.5 if "variance" in weight.name else -0.5
-                weight.assign(rng.uniform(low, low + 1.0, weight.shape))
+    for norm in batch_norms(model):
+        for weight in norm.weights:
+            low = 0.5 if "variance" in weight.name else -0.5
+            weight.assign(rng.uniform(low, low + 1.0, weight.shape))
     return model

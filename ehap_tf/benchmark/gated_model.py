@@ -23,6 +23,7 @@ from ehap_tf.channels import (
     trace_channels,
 )
 from ehap_tf.channels.rules import Call, Effect
+from ehap_tf.graph import AveragedStatistics, batch_norms
 from ehap_tf.pruning.rebuild import Rebuilder
 
 
@@ -59,20 +60,15 @@ class GatedModel:
         gater = _Gater(self._graph)
         self.model: tf_keras.Model = gater.rebuild(model)
         self._gates = gater.gates
-        self._norms = [
-            layer
-            for layer in self.model._flatten_layers(include_self=False)
-            if isinstance(layer, tf_keras.layers.BatchNormalization)
-        ]
-        for norm in self._norms:
-            norm.momentum = 0.0  # the moving statistics are then those of the newest batch
+        self._norms = batch_norms(self.model)
+        self._averages = AveragedStatistics(self._norms)
         for layer in self.model._flatten_layers(include_self=False):
             for noise in ("rate", "stddev"):
                 if isinstance(getattr(layer, noise, None), float):
                     setattr(layer, noise, 0.0)
         self._original = [[v.numpy() for v in _statistics(norm)] for norm in self._norms]
         self._infer = tf.function(self._guess, reduce_retracing=True)
-        self._observe = tf.function(self._statistics_of, reduce_retracing=True)
+        self._observe = tf.function(self._train, reduce_retracing=True)
 
     def keep(self, flags: Mapping[str, np.ndarray]) -> None:
         """Opens the gates of what stays and closes the others; statistics are the model's.
@@ -94,15 +90,10 @@ class GatedModel:
         """
         if not self._norms or not batches:
             return
-        totals = [[np.zeros(v.shape, np.float64) for v in _statistics(n)] for n in self._norms]
+        self._averages.reset()
         for inputs in batches:
-            for sums, values in zip(totals, self._observe(inputs), strict=True):
-                for total, value in zip(sums, values, strict=True):
-                    total += len(inputs) * value.numpy().astype(np.float64)
-        examples = sum(map(len, batches))
-        for norm, sums in zip(self._norms, totals, strict=True):
-            for variable, total in zip(_statistics(norm), sums, strict=True):
-                variable.assign(total / examples)
+            self._observe(inputs)
+        self._averages.assign()
 
     def accuracy(self, inputs: np.ndarray, labels: np.ndarray, batch_size: int = 250) -> float:
         """The share of right answers."""
@@ -115,9 +106,8 @@ class GatedModel:
     def _guess(self, inputs: tf.Tensor) -> tf.Tensor:
         return tf.argmax(self.model(inputs, training=False), axis=-1)
 
-    def _statistics_of(self, inputs: tf.Tensor) -> list[list[tf.Tensor]]:
-        self.model(inputs, training=True)
-        return [[tf.identity(v) for v in _statistics(norm)] for norm in self._norms]
+    def _train(self, inputs: tf.Tensor) -> tf.Tensor:
+        return self.model(inputs, training=True)
 
 
 class _Gater(Rebuilder):

@@ -19,6 +19,7 @@ import tf_keras
 
 from ehap_tf.benchmark.families import FAMILIES
 from ehap_tf.channels import trace_channels
+from ehap_tf.graph import is_batch_norm
 from ehap_tf.pruning import (
     PruningPlan,
     count_macs,
@@ -167,7 +168,7 @@ def _with_fitting_statistics(
     """The masked network, after BatchNorm's statistics in it, and in `model`, became those of x."""
     masked = recalibrate(mask(model, plan), (x, np.zeros(len(x))), batches=1)
     for layer in model.layers:
-        if isinstance(layer, tf_keras.layers.BatchNormalization):
+        if is_batch_norm(layer):
             layer.set_weights(masked.get_layer(layer.name).get_weights())
     return masked
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import numpy as np
 import tf_keras
 from tf_keras.src.applications.convnext import LayerScale, StochasticDepth
-from tf_keras.src.layers.normalization.batch_normalization import BatchNormalizationBase
 
 from ehap_tf.channels.activations import activation_name, mixes_channels, zero_at_zero
 from ehap_tf.channels.ids import Flags, Ids
 from ehap_tf.channels.rules import Call, Effect, frozen, one_input, pass_on, register_channel_rule
+from ehap_tf.graph import BatchNorm
 
 layers = tf_keras.layers
 
 
-@register_channel_rule(BatchNormalizationBase)
+@register_channel_rule(BatchNorm)
 @one_input
 def batch_normalization(call: Call) -> Effect:
     """One scale, shift, mean and variance a channel."""

@@ -12,7 +12,8 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.channels import (
+# Importing a module of rules registers them.
+from ehap_tf.channels import (  # noqa: F401
     convolution_rules,
     elementwise_rules,
     merge_rules,
@@ -43,17 +44,6 @@ from ehap_tf.graph import (
 )
 
 RESIDUAL_MODES = ("union", "tied")
-
-# Importing a module of rules registers them.
-_RULE_MODULES = (
-    convolution_rules,
-    elementwise_rules,
-    merge_rules,
-    operator_rules,
-    recurrent_rules,
-    shape_rules,
-    slices,
-)
 
 
 @dataclasses.dataclass(frozen=True)

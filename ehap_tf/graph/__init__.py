@@ -1,5 +1,14 @@
 """Graphs of Keras: their calls in order, replayed on other values, and copies of their layers."""
 
+from ehap_tf.graph.batch_norm import (
+    AveragedStatistics,
+    BatchNorm,
+    batch_norm_coefficients,
+    batch_norm_numbers,
+    batch_norms,
+    is_batch_norm,
+    is_plain_batch_norm,
+)
 from ehap_tf.graph.calls import (
     in_training,
     is_nested_model,
@@ -19,6 +28,7 @@ from ehap_tf.graph.copying import (
     layer_from,
     with_policy,
 )
+from ehap_tf.graph.identities import IDENTITIES, NOISE, handing_on
 from ehap_tf.graph.operators import (
     PRODUCTS,
     QUOTIENTS,
@@ -45,18 +55,28 @@ from ehap_tf.graph.tensors import (
 )
 
 __all__ = [
+    "IDENTITIES",
+    "NOISE",
     "PRODUCTS",
     "QUOTIENTS",
     "SUMS",
+    "AveragedStatistics",
+    "BatchNorm",
     "Copier",
     "Operator",
     "ZeroInitializers",
     "arguments",
+    "batch_norm_coefficients",
+    "batch_norm_numbers",
+    "batch_norms",
     "consumers",
     "copy_trainable",
+    "handing_on",
     "in_training",
     "input_layer_names",
+    "is_batch_norm",
     "is_nested_model",
+    "is_plain_batch_norm",
     "is_symbolic",
     "is_time_distributed",
     "kept_random_state",

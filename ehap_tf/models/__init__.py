@@ -1,6 +1,5 @@
 """Networks by name and by path, under another precision, and in the other Keras."""
 
-from ehap_tf.models.calls import handing_on
 from ehap_tf.models.checks import (
     require_finite_weights,
     require_functional,
@@ -24,7 +23,6 @@ __all__ = [
     "copy_model",
     "either_keras",
     "ends_in_softmax",
-    "handing_on",
     "is_keras3_model",
     "load_model",
     "output_names",

@@ -9,7 +9,7 @@ import tensorflow as tf
 import tf_keras
 from tf_keras.src.layers.core import tf_op_layer
 
-from ehap_tf.graph import Copier, layer_from, made_by, with_policy
+from ehap_tf.graph import Copier, is_batch_norm, layer_from, made_by, with_policy
 from ehap_tf.models.checks import require_functional
 
 POLICIES = ("float32", "mixed_float16", "mixed_bfloat16")
@@ -110,7 +110,7 @@ def _belongs_in_float32(layer: Any, policy: str) -> bool:
 
 def _is_slow_in_bfloat16(layer: Any) -> bool:
     """Whether `layer` is a BatchNormalization that does not fill the CPU's vector registers."""
-    if not isinstance(layer, tf_keras.layers.BatchNormalization):
+    if not is_batch_norm(layer):
         return False
     return bool(layer.moving_mean.shape[0] % BFLOAT16_BATCH_NORM_MULTIPLE)
 

@@ -20,11 +20,6 @@ def layer_kind(layer: tf_keras.layers.Layer) -> str:
     return _name_at_home(type(layer))
 
 
-def is_batch_norm(layer: Any) -> bool:
-    """Whether `layer` is Keras' BatchNormalization, not a subclass that may compute otherwise."""
-    return layer_kind(layer) == "BatchNormalization"
-
-
 def function_kind(function: Any) -> str:
     """The name of a function of Keras, TensorFlow or this package, "" for any other.
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 import tf_keras
-from tf_keras.src.layers.normalization.batch_normalization import BatchNormalizationBase
 
+from ehap_tf.graph import is_batch_norm
 from ehap_tf.models import copy_model
 from ehap_tf.pipeline.checkpoint import TrainingState
 from ehap_tf.pipeline.training_step import (
@@ -121,9 +121,7 @@ class Trainer:
         if self._frozen:
             return
         self._frozen = [
-            layer
-            for layer in self._model.submodules
-            if isinstance(layer, BatchNormalizationBase) and layer.trainable
+            layer for layer in self._model.submodules if is_batch_norm(layer) and layer.trainable
         ]
         for layer in self._frozen:
             layer.trainable = False

@@ -15,11 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 import tf_keras
-from tf_keras.src.layers.normalization.batch_normalization import BatchNormalizationBase
 
 from ehap_tf.channels import ZERO, Flags, TracedCall, trace_channels
 from ehap_tf.data import as_dataset
-from ehap_tf.graph import layer_calls, layer_paths
+from ehap_tf.graph import is_batch_norm, layer_calls, layer_paths
 from ehap_tf.models import require_inputs
 from ehap_tf.models.keras3 import either_keras
 from ehap_tf.models.kinds import function_kind
@@ -90,7 +89,7 @@ def _readers(
     estimated = {
         paths[id(layer)]
         for layer, trains in layer_calls(model, training=True)
-        if trains and layer.trainable and isinstance(layer, BatchNormalizationBase)
+        if trains and layer.trainable and is_batch_norm(layer)
     }
     found = {}
     for call in calls:

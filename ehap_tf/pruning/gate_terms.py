@@ -21,10 +21,9 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 import tf_keras
-from tf_keras.src.layers.normalization.batch_normalization import BatchNormalizationBase
 
 from ehap_tf.channels import ChannelGraph, Ids, TracedCall, weight_axes, zero_at_zero
-from ehap_tf.graph import PRODUCTS, operator_kind
+from ehap_tf.graph import PRODUCTS, is_batch_norm, operator_kind
 from ehap_tf.sensitivity.gates import Gate, find_gates
 
 NOBODY = -1
@@ -113,7 +112,7 @@ def find_gate_terms(model: tf_keras.Model, graph: ChannelGraph) -> GateTerms:
     passed = _passed_by(gates, roots)
     known = np.unique(np.concatenate([*roots.values(), np.zeros(0, np.int64)]))
     for call in calls.values():
-        if isinstance(call.layer, BatchNormalizationBase) and call.effect.weights:
+        if is_batch_norm(call.layer) and call.effect.weights:
             channels = graph.ids.groups(call.effect.outputs[0])
             mine = passed.get(call.path, set())
             others = np.isin(channels, known) & ~np.isin(channels, list(mine))
@@ -164,7 +163,7 @@ def _scaling_weights(call: TracedCall) -> tuple[tuple[tuple[tf.Variable, int], .
     """The weights that a gate behind the layer scales, with their channel axis; or why none do."""
     layer = call.layer
     name = f"{call.path!r} ({type(layer).__name__})"
-    if isinstance(layer, BatchNormalizationBase) and not layer.scale:
+    if is_batch_norm(layer) and not layer.scale:
         return (), f"{name} has no gamma"
     if not zero_at_zero(getattr(layer, "activation", None)):
         return (), f"the activation of {name} is not zero at zero"

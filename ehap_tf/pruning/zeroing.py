@@ -13,9 +13,9 @@ from collections.abc import Iterator
 
 import numpy as np
 import tensorflow as tf
-from tf_keras.src.layers.normalization.batch_normalization import BatchNormalizationBase
 
 from ehap_tf.channels import ZERO, ChannelGraph, Flags, TracedCall, weight_axes, zero_at_zero
+from ehap_tf.graph import is_batch_norm
 
 
 def weight_masks(graph: ChannelGraph, alive: Flags) -> Iterator[tuple[tf.Variable, Flags]]:
@@ -61,6 +61,6 @@ def not_removable_by_zeros(graph: ChannelGraph) -> dict[str, str]:
 
 def _zero_weights_give_zero(call: TracedCall) -> bool:
     layer = call.layer
-    if isinstance(layer, BatchNormalizationBase):
+    if is_batch_norm(layer):
         return bool(layer.scale)
     return bool(call.effect.weights) and zero_at_zero(getattr(layer, "activation", None))

@@ -1,22 +1,13 @@
-"""BatchNorm statistics of a model under quantization: listed, frozen, folded."""
+"""BatchNorm statistics of a model under quantization: frozen."""
 
 from __future__ import annotations
 
-import numpy as np
 import tf_keras
 
+from ehap_tf.graph import batch_norms
 from ehap_tf.models.checks import require_loaded
 from ehap_tf.models.kinds import layer_kind
 from ehap_tf.quantization.registry import IDENTITIES
-
-
-def batch_norms(model: tf_keras.Model) -> list[tf_keras.layers.BatchNormalization]:
-    """The BatchNorm layers of a model, those inside TFMOT's wrappers and nested models included."""
-    return [
-        layer
-        for layer in model._flatten_layers(include_self=False)
-        if isinstance(layer, tf_keras.layers.BatchNormalization)
-    ]
 
 
 def training_only(model: tf_keras.Model) -> list[tf_keras.layers.Layer]:
@@ -74,28 +65,3 @@ class FreezeBatchNorm(tf_keras.callbacks.Callback):
         if self._frozen:
             self.model.train_function = None
         self._frozen = []
-
-
-def inference_affine(
-    batch_norm: tf_keras.layers.BatchNormalization | None, channels: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """What a BatchNorm computes in inference: y = gain * x + shift.
-
-    Args:
-        batch_norm: None is the identity.
-        channels: length of the result.
-
-    Returns:
-        gain and shift, float64, one value for each channel.
-    """
-    if batch_norm is None:
-        return np.ones(channels), np.zeros(channels)
-    variance = batch_norm.moving_variance.numpy().astype(np.float64)
-    with np.errstate(invalid="ignore", divide="ignore"):  # Who folds looks at the result.
-        gain = 1.0 / np.sqrt(variance + batch_norm.epsilon)
-    if batch_norm.scale:
-        gain = gain * batch_norm.gamma.numpy()
-    shift = -batch_norm.moving_mean.numpy() * gain
-    if batch_norm.center:
-        shift = shift + batch_norm.beta.numpy()
-    return gain, shift

@@ -19,9 +19,15 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapp
 )
 from tf_keras.src.layers.core.tf_op_layer import TFOpLambda
 
-from ehap_tf.graph import input_layer_names, nodes_in_order, replay, training_argument
+from ehap_tf.graph import (
+    input_layer_names,
+    is_plain_batch_norm,
+    nodes_in_order,
+    replay,
+    training_argument,
+)
 from ehap_tf.models import require_functional
-from ehap_tf.models.kinds import is_batch_norm, layer_kind
+from ehap_tf.models.kinds import layer_kind
 from ehap_tf.quantization.builder import GraphBuilder
 from ehap_tf.quantization.flat_graph import rebuild
 from ehap_tf.quantization.operators import rewrite_operator
@@ -73,7 +79,7 @@ class Canonicalizer:
         inference = training is not None and not training
         if isinstance(layer, tf_keras.Model):
             return self._inline(layer, args[0], training)
-        if training and (is_batch_norm(layer) or layer_kind(layer) in IDENTITIES):
+        if training and (is_plain_batch_norm(layer) or layer_kind(layer) in IDENTITIES):
             raise ValueError(
                 f"layer {layer.name!r} ({layer_kind(layer)}) must not be called with "
                 "training=True: a file infers. Build the model without it"
@@ -89,7 +95,7 @@ class Canonicalizer:
                 return outputs
         if layer_kind(layer) == "TimeDistributed" and not kwargs.keys() - {"training"}:
             return self._for_each_step(layer, args[0], training)
-        if is_batch_norm(layer):
+        if is_plain_batch_norm(layer):
             # So its statistics stay in training too. In Keras its gamma and beta would still train.
             trainable = layer.trainable and not inference
             return batch_norm(self._builder, layer, args[0], trainable)

@@ -10,8 +10,8 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.models import handing_on
-from ehap_tf.quantization.batch_norm import batch_norms, inference_affine, training_only
+from ehap_tf.graph import AveragedStatistics, batch_norm_numbers, batch_norms, handing_on
+from ehap_tf.quantization.batch_norm import training_only
 from ehap_tf.quantization.integer_graph import IntegerGraph
 from ehap_tf.quantization.wrappers import require_qat, training_forward
 
@@ -40,29 +40,21 @@ def reestimate_batch_norm(qat: tf_keras.Model, batches: Iterable[Sequence[np.nda
             stacklevel=5,
         )
         return
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0  # The moving statistics are then those of the newest batch.
-    weights, sizes, history = qat.get_weights(), [], []
-    try:
-        with handing_on(training_only(qat)):
-            forward = training_forward(qat)
-            for x in batches:
-                forward([tf.constant(array) for array in x])
-                sizes.append(len(x[0]))
-                history.append([s.numpy() for norm in norms for s in _statistics(norm)])
-    finally:
-        qat.set_weights(weights)
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-    if max(sizes) == 1:
-        raise ValueError(
-            "representative_data must hold batches of more than one example for reestimate. "
-            "Received: batches of 1"
-        )
-    variables = [statistic for norm in norms for statistic in _statistics(norm)]
-    for variable, values in zip(variables, zip(*history, strict=True), strict=True):
-        variable.assign(np.average(values, axis=0, weights=sizes))
+    weights, largest = qat.get_weights(), 0
+    with AveragedStatistics(norms):
+        try:
+            with handing_on(training_only(qat)):
+                forward = training_forward(qat)
+                for x in batches:
+                    forward([tf.constant(array) for array in x])
+                    largest = max(largest, len(x[0]))
+        finally:
+            qat.set_weights(weights)
+        if largest == 1:
+            raise ValueError(
+                "representative_data must hold batches of more than one example for reestimate. "
+                "Received: batches of 1"
+            )
 
 
 def round_biases(qat: tf_keras.Model) -> None:
@@ -93,7 +85,7 @@ def add_to_output(layer: Any, norm: Any, correction: np.ndarray) -> bool:
     if norm is not None and norm.center:
         norm.beta.assign_add(correction.astype(np.float32))
     elif norm is not None:
-        gain, _ = inference_affine(norm, len(correction))
+        gain, _ = batch_norm_numbers(norm)
         gain = np.where(gain == 0.0, np.inf, gain)  # Such a channel has an output of zero.
         norm.moving_mean.assign_sub((correction / gain).astype(np.float32))
     elif layer.layer.use_bias:
@@ -101,7 +93,3 @@ def add_to_output(layer: Any, norm: Any, correction: np.ndarray) -> bool:
     else:
         return False
     return True
-
-
-def _statistics(norm: tf_keras.layers.BatchNormalization) -> list[tf.Variable]:
-    return [norm.moving_mean, norm.moving_variance]

@@ -12,7 +12,7 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapp
     QuantizeWrapper,
 )
 
-from ehap_tf.quantization.batch_norm import inference_affine
+from ehap_tf.graph import batch_norm_numbers
 from ehap_tf.quantization.quantizers import (
     EhapWeightQuantizer,
     fake_quantize_symmetric,
@@ -148,7 +148,8 @@ def fold(
     layer = wrapper.layer
     # With one scale the outputs of a Conv2DTranspose are not on the last axis.
     channels = layer.filters if quantizer.grouping == "tensor" and values.ndim == 4 else None
-    gain, shift = inference_affine(batch_norm, channels or values.shape[-1])
+    identity = np.ones(channels or values.shape[-1]), np.zeros(channels or values.shape[-1])
+    gain, shift = identity if batch_norm is None else batch_norm_numbers(batch_norm)
     bias = shift + (layer.bias.numpy() * gain if layer.use_bias else 0.0)
     scaled, folded = _dilated(layer, quantized.numpy()), limits.numpy()
     if batch_norm is not None:

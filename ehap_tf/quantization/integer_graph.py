@@ -26,9 +26,9 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapp
 )
 
 from ehap_tf.channels import ScatterChannels
-from ehap_tf.graph import layer_of, producers, replay
+from ehap_tf.graph import is_plain_batch_norm, layer_of, producers, replay
 from ehap_tf.models import output_names
-from ehap_tf.models.kinds import is_batch_norm, layer_kind
+from ehap_tf.models.kinds import layer_kind
 from ehap_tf.quantization.flat_graph import output_layers, readers_in_file
 from ehap_tf.quantization.folding import FoldedKernel, fold
 from ehap_tf.quantization.integer_operators import EhapOperator
@@ -114,7 +114,7 @@ class IntegerGraph:
         """Returns what a call of one layer of the QAT model computes."""
         x, inner = args[0], unwrapped(layer)
         kind = layer_kind(inner)
-        if isinstance(inner, QuantizeLayer) or is_batch_norm(inner) or kind in IDENTITIES:
+        if isinstance(inner, QuantizeLayer) or is_plain_batch_norm(inner) or kind in IDENTITIES:
             y = x
         elif kind in KERNELS:
             y = self.products(layer, x)
@@ -198,7 +198,7 @@ class IntegerGraph:
         """The BatchNorm that is folded into the layer called `name`, or None."""
         readers = self._readers[name]
         reader = unwrapped(self._layers[readers[0]]) if len(readers) == 1 and readers[0] else None
-        return reader if is_batch_norm(reader) else None
+        return reader if is_plain_batch_norm(reader) else None
 
     def bias_rounding(self, name: str) -> np.ndarray:
         """What storing it in int32 adds to the bias of the layer called `name`, by its channels."""
@@ -221,7 +221,9 @@ class IntegerGraph:
             layer = self._layers.get(name)
             inner = unwrapped(layer)
             if not (
-                isinstance(inner, QuantizeLayer) or is_plain_relu(inner) or is_batch_norm(inner)
+                isinstance(inner, QuantizeLayer)
+                or is_plain_relu(inner)
+                or is_plain_batch_norm(inner)
             ):
                 break
             found.append(layer)
@@ -301,7 +303,7 @@ def _keeps_zeros(layer: tf_keras.layers.Layer) -> bool:
     A folded BatchNorm has no shift for a channel that was scattered.
     """
     kinds = IDENTITIES | {"MaxPooling2D"}
-    return layer_kind(layer) in kinds or is_batch_norm(layer) or is_plain_relu(layer)
+    return layer_kind(layer) in kinds or is_plain_batch_norm(layer) or is_plain_relu(layer)
 
 
 def _slopes(wrapper: QuantizeWrapper, rounding: bool) -> np.ndarray:

@@ -16,8 +16,8 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer
     QuantizeLayer,
 )
 
-from ehap_tf.graph import consumers, layer_from, made_by, producers
-from ehap_tf.models.kinds import is_batch_norm, layer_kind
+from ehap_tf.graph import consumers, is_plain_batch_norm, layer_from, made_by, producers
+from ehap_tf.models.kinds import layer_kind
 from ehap_tf.quantization.builder import GraphBuilder
 from ehap_tf.quantization.canonical import canonical_model
 from ehap_tf.quantization.configs import EhapQuantizeConfig
@@ -228,7 +228,7 @@ def _ends_inside_operator(layer: tf_keras.layers.Layer, readers: list[Any]) -> b
         return True
     if is_plain_relu(readers[0]):
         return layer_kind(layer) in FUSES_RELU
-    return layer_kind(layer) in KERNELS and is_batch_norm(readers[0])
+    return layer_kind(layer) in KERNELS and is_plain_batch_norm(readers[0])
 
 
 def _reading_layers(flat: tf_keras.Model) -> dict[str, list[Any]]:
@@ -327,7 +327,7 @@ def _attach_batch_norms(flat: tf_keras.Model, on_input: Callable[[Any], Any]) ->
         return readers[name][0] if len(readers[name]) == 1 else None
 
     def visit(layer: tf_keras.layers.Layer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not is_batch_norm(layer):
+        if not is_plain_batch_norm(layer):
             return layer(*args, **kwargs)
         (source,) = sources[layer.name]
         while layer_kind(by_name[source]) in IDENTITIES:

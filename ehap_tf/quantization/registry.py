@@ -10,6 +10,7 @@ from tensorflow_model_optimization.python.core.quantization.keras.default_8bit i
     default_8bit_quantize_registry as default_registry,
 )
 
+from ehap_tf import graph
 from ehap_tf.models.kinds import function_kind, layer_kind, spelled
 from ehap_tf.quantization.configs import EhapQuantizeConfig
 
@@ -27,27 +28,7 @@ FOUR_BIT_KERNELS = frozenset(KERNELS) - {"Conv2DTranspose"}
 WEIGHTS = KERNELS | {"PReLU": ("alpha", "tensor")}
 """The same for every layer with weights that the file holds as integers."""
 
-IDENTITIES = frozenset(
-    {
-        "ActivityRegularization",
-        "AlphaDropout",
-        "Dropout",
-        "EhapStopGradient",
-        "GaussianDropout",
-        "GaussianNoise",
-        "RandomBrightness",
-        "RandomContrast",
-        "RandomFlip",
-        "RandomHeight",
-        "RandomRotation",
-        "RandomTranslation",
-        "RandomWidth",
-        "RandomZoom",
-        "SpatialDropout1D",
-        "SpatialDropout2D",
-        "SpatialDropout3D",
-    }
-)
+IDENTITIES = frozenset(kind.__name__ for kind in graph.IDENTITIES) | {"EhapStopGradient"}
 """Layers that do something in training only."""
 
 KEEPS_GRID = IDENTITIES | {

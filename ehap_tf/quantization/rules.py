@@ -69,14 +69,15 @@ def batch_norm(builder: GraphBuilder, layer: Any, x: Any, trainable: bool) -> An
 
     One over another axis finds it in the last place, and puts it back.
     """
+    plain = layers.BatchNormalization  # in a file there are no several devices
     if len(layer.axis) > 1:
-        return builder.copy(layer, trainable=trainable)(x)
+        return builder.copy(layer, layer_class=plain, trainable=trainable)(x)
     rank, (axis,) = x.shape.rank, layer.axis
     order = [*(other for other in range(1, rank) if other != axis), axis]
     is_moved = axis != rank - 1
     if is_moved:
         x = builder.call(layers.Permute, f"{layer.name}_move", x, order)
-    norm = builder.copy(layer, trainable=trainable, axis=-1)
+    norm = builder.copy(layer, layer_class=plain, trainable=trainable, axis=-1)
     y = builder.as_image(norm, x, layer.name) if rank == 3 else norm(x)
     if is_moved:
         back = (np.argsort(order) + 1).tolist()

@@ -15,6 +15,7 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapp
     QuantizeWrapperV2,
 )
 
+from ehap_tf.graph import is_batch_norm
 from ehap_tf.models.checks import require_loaded
 
 NAME_PREFIX = "quant_"
@@ -81,7 +82,7 @@ class EhapQuantizeWrapper(QuantizeWrapperV2):
         super().build(input_shape)
         # The layer has lost these, its attributes being the quantized tensors; it keeps the rest.
         self._trainable_weights[:] = [weight for weight, *_ in self._weight_vars]
-        is_norm = isinstance(self.layer, tf_keras.layers.BatchNormalization)
+        is_norm = is_batch_norm(self.layer)
         self._trainable_norm |= is_norm and self.layer.trainable
 
     @property

@@ -16,7 +16,10 @@ import tf_keras
 
 from ehap_tf.graph import (
     arguments,
+    batch_norm_coefficients,
     in_training,
+    is_batch_norm,
+    is_plain_batch_norm,
     is_time_distributed,
     layer_calls,
     model_inside,
@@ -35,10 +38,6 @@ Before = Callable[[Any, Any], Any]
 
 Inside a TimeDistributed as above."""
 
-_BATCH_NORMS = (
-    tf_keras.layers.BatchNormalization,
-    tf_keras.layers.experimental.SyncBatchNormalization,
-)
 _FOLDABLE = (tf_keras.layers.Conv1D, tf_keras.layers.Conv2D, tf_keras.layers.Dense)
 
 
@@ -153,7 +152,7 @@ def _sizes(tensor: Any) -> list[Any]:
 
 def mixes_examples(model: tf_keras.Model) -> bool:
     """Whether an example's output depends on the others: BatchNorm with the batch's statistics."""
-    return any(trains and isinstance(layer, _BATCH_NORMS) for layer, trains in layer_calls(model))
+    return any(trains and is_batch_norm(layer) for layer, trains in layer_calls(model))
 
 
 def _call(
@@ -161,7 +160,7 @@ def _call(
 ) -> Any:
     if getattr(layer, "_expects_training_arg", False):
         args, kwargs = layer._call_spec.set_arg_value("training", training, args, kwargs, True)
-    if _is_plain_batch_norm(layer) and not training:
+    if _is_affine(layer) and not training:
         outputs = _batch_norm(layer, args[0])
     elif _is_plain_relu(layer):
         outputs = _relu(tf.cast(args[0], layer.compute_dtype))
@@ -196,20 +195,6 @@ def _batch_norm(layer: tf_keras.layers.BatchNormalization, inputs: tf.Tensor) ->
         scale, offset = tf.reshape(scale, shape), tf.reshape(offset, shape)
     # In float32 also when the network computes in 16 bits.
     return tf.cast(tf.cast(inputs, scale.dtype) * scale + offset, layer.compute_dtype)
-
-
-def batch_norm_coefficients(
-    layer: tf_keras.layers.BatchNormalization,
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """(scale, offset) of a BatchNorm with its moving statistics, float32 vectors (or float64)."""
-    variance = tf.convert_to_tensor(layer.moving_variance)
-    scale = tf.math.rsqrt(variance + layer.epsilon)
-    if layer.scale:
-        scale = scale * tf.cast(layer.gamma, scale.dtype)
-    offset = -tf.convert_to_tensor(layer.moving_mean) * scale
-    if layer.center:
-        offset = offset + tf.cast(layer.beta, offset.dtype)
-    return scale, offset
 
 
 def _is_plain_relu(layer: tf_keras.layers.Layer) -> bool:
@@ -312,12 +297,12 @@ def _is_foldable(layer: tf_keras.layers.Layer) -> bool:
 def _can_absorb(node: Any, behind: Any) -> bool:
     layer = behind.layer
     return (
-        _is_plain_batch_norm(layer)
+        _is_affine(layer)
         and not in_training(behind, False)
         and layer.axis[0] == node.outputs.shape.rank - 1
         and layer.variable_dtype == node.layer.variable_dtype
     )
 
 
-def _is_plain_batch_norm(layer: tf_keras.layers.Layer) -> bool:
-    return type(layer) in _BATCH_NORMS and len(layer.axis) == 1 and not layer.renorm
+def _is_affine(layer: tf_keras.layers.Layer) -> bool:
+    return is_plain_batch_norm(layer) and len(layer.axis) == 1

@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 import tf_keras
-from tf_keras.src.layers.normalization.batch_normalization import BatchNormalizationBase
 
 from ehap_tf.channels import TracedCall, trace_channels
-from ehap_tf.graph import model_inside, nodes_in_order
+from ehap_tf.graph import is_batch_norm, model_inside, nodes_in_order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +72,7 @@ def find_gates(model: tf_keras.Model) -> dict[str, Gate]:
         gates[name] = Gate(
             layer=name,
             after=([name] + [call.path for call in own[1:] if not call.effect.preserves_zero])[-1],
-            batch_norm=next((call.layer for call in own if _is_batch_norm(call.layer)), None),
+            batch_norm=next((call.layer for call in own if is_batch_norm(call.layer)), None),
             passed=tuple(call.path for call in own[1:]),
             nodes=tuple(_acts_at(chain) for chain in chains),
             ends=tuple(chain[-1].node for chain in chains),
@@ -167,7 +166,3 @@ def _chain(start: _Step, consumers: dict[int, list[_Step | None]], ids: np.ndarr
 def _acts_at(chain: list[_Step]) -> int:
     makes = [step.node for step in chain[1:] if not step.call.effect.preserves_zero]
     return makes[-1] if makes else chain[0].node
-
-
-def _is_batch_norm(layer: tf_keras.layers.Layer) -> bool:
-    return isinstance(layer, BatchNormalizationBase)

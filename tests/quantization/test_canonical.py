@@ -7,9 +7,8 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.graph import consumers
+from ehap_tf.graph import consumers, is_batch_norm
 from ehap_tf.models import clone_with_policy
-from ehap_tf.models.kinds import is_batch_norm
 from ehap_tf.quantization import export_tflite, quantize
 from ehap_tf.quantization.canonical import canonical_model
 from ehap_tf.quantization.integer_graph import output_range
@@ -188,6 +187,15 @@ def test_a_batch_norm_of_sequences_trains():
     model = randomize(tf_keras.Model(inputs, sequence_head(layers.BatchNormalization()(inputs))))
     flat, _ = EhapQuantizeLayoutTransform(EhapQuantizeRegistry()).apply(model, {})
     assert [layer.trainable for layer in flat.layers if is_batch_norm(layer)] == [True]
+
+
+def test_a_batch_norm_over_several_devices_becomes_a_plain_one():
+    x = inputs = layers.Input(SHAPE)
+    norm = layers.experimental.SyncBatchNormalization
+    model = randomize(tf_keras.Model(inputs, head(norm(name="norm")(conv(x)))))
+    flat = canonical_model(model)
+    assert type(flat.get_layer("norm")) is layers.BatchNormalization
+    np.testing.assert_allclose(flat(images()), model(images()), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("trainable", [True, False])

@@ -9,6 +9,7 @@ import tf_keras
 
 from ehap_tf.channels import ScatterChannels
 from ehap_tf.files import CorruptFileError
+from ehap_tf.graph import batch_norms
 from ehap_tf.quantization import (
     evaluate_tflite,
     export_float_tflite,
@@ -20,7 +21,6 @@ from ehap_tf.quantization import (
     quantize,
     save_qat,
 )
-from ehap_tf.quantization.batch_norm import batch_norms
 from ehap_tf.quantization.evaluate import TFLiteModel
 from tests.quantization.nets import build, images, randomize
 

@@ -11,9 +11,9 @@ import tensorflow as tf
 import tf_keras
 
 from ehap_tf.channels import ScatterChannels
+from ehap_tf.graph import batch_norm_coefficients
 from ehap_tf.pruning.repair.kernels import rows_at
 from ehap_tf.pruning.repair.walk import Key, Program, Step, Values
-from ehap_tf.sensitivity.forward import batch_norm_coefficients
 
 
 @dataclasses.dataclass(frozen=True)
