@@ -40,6 +40,7 @@ from ehap_tf.graph import (
     layer_paths,
     model_inside,
     nodes_as_computed,
+    nodes_once,
     propagate,
 )
 
@@ -230,12 +231,10 @@ class _Tracer:
         self.notes: dict[str, str] = {}
         self._residual = residual
         self._paths = layer_paths(model)
-        nodes: dict[int, Any] = {}
         self._times: dict[int, float] = collections.defaultdict(float)
         for node, times in nodes_as_computed(model):
-            nodes[id(node)] = node
             self._times[id(node)] += times
-        self._places = collections.Counter(id(node.layer) for node in nodes.values())
+        self._places = collections.Counter(id(node.layer) for node in nodes_once(model))
         self._first_call: dict[int, TracedCall] = {}
         self._nested_outputs: dict[int, list[Ids]] = {}
 

@@ -18,6 +18,7 @@ from ehap_tf.graph.calls import (
     model_inside,
     nodes_as_computed,
     nodes_in_order,
+    nodes_once,
     training_argument,
 )
 from ehap_tf.graph.copying import (
@@ -52,6 +53,7 @@ from ehap_tf.graph.tensors import (
     layer_of,
     made_by,
     producers,
+    readers,
 )
 
 __all__ = [
@@ -89,12 +91,14 @@ __all__ = [
     "model_like",
     "nodes_as_computed",
     "nodes_in_order",
+    "nodes_once",
     "operator_kind",
     "operator_of",
     "operator_symbol",
     "producers",
     "propagate",
     "propagate_calls",
+    "readers",
     "replay",
     "training_argument",
     "with_policy",

@@ -78,6 +78,11 @@ def nodes_in_order(model: Any) -> Iterator[Any]:
                 yield node
 
 
+def nodes_once(model: tf_keras.Model) -> list[Any]:
+    """All nodes, those of nested models too, each once."""
+    return list({id(node): node for node, _ in nodes_as_computed(model)}.values())
+
+
 def nodes_as_computed(model: tf_keras.Model, times: float = 1.0) -> Iterator[tuple[Any, float]]:
     """All nodes, those of a nested model again at each of its calls, and how often: once per step.
 

@@ -34,6 +34,17 @@ def input_layer_names(model: tf_keras.Model) -> list[str]:
     return [layer_of(tensor).name for tensor in model.inputs]
 
 
+def readers(model: tf_keras.Model) -> dict[int, list[Any]]:
+    """`id()` of each tensor that is read -> the nodes that read it; None for a model output."""
+    found: dict[int, list[Any]] = {}
+    for node in nodes_in_order(model):
+        for tensor in node.keras_inputs:
+            found.setdefault(id(tensor), []).append(node)
+    for tensor in model.outputs:
+        found.setdefault(id(tensor), []).append(None)
+    return found
+
+
 def consumers(model: tf_keras.Model) -> dict[str, list[str]]:
     """Who reads each layer: layer name -> names of the layers that call on its outputs.
 

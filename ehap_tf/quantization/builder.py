@@ -10,7 +10,7 @@ import tensorflow as tf
 import tf_keras
 
 from ehap_tf.channels import ScatterChannels
-from ehap_tf.graph import ZeroInitializers, is_symbolic, layer_from, with_policy
+from ehap_tf.graph import NOISE, ZeroInitializers, is_symbolic, layer_from, with_policy
 from ehap_tf.models.kinds import function_kind
 from ehap_tf.quantization.integer_operators import EhapOperator, as_json
 from ehap_tf.quantization.own_layers import EhapHardSwish, EhapMean, EhapRsqrt, EhapStopGradient
@@ -23,21 +23,17 @@ OTHER_POLICIES = frozenset({"bfloat16", "float16", "float64", "mixed_bfloat16", 
 
 POINTWISE = frozenset(
     {
+        *NOISE,
         EhapHardSwish,
         ScatterChannels,
         EhapStopGradient,
         layers.ActivityRegularization,
         layers.Add,
-        layers.AlphaDropout,
-        layers.Dropout,
-        layers.GaussianDropout,
-        layers.GaussianNoise,
         layers.LeakyReLU,
         layers.Maximum,
         layers.Minimum,
         layers.Multiply,
         layers.ReLU,
-        layers.SpatialDropout1D,
         layers.Subtract,
     }
 )

@@ -25,6 +25,7 @@ from ehap_tf.graph import (
     model_inside,
     nodes_in_order,
     propagate,
+    readers,
 )
 from ehap_tf.sensitivity.emulated_float16 import emulated_call, is_emulated
 
@@ -267,16 +268,12 @@ def _folds(model: tf_keras.Model) -> dict[int, Any]:
 
 
 def _find_folds(model: tf_keras.Model) -> dict[int, Any]:
-    nodes = list(nodes_in_order(model))
-    consumers: dict[int, list[Any]] = {id(tensor): [None] for tensor in model.outputs}
-    for node in nodes:
-        for tensor in node.keras_inputs:
-            consumers.setdefault(id(tensor), []).append(node)
+    behind_tensor = readers(model)
     found = {}
-    for node in nodes:
+    for node in nodes_in_order(model):
         if not _is_foldable(node.layer):
             continue
-        behind = consumers.get(id(node.outputs), [])
+        behind = behind_tensor.get(id(node.outputs), [])
         if len(behind) == 1 and behind[0] is not None and _can_absorb(node, behind[0]):
             found[id(node)] = behind[0]
     return found

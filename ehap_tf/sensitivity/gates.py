@@ -12,7 +12,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ import tensorflow as tf
 import tf_keras
 
 from ehap_tf.channels import TracedCall, trace_channels
-from ehap_tf.graph import is_batch_norm, model_inside, nodes_in_order
+from ehap_tf.graph import is_batch_norm, model_inside, nodes_in_order, nodes_once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,8 @@ def find_gates(model: tf_keras.Model) -> dict[str, Gate]:
         TypeError: the model is subclassed.
     """
     graph = trace_channels(model)
-    calls = _Calls(graph.calls, collections.Counter(_models_called(model)))
+    inside = (model_inside(node.layer) for node in nodes_once(model))
+    calls = _Calls(graph.calls, collections.Counter(map(id, inside)))
     calls.collect(model)
     gates = {}
     for name, ids in graph.ids.atoms.items():
@@ -87,18 +88,6 @@ class _Step:
     node: int
     call: TracedCall
     output: int
-
-
-def _models_called(model: tf_keras.Model, seen: set[int] | None = None) -> Iterator[int]:
-    """`id()` of the model inside each call; calls inside a model count once."""
-    seen = set[int]() if seen is None else seen
-    for inside in (model_inside(node.layer) for node in nodes_in_order(model)):
-        if inside is None:
-            continue
-        yield id(inside)
-        if id(inside) not in seen:
-            seen.add(id(inside))
-            yield from _models_called(inside, seen)
 
 
 class _Calls:

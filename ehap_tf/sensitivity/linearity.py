@@ -14,7 +14,15 @@ import tf_keras
 from tf_keras.src.layers.core.tf_op_layer import SlicingOpLambda
 
 from ehap_tf.channels import ScatterChannels
-from ehap_tf.graph import PRODUCTS, QUOTIENTS, SUMS, layer_calls, operator_kind, operator_of
+from ehap_tf.graph import (
+    IDENTITIES,
+    PRODUCTS,
+    QUOTIENTS,
+    SUMS,
+    layer_calls,
+    operator_kind,
+    operator_of,
+)
 from ehap_tf.sensitivity.filters import find_prunable, walk_layers
 
 layers = tf_keras.layers
@@ -71,14 +79,7 @@ _LINEAR = (
     layers.GlobalAveragePooling1D,
     layers.GlobalAveragePooling2D,
     layers.GlobalAveragePooling3D,
-    layers.Dropout,
-    layers.SpatialDropout1D,
-    layers.SpatialDropout2D,
-    layers.SpatialDropout3D,
-    layers.GaussianNoise,
-    layers.GaussianDropout,
-    layers.AlphaDropout,
-    layers.ActivityRegularization,
+    *IDENTITIES,
     layers.Rescaling,
     layers.Normalization,
     ScatterChannels,

@@ -16,7 +16,7 @@ import tensorflow as tf
 import tf_keras
 from tf_keras.src.layers.core.tf_op_layer import TFOpLambda
 
-from ehap_tf.graph import arguments, made_by, nodes_in_order, operator_kind
+from ehap_tf.graph import arguments, made_by, operator_kind, readers
 from ehap_tf.models.kinds import function_kind
 from ehap_tf.sensitivity.losses import SIGMOID, SOFTMAX, Loss
 
@@ -120,7 +120,7 @@ def _path(model: tf_keras.Model, tensor: Any) -> _Path | None:
     """From an output back to what made its numbers; None where more than that reads it."""
     node, index = made_by(tensor)
     layer = node.layer
-    if len(layer.inbound_nodes) != 1 or _readers(model, tensor) != 1:
+    if len(layer.inbound_nodes) != 1 or len(readers(model)[id(tensor)]) != 1:
         return None
     if isinstance(layer, tf_keras.Model):
         return _path(layer, layer.outputs[index])
@@ -147,9 +147,3 @@ def _moves(layer: Any) -> bool:
     if isinstance(layer, TFOpLambda):
         return operator_kind(layer) in _MOVING_OPERATORS
     return type(layer) in _MOVES
-
-
-def _readers(model: tf_keras.Model, tensor: Any) -> int:
-    """How many calls take a tensor, and outputs are it."""
-    read = [*model.outputs, *(each for node in nodes_in_order(model) for each in node.keras_inputs)]
-    return sum(each is tensor for each in read)
