@@ -106,12 +106,6 @@ class FoldedKernel:
             values = fake_quantize_symmetric(values, tf.constant(self.limits), self.bits)
         return from_channels_last(values, self.grouping, self.shape)
 
-    def minus(self, other: FoldedKernel) -> FoldedKernel:
-        """The difference of two float kernels of one layer; without a bias."""
-        return dataclasses.replace(
-            self, values=self.values - other.values, bias=0.0 * self.bias, bits=0
-        )
-
     def operate(self, layer: tf_keras.layers.Layer, x: tf.Tensor) -> tf.Tensor:
         """What `layer` computes of `x` with this kernel, the bias not added."""
         kind, kernel = type(layer).__name__, self.constant(layer)
