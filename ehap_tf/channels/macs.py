@@ -20,11 +20,10 @@ from ehap_tf.channels.rules import (
     Call,
     Effect,
     MacTerm,
-    computes_like,
     positions,
     weight_of,
 )
-from ehap_tf.graph import operator_kind, operator_symbol
+from ehap_tf.graph import computes_like, operator_kind, operator_symbol
 
 layers = tf_keras.layers
 NAN = float("nan")

@@ -10,7 +10,7 @@ from typing import Any
 import tf_keras
 
 from ehap_tf.channels.ids import ChannelIds, Flags, Ids
-from ehap_tf.graph import Operator, operator_of
+from ehap_tf.graph import Operator, computes_like, operator_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,9 +109,6 @@ Rule = Callable[[Call], Effect]
 
 _RULES: dict[type, Rule] = {}
 
-# A subclass that overrides one of these computes something that its base's rule does not know.
-_COMPUTATION = ("call", "build", "convolution_op")
-
 
 def register_channel_rule(layer_class: type, rule: Rule | None = None) -> Any:
     """Teaches the channel graph what a layer class does to channels.
@@ -150,13 +147,6 @@ def rule_of(layer: tf_keras.layers.Layer) -> Rule:
         if layer_class in _RULES:
             return _RULES[layer_class] if computes_like(layer, layer_class) else unknown
     return unknown
-
-
-def computes_like(layer: tf_keras.layers.Layer, base: type) -> bool:
-    """Whether a layer computes what the class that it derives from does."""
-    return all(
-        getattr(type(layer), name, None) is getattr(base, name, None) for name in _COMPUTATION
-    )
 
 
 def weight_of(layer: tf_keras.layers.Layer, name: str) -> Any:

@@ -9,6 +9,8 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
+from ehap_tf.graph import register_traits
+
 
 @tf_keras.utils.register_keras_serializable(package="ehap_tf")
 class ScatterChannels(tf_keras.layers.Layer):
@@ -76,3 +78,6 @@ class ScatterChannels(tf_keras.layers.Layer):
             "positions": list(self.positions),
             "channels": self.channels,
         }
+
+
+register_traits(ScatterChannels, filters=None, linear=True)

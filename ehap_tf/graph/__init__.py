@@ -55,6 +55,7 @@ from ehap_tf.graph.tensors import (
     producers,
     readers,
 )
+from ehap_tf.graph.traits import computes_like, register_traits, traits_of
 
 __all__ = [
     "IDENTITIES",
@@ -71,6 +72,7 @@ __all__ = [
     "batch_norm_coefficients",
     "batch_norm_numbers",
     "batch_norms",
+    "computes_like",
     "consumers",
     "copy_trainable",
     "handing_on",
@@ -99,7 +101,9 @@ __all__ = [
     "propagate",
     "propagate_calls",
     "readers",
+    "register_traits",
     "replay",
     "training_argument",
+    "traits_of",
     "with_policy",
 ]

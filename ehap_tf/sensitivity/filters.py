@@ -10,21 +10,7 @@ import tensorflow as tf
 import tf_keras
 
 from ehap_tf.channels import is_depthwise
-from ehap_tf.graph import layer_paths, model_inside
-
-# Transposed convolutions are subclasses of the plain ones.
-_PLAIN = (
-    tf_keras.layers.Conv1D,
-    tf_keras.layers.Conv2D,
-    tf_keras.layers.Conv3D,
-    tf_keras.layers.Dense,
-)
-_SEPARABLE = (tf_keras.layers.SeparableConv1D, tf_keras.layers.SeparableConv2D)
-_TRANSPOSED = (
-    tf_keras.layers.Conv1DTranspose,
-    tf_keras.layers.Conv2DTranspose,
-    tf_keras.layers.Conv3DTranspose,
-)
+from ehap_tf.graph import layer_paths, model_inside, traits_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,14 +33,18 @@ class PrunableLayer:
     @property
     def weight(self) -> tf.Variable:
         """The variable that holds the filters: of a separable convolution the pointwise kernel."""
-        if isinstance(self.layer, _SEPARABLE):
-            return self.layer.pointwise_kernel
-        return self.layer.kernel
+        return getattr(self.layer, self._owner[0])
 
     @property
     def filter_axis(self) -> int:
         """The axis of `weight` that counts the filters: the last but one of a transposed layer."""
-        return -2 if isinstance(self.layer, _TRANSPOSED) else -1
+        return self._owner[1]
+
+    @property
+    def _owner(self) -> tuple[str, int]:
+        owner = traits_of(self.layer).filters
+        assert owner is not None
+        return owner
 
     @property
     def filter_size(self) -> int:
@@ -98,7 +88,7 @@ def find_prunable(model: tf_keras.Model) -> list[PrunableLayer]:
     found = [
         PrunableLayer(name, layer)
         for name, layer in walk_layers(model)
-        if isinstance(layer, (*_PLAIN, *_SEPARABLE)) and not is_depthwise(layer)
+        if traits_of(layer).filters is not None and not is_depthwise(layer)
     ]
     if not found:
         raise ValueError(

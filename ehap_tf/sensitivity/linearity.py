@@ -11,80 +11,18 @@ from collections.abc import Collection
 from typing import Any
 
 import tf_keras
-from tf_keras.src.layers.core.tf_op_layer import SlicingOpLambda
 
-from ehap_tf.channels import ScatterChannels
 from ehap_tf.graph import (
-    IDENTITIES,
     PRODUCTS,
     QUOTIENTS,
     SUMS,
     layer_calls,
     operator_kind,
     operator_of,
+    traits_of,
 )
 from ehap_tf.sensitivity.filters import find_prunable, walk_layers
 
-layers = tf_keras.layers
-
-_LINEAR = (
-    layers.InputLayer,
-    layers.Conv1D,
-    layers.Conv2D,
-    layers.Conv3D,
-    layers.Conv1DTranspose,
-    layers.Conv2DTranspose,
-    layers.Conv3DTranspose,
-    layers.DepthwiseConv1D,
-    layers.DepthwiseConv2D,
-    layers.SeparableConv1D,
-    layers.SeparableConv2D,
-    layers.Dense,
-    layers.BatchNormalization,
-    layers.experimental.SyncBatchNormalization,
-    layers.Identity,
-    layers.ReLU,
-    layers.LeakyReLU,
-    layers.PReLU,
-    layers.ThresholdedReLU,
-    layers.Activation,
-    layers.Add,
-    layers.Subtract,
-    layers.Average,
-    layers.Maximum,
-    layers.Minimum,
-    layers.Concatenate,
-    layers.Flatten,
-    layers.Reshape,
-    layers.Permute,
-    layers.RepeatVector,
-    layers.ZeroPadding1D,
-    layers.ZeroPadding2D,
-    layers.ZeroPadding3D,
-    layers.Cropping1D,
-    layers.Cropping2D,
-    layers.Cropping3D,
-    layers.UpSampling1D,
-    layers.UpSampling2D,
-    layers.UpSampling3D,
-    layers.MaxPooling1D,
-    layers.MaxPooling2D,
-    layers.MaxPooling3D,
-    layers.AveragePooling1D,
-    layers.AveragePooling2D,
-    layers.AveragePooling3D,
-    layers.GlobalMaxPooling1D,
-    layers.GlobalMaxPooling2D,
-    layers.GlobalMaxPooling3D,
-    layers.GlobalAveragePooling1D,
-    layers.GlobalAveragePooling2D,
-    layers.GlobalAveragePooling3D,
-    *IDENTITIES,
-    layers.Rescaling,
-    layers.Normalization,
-    ScatterChannels,
-    SlicingOpLambda,
-)
 _LINEAR_ACTIVATIONS = {"linear", "relu", "relu6", "leaky_relu", "hard_sigmoid", "identity"}
 _LINEAR_OPERATORS = frozenset(
     """abs identity clip_by_value concat split pad reshape negative reduce_mean reduce_sum
@@ -110,7 +48,7 @@ def smooth_parts(model: tf_keras.Model, skipped: Collection[int] = ()) -> list[s
         if id(layer) in skipped:
             continue
         activation = _activation_name(getattr(layer, "activation", None))
-        if type(layer) not in _LINEAR and not _is_linear_operator(layer):
+        if not traits_of(layer).piecewise_linear and not _is_linear_operator(layer):
             found.append(f"{name} ({type(layer).__name__})")
         elif activation is not None and activation not in _LINEAR_ACTIVATIONS:
             found.append(f"{name} ({type(layer).__name__}, {activation})")
@@ -149,5 +87,6 @@ def _activation_name(activation: Any) -> str | None:
     if activation is None:
         return None
     if isinstance(activation, tf_keras.layers.Layer):
-        return "linear" if type(activation) in _LINEAR else type(activation).__name__
+        is_linear = traits_of(activation).piecewise_linear
+        return "linear" if is_linear else type(activation).__name__
     return getattr(activation, "__name__", type(activation).__name__)
