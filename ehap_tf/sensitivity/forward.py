@@ -66,7 +66,7 @@ def run_graph(
         What `model(inputs, training=training)` returns.
     """
     inputs = tf.nest.map_structure(tf.convert_to_tensor, inputs)
-    given = [
+    conformed = [
         model._conform_to_reference_input(y, ref_input=x)
         for x, y in zip(model.inputs, model._flatten_to_reference_inputs(inputs), strict=True)
     ]
@@ -94,7 +94,7 @@ def run_graph(
             outputs = _keep_mask(outputs, after(node, outputs))
         return list(tf.nest.flatten(outputs))
 
-    return tf.nest.pack_sequence_as(model._nested_outputs, propagate(model, given, visit))
+    return tf.nest.pack_sequence_as(model._nested_outputs, propagate(model, conformed, visit))
 
 
 def _run_steps(
