@@ -249,9 +249,14 @@ def _argument(call: Call, place: int, name: str, default: Any = None) -> Any:
     return args[place] if len(args) > place else default
 
 
+_CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "convolution", "depthwise_conv2d")
+_COUNTED = ("einsum", "matmul", "tensordot", *_CONVOLUTIONS)
+
+
 @multiplies(TFOpLambda)
 def _operator(call: Call) -> Work:
-    kind, given = operator_kind(call.layer), call.operator.arguments
+    kind = operator_kind(call.layer)
+    given = call.operator.arguments if kind in _COUNTED else {}
     if kind == "matmul":
         left, turned = given["a"], given.get("transpose_a") or given.get("adjoint_a")
         inner = _size(_shape(left)[-2 if turned else -1])
@@ -265,7 +270,7 @@ def _operator(call: Call) -> Work:
         first = range(-axes, 0) if isinstance(axes, int) else np.atleast_1d(axes[0]).tolist()
         inner = math.prod(_size(_shape(left)[axis]) for axis in first)
         return Work(products=_numbers(call.output_shapes[0]) * inner)
-    if kind in ("conv1d", "conv2d", "conv3d", "convolution", "depthwise_conv2d"):
+    if kind in _CONVOLUTIONS:
         filters = given.get("filters")
         filters = given["filter"] if filters is None else filters
         size = math.prod(map(_size, _shape(filters)))

@@ -28,8 +28,8 @@ _SAME = {
     "gt": "greater", "ge": "greater_equal", "lt": "less", "le": "less_equal", "swish": "silu",
 }  # fmt: skip
 
-_OF_OTHER_TENSORS = ("ragged", "sparse", "strings")
-"""Modules whose functions have the names of others and take no plain tensors of numbers."""
+_OTHERS = ("keras", "ragged", "sparse", "strings")
+"""Modules whose functions have the names of others and do something else."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ def operator_kind(layer: tf_keras.layers.Layer) -> str:
     """What function a layer stands for, however it was written ("add"); "" for other layers."""
     symbol = operator_symbol(layer)
     module, _, name = symbol.rpartition(".")
-    return symbol if module in _OF_OTHER_TENSORS else _SAME.get(name, name)
+    return symbol if module.partition(".")[0] in _OTHERS else _SAME.get(name, name)
 
 
 def operator_of(
