@@ -4,8 +4,56 @@ from __future__ import annotations
 
 import os
 import pathlib
+from collections.abc import Iterator
 
 import pytest
+
+# Before NumPy and TensorFlow are loaded: two test processes share two cores, and threads of the
+# small products here wait for each other, spinning, for longer than they compute.
+for _variable in (
+    "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"
+):  # fmt: skip
+    os.environ.setdefault(_variable, "1")
+
+from tests.fresh_processes import FreshProcesses  # noqa: E402
+
+QUICK = (
+    "benchmark/test_contenders.py",
+    "benchmark/test_convert.py",
+    "benchmark/test_main.py",
+    "channels/test_ids.py",
+    "channels/test_scatter.py",
+    "channels/test_walk.py",
+    "data/test_arrays.py",
+    "data/test_augmentation.py",
+    "data/test_catalogue.py",
+    "docs/test_pages.py::test_every_page",
+    "docs/test_pages.py::test_the_reference",
+    "models/test_kinds.py",
+    "pipeline/test_compress.py::test_one_call",
+    "pipeline/test_config.py",
+    "pipeline/test_console.py",
+    "pipeline/test_devices.py",
+    "pipeline/test_runner.py",
+    "pruning/test_plan.py",
+    "pruning/test_surgery.py::test_brute_force",
+    "quantization/test_integer_arithmetic.py",
+    "quantization/test_quantizers.py",
+    "sensitivity/test_estimators.py::test_exact_is",
+    "sensitivity/test_estimators.py::test_estimates_are",
+    "sensitivity/test_probes.py",
+    "sensitivity/test_statistics.py",
+    "test_main.py",
+    "test_startup.py",
+)
+"""Beginnings of the names of the tests that `pytest -m quick` runs: something of every room."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.nodeid.removeprefix("tests/").startswith(QUICK):
+            item.add_marker(pytest.mark.quick)
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +63,21 @@ def cifar10_data_dir() -> pathlib.Path:
     if (folder / "cifar10").is_dir():
         return folder
     pytest.skip("no prepared CIFAR-10: set TFDS_DATA_DIR to a TFDS data directory that has it")
+
+
+@pytest.fixture(scope="session")
+def fresh_processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FreshProcesses]:
+    """Runs programs, each in a process in which nothing has run before."""
+    processes = FreshProcesses(tmp_path_factory.mktemp("fresh_processes"))
+    yield processes
+    processes.close()
+
+
+@pytest.fixture
+def eagerly() -> Iterator[None]:
+    """Runs functions without compiling them, where a few small steps are all that a test takes."""
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)

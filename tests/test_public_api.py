@@ -1,6 +1,4 @@
 import inspect
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -59,7 +57,7 @@ def test_a_generator_is_refused_with_the_way_out(name: str, parameter: str):
 
 
 @pytest.mark.slow
-def test_slim_models_load_in_a_process_that_only_imports_the_package(tmp_path):
+def test_slim_models_load_in_a_process_that_only_imports_the_package(tmp_path, fresh_processes):
     model = small_residual_net()
     slim = prune(model, plan_pruning(model, random_scores(model, 1), prune_ratio=0.4))
     assert any("scatter" in layer.name for layer in slim.layers)
@@ -73,6 +71,6 @@ x = np.load("x.npy")
 for name in ("slim.keras", "slim.h5", "slim"):
     np.save(name.replace(".", "_") + "_y.npy", tf_keras.models.load_model(name, compile=False)(x))
 """
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    fresh_processes.run(code, cwd=tmp_path).check_returncode()
     for name in ("slim_keras", "slim_h5", "slim"):
         assert (np.load(tmp_path / f"{name}_y.npy") == np.asarray(slim(x))).all()

@@ -19,6 +19,7 @@ from ehap_tf.sensitivity import FilterScores, Provenance, rank_filters
 from tests.pruning.nets import batch, random_scores, relative_error, shake, small_residual_net
 
 layers = tf_keras.layers
+pytestmark = pytest.mark.usefixtures("eagerly")
 
 
 @pytest.mark.parametrize("residual", ["union", "tied"])

@@ -20,6 +20,7 @@ from ehap_tf.sensitivity import criterion_names
 from tests.pruning.nets import shake
 
 layers = tf_keras.layers
+pytestmark = pytest.mark.usefixtures("eagerly")
 
 
 def cell(criterion: str, finetuned: float, **values: Any) -> dict[str, Any]:

@@ -161,7 +161,13 @@ NOT_PROFILED = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+DEEP = ("MobileNetV2", "EfficientNetB0")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.families) if n in DEEP else n for n in NETWORKS],
+)
 def test_macs_are_those_of_the_profiler(name, recwarn):
     model = NETWORKS[name]()
     truth = 3 * profiled_macs(STEPS[name]()) if name in STEPS else profiled_macs(model)
@@ -169,7 +175,7 @@ def test_macs_are_those_of_the_profiler(name, recwarn):
     assert not [w for w in recwarn if "missing" in str(w.message)]
 
 
-@pytest.mark.parametrize("residual", ["union", "tied"])
+@pytest.mark.parametrize("residual", ["union", pytest.param("tied", marks=pytest.mark.families)])
 @pytest.mark.parametrize(
     "layer",
     [

@@ -42,14 +42,23 @@ def model(data):
     return model
 
 
+OPTIONS = {
+    "target_params": 0.5, "criterion": "magnitude", "finetune_epochs": 2, "qat_epochs": 1,
+    "batch_size": 32,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def compressed(model, data, tmp_path_factory):
+    """What `compress` gives, and the weights and optimizer that the model had before."""
+    before = model.get_weights(), model.optimizer
+    path = tmp_path_factory.mktemp("compressed") / "small.tflite"
+    return ehap.compress(model, *data, path=path, **OPTIONS), path, *before
+
+
 @pytest.mark.slow
-def test_one_call_from_a_trained_model_to_the_integer_file(model, data, tmp_path):
-    weights, optimizer = model.get_weights(), model.optimizer
-    path = tmp_path / "small.tflite"
-    result = ehap.compress(
-        model, *data, path=path, target_params=0.5, criterion="magnitude",
-        finetune_epochs=2, qat_epochs=1, batch_size=32,
-    )  # fmt: skip
+def test_one_call_from_a_trained_model_to_the_integer_file(model, data, compressed):
+    result, path, weights, optimizer = compressed
     report = result.report
     assert report["params_after"] <= 0.5 * report["params_before"]
     assert ehap.count_parameters(result.model) == report["params_after"] == result.plan.params_after
@@ -62,23 +71,14 @@ def test_one_call_from_a_trained_model_to_the_integer_file(model, data, tmp_path
 
 
 @pytest.mark.slow
-def test_one_hot_labels_do_what_class_numbers_do(model, data, tmp_path):
-    options = {
-        "target_params": 0.5, "criterion": "magnitude", "finetune_epochs": 0, "qat_epochs": 1,
-    }  # fmt: skip
-    losses = tf_keras.losses
-    numbers, one_hot = (
-        ehap.compress(
-            model,
-            *(((x, kind(y)) for x, y in data)),
-            path=tmp_path / f"{loss.name}.tflite",
-            loss=loss,
-            **options,
-        )
-        for kind, loss in (
-            (np.asarray, losses.SparseCategoricalCrossentropy(from_logits=True)),
-            (np.eye(CLASSES).__getitem__, losses.CategoricalCrossentropy(from_logits=True)),
-        )
+def test_one_hot_labels_do_what_class_numbers_do(model, data, compressed, tmp_path, eagerly):
+    numbers = compressed[0]
+    one_hot = ehap.compress(
+        model,
+        *((x, np.eye(CLASSES)[y]) for x, y in data),
+        path=tmp_path / "one_hot.tflite",
+        loss=tf_keras.losses.CategoricalCrossentropy(from_logits=True),
+        **OPTIONS,
     )
     for figure in ("baseline_accuracy", "pruned_accuracy", "tflite_accuracy"):
         assert one_hot.report[figure] == pytest.approx(numbers.report[figure], abs=0.01)
@@ -117,7 +117,7 @@ def test_accuracy_of_an_output_in_a_dict(model, data):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("named", ["layer", "key"])
+@pytest.mark.parametrize("named", ["key", pytest.param("layer", marks=pytest.mark.families)])
 def test_a_segmentation_whose_loss_goes_by_the_name_of_the_output(data, tmp_path, named):
     tf_keras.utils.set_random_seed(0)
     if named == "layer":

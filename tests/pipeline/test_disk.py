@@ -1,20 +1,11 @@
 """A disk that fills up, played by a limit on the size of a file."""
 
-import os
-import pathlib
-import subprocess
-import sys
-
 import pytest
 
 from ehap_tf import files
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-
-# As with `python -m`, argv[0] keeps TensorFlow from being loaded, and talking, too early.
 PROGRAM = """
 import resource, signal, sys
-sys.argv[0] = "-m"
 from ehap_tf import main
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
@@ -23,17 +14,10 @@ sys.exit(main.main(["main", *sys.argv[1:]]))
 
 
 @pytest.mark.slow
-def test_a_full_disk_names_the_file_and_leaves_no_half_file(tmp_path):
-    done = subprocess.run(
-        [
-            sys.executable, "-c", PROGRAM, "--model=resnet8", "--dataset=digits", "--stages=train",
-            "--train_epochs=1", "--batch_size=256", f"--output_dir={tmp_path}/run",
-        ],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=600,
+def test_a_full_disk_names_the_file_and_leaves_no_half_file(tmp_path, fresh_processes):
+    done = fresh_processes.run(
+        PROGRAM, "--model=resnet8", "--dataset=digits", "--stages=train", "--train_epochs=1",
+        "--batch_size=256", f"--output_dir={tmp_path}/run", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 1
     lines = done.stderr.strip().splitlines()

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import signal
 import socket
-import subprocess
-import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+from tests.fresh_processes import FreshProcesses
+
+WORKER = 'import runpy; runpy.run_module("tests.pipeline.one_worker", run_name="__main__")'
 
 
 def free_ports(count: int) -> list[int]:
@@ -25,30 +24,24 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def two_workers(tasks: str, folder: pathlib.Path) -> list[tuple[int, dict]]:
+def two_workers(
+    processes: FreshProcesses, tasks: str, folder: pathlib.Path
+) -> list[tuple[int, dict]]:
     """Exit status and results of both processes."""
     cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(2)]}
     started = []
     for index in range(2):
         configuration = {"cluster": cluster, "task": {"type": "worker", "index": index}}
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "-1"}
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.pipeline.one_worker", tasks, str(folder)],
-            cwd=ROOT,
-            env=environment | {"TF_CONFIG": json.dumps(configuration)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        started.append(process)
+        environment = {"CUDA_VISIBLE_DEVICES": "-1", "TF_CONFIG": json.dumps(configuration)}
+        started.append(processes.start(WORKER, tasks, folder, environment=environment))
     outcomes = []
     try:
         for process in started:
-            out, errors = process.communicate(timeout=400)
-            lines = [line for line in out.splitlines() if line.startswith("results ")]
-            assert lines or process.returncode < 0, f"{out[-2000:]}\n{errors[-4000:]}"
+            done = process.wait()
+            lines = [line for line in done.stdout.splitlines() if line.startswith("results ")]
+            assert lines or done.returncode < 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
             results = json.loads(lines[0].removeprefix("results ")) if lines else {}
-            outcomes.append((process.returncode, results))
+            outcomes.append((done.returncode, results))
     finally:
         for process in started:
             process.kill()
@@ -56,15 +49,17 @@ def two_workers(tasks: str, folder: pathlib.Path) -> list[tuple[int, dict]]:
 
 
 @pytest.mark.slow
-def test_two_processes_do_what_one_does_and_survive_a_death(tmp_path: pathlib.Path):
-    (status, chief), (killed, nothing) = two_workers("rank,killed", tmp_path)
+def test_two_processes_do_what_one_does_and_survive_a_death(
+    tmp_path: pathlib.Path, fresh_processes: FreshProcesses
+):
+    (status, chief), (killed, nothing) = two_workers(fresh_processes, "rank,killed", tmp_path)
     assert (status, killed, nothing) == (0, -signal.SIGKILL, {})
     assert chief["ranking"]["difference"] < 1e-9
     assert "worker 0 of 2 lost the others" in chief["lost"]
     assert "Start the same command again on every worker" in chief["lost"]
     assert (tmp_path / "checkpoints0" / "last.npz").exists()
 
-    (status, chief), (other, follower) = two_workers("train,command", tmp_path)
+    (status, chief), (other, follower) = two_workers(fresh_processes, "train,command", tmp_path)
     assert (status, other) == (0, 0)
     assert chief["resumed"] == follower["resumed"] == 1
     assert chief["difference"] < 1e-4 < 1e-2 < chief["moved"]

@@ -3,8 +3,6 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import signal
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -15,6 +13,7 @@ import tf_keras
 from ehap_tf.data import ImageDataset, Split, evaluation_batches, load_dataset
 from ehap_tf.pipeline.checkpoint import TrainingState
 from ehap_tf.pipeline.training import TrainingRecipe, evaluate, fit
+from tests.fresh_processes import FreshProcesses
 
 layers = tf_keras.layers
 RECIPE = TrainingRecipe(4, 0.02, 1e-3, 8, warmup_epochs=0.5)
@@ -363,12 +362,11 @@ fit(small_net(), small_digits(), RECIPE, directory=sys.argv[1], seed=1, progress
 
 
 @pytest.mark.slow
-def test_sigkill(digits: ImageDataset, uninterrupted, tmp_path: pathlib.Path):
-    root = pathlib.Path(__file__).resolve().parents[2]
-    killed = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path)], cwd=root, capture_output=True, check=False
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+def test_sigkill(
+    digits: ImageDataset, uninterrupted, tmp_path: pathlib.Path, fresh_processes: FreshProcesses
+):
+    killed = fresh_processes.run(SCRIPT, tmp_path)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
     resumed = small_net()
     result = fit(resumed, digits, RECIPE, directory=tmp_path, seed=1)
     assert result.resumed_epochs == 2
@@ -397,15 +395,8 @@ print("figures", difference, moved)
 
 
 @pytest.mark.slow
-def test_two_devices_train_like_one(tmp_path: pathlib.Path):
-    root = pathlib.Path(__file__).resolve().parents[2]
-    ran = subprocess.run(
-        [sys.executable, "-c", TWO_DEVICES, str(tmp_path)],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def test_two_devices_train_like_one(tmp_path: pathlib.Path, fresh_processes: FreshProcesses):
+    ran = fresh_processes.run(TWO_DEVICES, tmp_path)
     assert ran.returncode == 0, ran.stderr[-2000:]
     line = next(line for line in ran.stdout.splitlines() if line.startswith("figures"))
     difference, moved = (float(figure) for figure in line.split()[1:])

@@ -17,7 +17,7 @@ from ehap_tf.pipeline.run_directory import digest
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
+def run(tmp_path, monkeypatch, eagerly):
     """Runs the train stage of the digits with no saved models around; returns what was printed."""
     monkeypatch.chdir(tmp_path)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import tensorflow as tf
 import tf_keras
@@ -47,6 +49,11 @@ def batch(model: tf_keras.Model, examples: int = 2, seed: int = 0) -> list[np.nd
     rng = np.random.default_rng(seed)
     inputs = [rng.normal(size=(examples, *t.shape[1:])).astype(np.float32) for t in model.inputs]
     return inputs if len(inputs) > 1 else inputs[0]
+
+
+def computed(model: tf_keras.Model, x: Any) -> Any:
+    """What the model computes at inference, without the function that `predict` would compile."""
+    return tf.nest.map_structure(np.asarray, model(x, training=False))
 
 
 def relative_error(a: object, b: object) -> float:

@@ -61,7 +61,13 @@ class Halve(tf_keras.callbacks.Callback):
         rate.assign(rate / 2)
 
 
-@pytest.mark.parametrize("kind", [tf_keras.optimizers.SGD, tf_keras.optimizers.Nadam])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        tf_keras.optimizers.Nadam,
+        pytest.param(tf_keras.optimizers.SGD, marks=pytest.mark.families),
+    ],
+)
 def test_a_resumed_training_has_the_learning_rate_of_the_time(tmp_path, kind: type) -> None:
     def started(seed: int = 0) -> tf_keras.Model:
         model = net(seed)

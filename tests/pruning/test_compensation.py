@@ -7,7 +7,7 @@ import pytest
 import tf_keras
 
 import ehap_tf as ehap
-from tests.pruning.nets import relative_error, shake, without
+from tests.pruning.nets import computed, relative_error, shake, without
 
 layers = tf_keras.layers
 
@@ -46,9 +46,9 @@ def test_constant_channels_go_without_a_trace() -> None:
         x, y = data()
         slim = ehap.prune(model, plan)
         made_up = ehap.compensate(slim, model, plan, (x, y), batches=1)
-        expected = model.predict(x, verbose=0)
-        assert relative_error(made_up.predict(x, verbose=0), expected) < 1e-5
-        assert relative_error(slim.predict(x, verbose=0), expected) > 1e-2
+        expected = computed(model, x)
+        assert relative_error(computed(made_up, x), expected) < 1e-5
+        assert relative_error(computed(slim, x), expected) > 1e-2
         # The arguments stay as they were, and other weights too.
         assert slim.get_layer("second").use_bias is biases
         np.testing.assert_array_equal(
@@ -80,7 +80,7 @@ def test_the_mean_of_a_layers_output_is_nearly_kept() -> None:
     means = []
     for one in (model, slim, ehap.compensate(slim, model, plan, (x, y))):
         part = tf_keras.Model(one.inputs, one.get_layer("second").output)
-        means.append(part.predict(x, verbose=0).mean((0, 1, 2)))
+        means.append(computed(part, x).mean((0, 1, 2)))
     # Not to rounding: each tap of a kernel sees all positions but a border, another one each.
     assert np.abs(means[2] - means[0]).max() < 0.2 * np.abs(means[1] - means[0]).max()
 
@@ -100,7 +100,7 @@ def test_a_batch_norm_is_left_to_recalibration_unless_it_is_frozen() -> None:
         same = np.array_equal(made_up.get_layer("second").bias, slim.get_layer("second").bias)
         assert same is not frozen
     images = data()[0]
-    error = relative_error(made_up.predict(images, verbose=0), model.predict(images, verbose=0))
+    error = relative_error(computed(made_up, images), computed(model, images))
     assert error < 1e-5
 
 
@@ -134,9 +134,9 @@ def test_a_batch_norm_behind_a_non_linearity_does_not_make_up_for_a_mean(inside:
     images, labels = data()
     slim = ehap.prune(model, plan)
     made_up = ehap.compensate(slim, model, plan, (images, labels))
-    expected = model.predict(images, verbose=0)
-    assert relative_error(made_up.predict(images, verbose=0), expected) < 1e-5
-    assert relative_error(slim.predict(images, verbose=0), expected) > 1e-2
+    expected = computed(model, images)
+    assert relative_error(computed(made_up, images), expected) < 1e-5
+    assert relative_error(computed(slim, images), expected) > 1e-2
 
 
 def test_a_batch_norm_that_is_called_in_inference_mode_is_not_left_to_recalibration() -> None:
@@ -163,5 +163,5 @@ def test_a_batch_norm_that_is_called_in_inference_mode_is_not_left_to_recalibrat
         assert np.array_equal(*biases) is (training is None)
         if training is False:
             done = ehap.recalibrate(made_up, (images, labels))
-            expected = model.predict(images, verbose=0)
-            assert relative_error(done.predict(images, verbose=0), expected) < 1e-5
+            expected = computed(model, images)
+            assert relative_error(computed(done, images), expected) < 1e-5

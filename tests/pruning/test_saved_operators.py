@@ -1,10 +1,5 @@
 """What surgery writes into the arguments of operators can be saved, and read by a fresh process."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import tensorflow as tf
 import tf_keras
@@ -59,7 +54,7 @@ def low_before(model, seed):
     return {name: s / 100 if name.startswith("before") else s for name, s in scores.items()}
 
 
-def test_pruned_operators_are_saved_and_read_by_a_fresh_process(tmp_path):
+def test_pruned_operators_are_saved_and_read_by_a_fresh_process(tmp_path, fresh_processes):
     model = with_all_operators()
     x, paths = batch(model), []
     np.save(tmp_path / "x.npy", x)
@@ -77,9 +72,7 @@ def test_pruned_operators_are_saved_and_read_by_a_fresh_process(tmp_path):
     again = plan_pruning(loaded, low_before(loaded, 2), 0.3, residual="tied")
     assert again.params_after < again.params_before
     assert relative_error(prune(loaded, again)(x), mask(loaded, again)(x)) < 1e-5
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, "-c", LOAD, *map(str, paths)]
-    subprocess.run(command, check=True, env=environment)
+    fresh_processes.run(LOAD, *paths).check_returncode()
     for path in paths:
         expected = np.load(tmp_path / f"{path.stem}.npy")
         assert relative_error(np.load(f"{path}.npy"), expected) < 1e-6

@@ -18,10 +18,14 @@ from tests.pruning.nets import (
 layers = tf_keras.layers
 
 
-# The deep ones take up to ten seconds each, and are of the blocks of resnet20 and resnet32.
+# Every kind of block once; the others are deeper or wider.
+BLOCKS = ("resnet8", "resnet8a", "wrn16_4", "preresnet29", "vgg16")
+# The deep ones take up to ten seconds each.
 DEEP = [f"resnet{depth}{option}" for depth in (44, 56, 110) for option in ("", "a")]
 AMOUNTS = [
-    (name, ratio) for name in MODEL_NAMES for ratio in ([0.6] if name in DEEP else [0.3, 0.6, 0.9])
+    pytest.param(name, ratio, marks=() if name in BLOCKS and ratio == 0.6 else pytest.mark.families)
+    for name in MODEL_NAMES
+    for ratio in ([0.6] if name in DEEP else [0.3, 0.6, 0.9])
 ]
 
 

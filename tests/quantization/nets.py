@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -250,6 +250,23 @@ def build(name: str) -> tf_keras.Model:
     """The net called `name`, with random weights."""
     inputs = layers.Input(SHAPE)
     return randomize(tf_keras.Model(inputs, NETS[name](inputs), name=name))
+
+
+def side_by_side(
+    nets: Mapping[str, Callable[[Any], Any]], names: Sequence[str], shape: tuple[int, ...]
+) -> tf_keras.Model:
+    """One model with an output for each of these nets, whose weights are those of the net alone."""
+    inputs = layers.Input(shape)
+    outputs = [nets[name](inputs) for name in names]
+    for output in outputs:
+        randomize(tf_keras.Model(inputs, output))
+    return tf_keras.Model(inputs, outputs)
+
+
+def groups(nets: Mapping[str, Any], size: int = 9) -> list[list[str]]:
+    """The names of nets, in groups for `side_by_side`."""
+    names = sorted(nets)
+    return [names[first : first + size] for first in range(0, len(names), size)]
 
 
 def norm_relu(x: Any) -> Any:

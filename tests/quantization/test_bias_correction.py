@@ -8,6 +8,7 @@ import tf_keras
 
 from ehap_tf.quantization import quantize
 from ehap_tf.quantization.bias_correction import LARGEST_TENSOR, correct_biases, correction_examples
+from tests.pruning.nets import computed
 from tests.quantization.nets import build, images, layers, randomize
 
 
@@ -17,7 +18,7 @@ def model():
 
 
 def difference(qat, model):
-    return qat.predict(images(), verbose=0) - model.predict(images(), verbose=0)
+    return computed(qat, images()) - computed(model, images())
 
 
 def test_it_removes_the_mean_error(model):

@@ -27,8 +27,15 @@ def dense():
     return model, np.random.default_rng(0).standard_normal((320, 30)).astype(np.float32)
 
 
-@pytest.mark.parametrize("percentile", [100.0, 99.0])
-@pytest.mark.parametrize("method", ["qat", "ptq"])
+@pytest.mark.parametrize(
+    ("method", "percentile"),
+    [
+        ("qat", 100.0),
+        ("ptq", 99.0),
+        pytest.param("qat", 99.0, marks=pytest.mark.families),
+        pytest.param("ptq", 100.0, marks=pytest.mark.families),
+    ],
+)
 def test_ranges_are_of_all_examples_in_any_batches_and_order(dense, method, percentile):
     model, x = dense
     orders = {"as they are": x, "permuted": np.random.default_rng(1).permutation(x)}

@@ -14,6 +14,7 @@ from ehap_tf.quantization.canonical import canonical_model
 from ehap_tf.quantization.integer_graph import output_range
 from ehap_tf.quantization.layout import EhapQuantizeLayoutTransform
 from ehap_tf.quantization.registry import EhapQuantizeRegistry
+from tests.pruning.nets import computed
 from tests.quantization.nets import (
     NETS,
     SEQUENCE,
@@ -22,6 +23,7 @@ from tests.quantization.nets import (
     build,
     build_sequence,
     conv,
+    groups,
     head,
     images,
     layers,
@@ -29,23 +31,21 @@ from tests.quantization.nets import (
     residual_row,
     sequence_head,
     sequences,
+    side_by_side,
 )
 
 
-@pytest.mark.parametrize("name", sorted(NETS))
-def test_canonical_model_computes_the_same(name):
-    model = build(name)
-    expected = model.predict(images(16), verbose=0)
-    received = canonical_model(model).predict(images(16), verbose=0)
-    np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("name", sorted(SEQUENCE_NETS))
-def test_canonical_model_of_sequences_computes_the_same(name):
-    model = build_sequence(name)
-    expected = model.predict(sequences(16), verbose=0)
-    received = canonical_model(model).predict(sequences(16), verbose=0)
-    np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize(
+    ("nets", "names", "x"),
+    [(NETS, names, images(16)) for names in groups(NETS)]
+    + [(SEQUENCE_NETS, names, sequences(16)) for names in groups(SEQUENCE_NETS)],
+    ids=lambda value: "-".join(value[:2]) if isinstance(value, list) else "",
+)
+def test_canonical_model_computes_the_same(nets, names, x):
+    model = side_by_side(nets, names, x.shape[1:])
+    pairs = zip(names, computed(canonical_model(model), x), computed(model, x), strict=True)
+    for name, received, expected in pairs:
+        np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-4, err_msg=name)
 
 
 def test_sequences_are_images_of_one_row():
@@ -55,8 +55,8 @@ def test_sequences_are_images_of_one_row():
     model = build_sequence("residual_sequence")
     x = sequences()
     image = x[:, None]
-    expected = model.predict(x, verbose=0)
-    np.testing.assert_allclose(by_hand.predict(image, verbose=0), expected, rtol=1e-4, atol=1e-4)
+    expected = computed(model, x)
+    np.testing.assert_allclose(computed(by_hand, image), expected, rtol=1e-4, atol=1e-4)
 
     assert sorted(kinds(model)) == sorted(["Reshape", *kinds(by_hand)])
     assert {"causal", "strided", "depthwise", "grouped"} <= {
@@ -64,9 +64,7 @@ def test_sequences_are_images_of_one_row():
     }
     qat = quantize(model, representative_data=(x,))
     qat_by_hand = quantize(by_hand, representative_data=(image,))
-    np.testing.assert_allclose(
-        qat.predict(x, verbose=0), qat_by_hand.predict(image, verbose=0), atol=1e-5
-    )
+    np.testing.assert_allclose(computed(qat, x), computed(qat_by_hand, image), atol=1e-5)
 
 
 class OwnUnitNorm(tf_keras.constraints.UnitNorm):
@@ -143,13 +141,15 @@ HELD = {"gamma_regularizer": L2, "beta_constraint": tf_keras.constraints.NonNeg(
     ("kind", "layer", "norm"),
     [
         ("Dense", {"kernel_constraint": MAX_NORM}, {}),
-        ("Dense", {"kernel_regularizer": L2}, {}),
-        ("Dense", {"trainable": False}, {}),
         ("Dense", {"use_bias": False}, {"trainable": False}),
-        ("Dense", {}, HELD),
-        ("Conv2DTranspose", {"kernel_constraint": MAX_NORM}, {}),
         ("Conv2DTranspose", {}, HELD),
         ("Flatten", {}, HELD),
+        pytest.param("Dense", {"kernel_regularizer": L2}, {}, marks=pytest.mark.families),
+        pytest.param("Dense", {"trainable": False}, {}, marks=pytest.mark.families),
+        pytest.param("Dense", {}, HELD, marks=pytest.mark.families),
+        pytest.param(
+            "Conv2DTranspose", {"kernel_constraint": MAX_NORM}, {}, marks=pytest.mark.families
+        ),
     ],
 )
 def test_a_batch_norm_trains_as_it_would_by_itself(kind, layer, norm, tmp_path):
@@ -173,7 +173,7 @@ def test_a_batch_norm_trains_as_it_would_by_itself(kind, layer, norm, tmp_path):
     assert shapes[0] == shapes[1]
 
     before = [weight.numpy() for weight in qat.trainable_weights]
-    qat.compile(tf_keras.optimizers.SGD(0.0), "mse")
+    qat.compile(tf_keras.optimizers.SGD(0.0), "mse", run_eagerly=True)
     qat.fit(images(), np.ones((64, 4)), epochs=1, verbose=0)
     for weight, value in zip(qat.trainable_weights, before, strict=True):
         np.testing.assert_allclose(weight, value, rtol=1e-5)
@@ -218,8 +218,8 @@ def test_convolution_of_several_sequences_mixes_none(shape, padding):
     convolution = layers.Conv1D(4, 3, strides=2, padding=padding)
     model = randomize(tf_keras.Model(inputs, convolution(inputs)))
     x = np.random.default_rng(1).standard_normal((4, *shape)).astype(np.float32)
-    received = canonical_model(model).predict(x, verbose=0)
-    np.testing.assert_allclose(received, model.predict(x, verbose=0), rtol=1e-4, atol=1e-4)
+    received = computed(canonical_model(model), x)
+    np.testing.assert_allclose(received, computed(model, x), rtol=1e-4, atol=1e-4)
     if len(shape) > 3:
         with pytest.raises(ValueError, match=r"\(Conv1D\) is not supported in integers"):
             quantize(model)
@@ -234,7 +234,13 @@ def test_an_average_of_what_a_mask_leaves_is_refused():
 
 @pytest.mark.parametrize(
     "name",
-    "hard_sigmoid hard_silu hard_swish leaky_relu linear relu relu6 silu softmax tanh".split(),
+    [
+        *"hard_swish leaky_relu relu6 softmax".split(),
+        *(
+            pytest.param(name, marks=pytest.mark.families)
+            for name in "hard_sigmoid hard_silu linear relu silu tanh".split()
+        ),
+    ],
 )
 def test_the_users_function_computes_what_it_says_whatever_its_name(name):
     def steep(x):
@@ -244,8 +250,8 @@ def test_the_users_function_computes_what_it_says_whatever_its_name(name):
     inputs = layers.Input((8, 8, 3))
     outputs = head(layers.Activation(steep)(conv(conv(inputs, activation=steep))))
     model = randomize(tf_keras.Model(inputs, outputs))
-    expected = model.predict(images(16), verbose=0)
-    received = canonical_model(model).predict(images(16), verbose=0)
+    expected = computed(model, images(16))
+    received = computed(canonical_model(model), images(16))
     np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match=rf"test_canonical\.{name}'.*allow_float=True"):
         quantize(model)
@@ -265,8 +271,8 @@ def test_the_users_function_computes_what_it_says_whatever_its_name(name):
 def test_operators_with_options_compute_the_same(operate):
     inputs = layers.Input((8, 8, 3))
     model = randomize(tf_keras.Model(inputs, head(operate(conv(inputs)))))
-    expected = model.predict(images(16), verbose=0)
-    received = canonical_model(model).predict(images(16), verbose=0)
+    expected = computed(model, images(16))
+    received = computed(canonical_model(model), images(16))
     np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match=r"the operator .*allow_float=True"):
         quantize(model)
@@ -278,8 +284,8 @@ def test_inputs_become_float32():
     pixels = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3), np.uint8)
     flat = canonical_model(model)
     assert flat.inputs[0].dtype == tf.float32
-    received = flat.predict(pixels.astype(np.float32), verbose=0)
-    np.testing.assert_allclose(received, model.predict(pixels, verbose=0), rtol=1e-4, atol=1e-4)
+    received = computed(flat, pixels.astype(np.float32))
+    np.testing.assert_allclose(received, computed(model, pixels), rtol=1e-4, atol=1e-4)
 
 
 def kinds(model: tf_keras.Model) -> list[str]:
@@ -310,8 +316,8 @@ def test_normalization_over_any_axis(axis, options):
     spread = 1.0 + np.arange(64.0).reshape(8, 8, 1)
     normalization.adapt(images() * spread + [1.0, 2.0, 3.0])
     model = tf_keras.Sequential([layers.Input((8, 8, 3)), normalization])
-    expected = model.predict(images(4), verbose=0)
-    received = canonical_model(model).predict(images(4), verbose=0)
+    expected = computed(model, images(4))
+    received = computed(canonical_model(model), images(4))
     np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -323,12 +329,12 @@ def test_batch_norm_over_any_axis(axis, shape):
     x = layers.Dense(6, activation="relu")(norm(layers.Dense(5)(inputs)))
     model = randomize(tf_keras.Model(inputs, layers.Dense(4)(layers.Flatten()(x))))
     x = np.random.default_rng(1).standard_normal((64, *shape)).astype(np.float32)
-    expected = model.predict(x, verbose=0)
-    received = canonical_model(model).predict(x, verbose=0)
+    expected = computed(model, x)
+    received = computed(canonical_model(model), x)
     np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-4)
 
     qat = quantize(model, representative_data=(x,))
-    difference = np.abs(qat.predict(x, verbose=0) - expected)
+    difference = np.abs(computed(qat, x) - expected)
     assert difference.mean() <= 0.03 * np.ptp(expected)
     before = model.get_layer("norm").moving_mean.numpy()
     qat(5.0 + x, training=True)
@@ -372,7 +378,9 @@ def test_mixed_precision_becomes_float32():
     assert flat.outputs[0].dtype == tf.float32
 
 
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    "policy", [pytest.param("mixed_float16", marks=pytest.mark.families), "mixed_bfloat16"]
+)
 def test_layers_inside_a_layer_become_float32(policy):
     inputs = layers.Input((8, 8, 3))
     own = {"dtype": policy}
@@ -385,8 +393,8 @@ def test_layers_inside_a_layer_become_float32(policy):
     model = randomize(tf_keras.Model(inputs, layers.Dense(4, dtype="float32")(x)))
     flat = canonical_model(model)
     assert {layer.compute_dtype for layer in flat._flatten_layers()} == {"float32"}
-    received = flat.predict(images(16), verbose=0)
-    np.testing.assert_allclose(received, model.predict(images(16), verbose=0), atol=0.05)
+    received = computed(flat, images(16))
+    np.testing.assert_allclose(received, computed(model, images(16)), atol=0.05)
 
 
 def test_operators_of_a_mixed_precision_clone_are_known():
@@ -429,7 +437,7 @@ def test_averages_are_rounded_to_the_grid_they_are_read_from():
     qat = quantize(model, representative_data=(images(),))
     averages = tf_keras.Model(qat.inputs, qat.get_layer(grid).get_output_at(-1))
     low, high = output_range(qat.get_layer(grid))
-    steps = averages.predict(images(8), verbose=0) * 255.0 / (high - low)
+    steps = computed(averages, images(8)) * 255.0 / (high - low)
     np.testing.assert_allclose(steps, np.rint(steps), atol=1e-2)
     assert np.unique(np.rint(steps)).size > 20
 
@@ -505,8 +513,8 @@ def test_inputs_of_a_nested_model_are_taken_by_name():
     inputs = layers.Input((8, 8, 3))
     outputs = head(inner({"a": conv(inputs, 3), "b": conv(inputs, 3)}))
     model = randomize(tf_keras.Model(inputs, outputs))
-    expected = model.predict(images(16), verbose=0)
-    received = canonical_model(model).predict(images(16), verbose=0)
+    expected = computed(model, images(16))
+    received = computed(canonical_model(model), images(16))
     np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-4)
 
 

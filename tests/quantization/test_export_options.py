@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -34,10 +31,10 @@ from ehap_tf.quantization import (
 from ehap_tf.quantization.export import IO_DTYPES
 from ehap_tf.quantization.folding import FoldedKernel
 from ehap_tf.quantization.quality import worst_filters
+from tests.pruning.nets import computed
 from tests.quantization.nets import SHAPE, build, conv, head, images, layers, randomize
 
 # The working directory of the process is another one than that of the tests.
-PATHS = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +84,7 @@ def test_inputs_and_outputs_of_other_types(qat, file, io_dtype, tmp_path):
 def test_outputs_are_compared_with_the_model_on_real_inputs(qat, file, tmp_path):
     assert (file.difference, file.agreement) == (None, None)
     compared = export_tflite(qat, tmp_path / "net.tflite", data=(images(),))
-    expected, received = qat.predict(images(), verbose=0), TFLiteModel(file.path)(images())
+    expected, received = computed(qat, images()), TFLiteModel(file.path)(images())
     steps = np.abs(received - expected).mean() / file.output.scale
     # Traced and eager sums may round one value of the 256 in the other direction.
     assert compared.difference == pytest.approx(steps, abs=1.5 / 256)
@@ -196,7 +193,7 @@ def test_four_bit_weights_are_stored_in_four_bits(model, file, tmp_path):
     small = export_tflite(qat, tmp_path / "net.tflite")
     assert small.tensor_types["INT4"] == 3
     assert small.float_operators == ()
-    difference = TFLiteModel(small.path)(images()) - qat.predict(images(), verbose=0)
+    difference = TFLiteModel(small.path)(images()) - computed(qat, images())
     assert np.abs(difference).max() <= 2.001 * small.output.scale
 
 
@@ -308,7 +305,7 @@ def test_float_layer_with_several_outputs(tmp_path):
     waves = layers.Multiply()(Waves()(conv(inputs)))
     net = randomize(tf_keras.Model(inputs, head(waves)))
     qat = quantize(net, representative_data=(images(),), allow_float=True)
-    expected, received = (m.predict(images(), verbose=0) for m in (net, qat))
+    expected, received = (computed(m, images()) for m in (net, qat))
     assert np.abs(received - expected).mean() < 0.05 * np.abs(expected).mean()
     file = export_tflite(qat, tmp_path / "net.tflite", allow_float=True)
     difference = TFLiteModel(file.path)(images()) - received
@@ -316,7 +313,7 @@ def test_float_layer_with_several_outputs(tmp_path):
 
 
 def test_report_finds_the_spoilt_layer(model, tmp_path):
-    labels = model.predict(images(), verbose=0).argmax(1)
+    labels = computed(model, images()).argmax(1)
     spoilt = build("union_block")
     values = spoilt.layers[1].kernel.numpy()
     values[0, 0, 0, 2] += 30.0  # One huge weight coarsens its channel.
@@ -377,7 +374,7 @@ def test_filters_are_judged_by_their_median_weight(layer, axis):
     assert found[0][1] < found[1][1] - 20.0
 
 
-def test_fresh_process_loads_the_qat_model(qat, tmp_path):
+def test_fresh_process_loads_the_qat_model(qat, tmp_path, fresh_processes):
     """From every form that Keras has; weights go into a model that is built anew."""
     names = ("qat.h5", "qat.keras", "saved_model", "qat_weights.h5", "float.keras")
     for name in names[:2]:
@@ -403,9 +400,9 @@ x = np.load("x.npy")
 loaders = (lambda: load_qat("qat.h5"), lambda: load_qat("qat.keras"), from_saved_model, rebuilt)
 np.save("y.npy", [load().predict(x, verbose=0) for load in loaders])
 """
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, env=PATHS)
+    fresh_processes.run(code, cwd=tmp_path).check_returncode()
     for received in np.load(tmp_path / "y.npy"):
-        np.testing.assert_allclose(received, qat.predict(images(4), verbose=0), atol=1e-6)
+        np.testing.assert_allclose(received, computed(qat, images(4)), atol=1e-6)
 
 
 def test_other_suffix_is_refused(qat, tmp_path):

@@ -17,6 +17,7 @@ from ehap_tf.quantization import (
 )
 from ehap_tf.quantization.inputs import input_batches
 from ehap_tf.quantization.integer_graph import output_range
+from tests.pruning.nets import computed
 from tests.quantization.nets import SHAPE, conv_norm, images, layers, randomize
 
 X = {
@@ -114,7 +115,7 @@ def test_a_model_of_one_batch_size_is_given_arrays(tmp_path):
 def test_the_file_takes_its_inputs_by_name(qat, tmp_path):
     file = export_tflite(qat, tmp_path / "net.tflite", data=FORMS["list"])
     assert file.difference < 1.0
-    expected = qat.predict(list(X.values()), verbose=0)
+    expected = computed(qat, list(X.values()))
     received = TFLiteModel(file.path)(X)
 
     def steps(outputs):
@@ -160,7 +161,7 @@ def test_numbers_may_be_sorted_or_hardly_vary(tmp_path):
 
 def test_the_report_takes_several_inputs(qat, tmp_path):
     file = export_tflite(qat, tmp_path / "net.tflite")
-    labels = qat.predict(list(X.values()), verbose=0).argmax(1)
+    labels = computed(qat, list(X.values())).argmax(1)
     for x in (tuple(X.values()), X):
         report = quantization_report(model(), qat, file, (x, labels))
         assert report.qat_accuracy == 1.0

@@ -69,7 +69,9 @@ def numbers(count=32):
     ("make", "place"),
     [
         (lambda: layers.LSTM(3), "middle"),
-        (lambda: layers.Bidirectional(layers.LSTM(2)), "end"),
+        pytest.param(
+            lambda: layers.Bidirectional(layers.LSTM(2)), "end", marks=pytest.mark.families
+        ),
         (layers.ELU, "start"),
         (layers.ELU, "middle"),
         (layers.ELU, "end"),

@@ -10,85 +10,67 @@ import tf_keras
 from ehap_tf.channels import ScatterChannels
 from ehap_tf.pruning import plan_pruning, prune
 from ehap_tf.quantization import TFLiteModel, export_tflite, quantize
-from tests.pruning.nets import random_scores, small_residual_net
+from ehap_tf.quantization.integer_graph import output_step
+from tests.pruning.nets import computed, random_scores, small_residual_net
 from tests.quantization.nets import (
     NETS,
+    SEQUENCE,
     SEQUENCE_NETS,
     SHAPE,
-    build,
-    build_sequence,
     conv_norm,
+    groups,
     head,
     images,
     layers,
     randomize,
     sequences,
-)
-
-QUICK = (
-    "dense_norm",
-    "grouped_union",
-    "squeeze_excite",
-    "sums",
-    "transposed",
-    "transposed_dilated",
+    side_by_side,
 )
 
 
-def in_batches(x: np.ndarray) -> tf.data.Dataset:
-    """Always the same ones: ranges follow them, and with the ranges how many values are ties.
-
-    Kernels that round twice, such as PRELU, are a step off within 0.004 steps of a tie.
-    """
-    return tf.data.Dataset.from_tensor_slices(x).batch(6).take(10)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NETS],
-)
-def test_layer_is_integer_in_the_file(name, tmp_path):
-    qat = quantize(build(name), representative_data=in_batches(images()))
-    file = export_tflite(qat, tmp_path / "net.tflite")
+def exported(model, x, path):
+    """The QAT model, its outputs, and the steps by which those of its file differ."""
+    qat = quantize(model, representative_data=(x,))
+    file = export_tflite(qat, path)
     assert file.float_operators == ()
     assert "GATHER" not in file.operators
-    difference = TFLiteModel(file.path)(images()) - qat.predict(images(), verbose=0)
-    steps = np.abs(difference) / file.output.scale
-    # Ties are rounded the other way now and then, on few inputs, and a dense layer multiplies
-    # that; an operator that computed something else is off by tens of steps, or everywhere.
-    assert (steps <= 1.001).mean() >= 0.95
-    assert steps.mean() <= 0.5
-    assert steps.max() <= 6.001
+    outputs = [np.asarray(output) for output in qat(x, training=False)]
+    steps = [
+        np.abs(received - output) / output_step(qat, number)
+        for number, (received, output) in enumerate(
+            zip(TFLiteModel(file.path)(x), outputs, strict=True)
+        )
+    ]
+    return outputs, steps
 
 
-QUICK_SEQUENCES = ("pooled_sequence", "residual_sequence")
+@pytest.mark.parametrize("names", groups(NETS), ids="-".join)
+def test_layer_is_integer_in_the_file(names, tmp_path):
+    model = side_by_side(NETS, names, SHAPE)
+    _, differences = exported(model, images(), tmp_path / "nets.tflite")
+    for name, steps in zip(names, differences, strict=True):
+        # Ties are rounded the other way now and then, on few inputs, and a dense layer multiplies
+        # that; an operator that computed something else is off by tens of steps, or everywhere.
+        assert (steps <= 1.001).mean() >= 0.95, name
+        assert steps.mean() <= 0.5, name
+        assert steps.max() <= 6.001, name
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        name if name in QUICK_SEQUENCES else pytest.param(name, marks=pytest.mark.slow)
-        for name in SEQUENCE_NETS
-    ],
-)
 @pytest.mark.parametrize("pruned", [False, True])
-def test_sequences_are_integer_in_the_file(name, pruned, tmp_path):
-    model = build_sequence(name)
+def test_sequences_are_integer_in_the_file(pruned, tmp_path):
+    names, x = sorted(SEQUENCE_NETS), sequences()
+    model = side_by_side(SEQUENCE_NETS, names, SEQUENCE)
     if pruned:
         plan = plan_pruning(model, random_scores(model, 2), prune_ratio=0.4)
-        assert plan.params_after < plan.params_before
-        model = prune(model, plan)
-    qat = quantize(model, representative_data=in_batches(sequences()))
-    received = qat.predict(sequences(), verbose=0)
-    difference = np.abs(received - model.predict(sequences(), verbose=0))
-    assert difference.mean() <= 0.03 * np.ptp(received)
-    file = export_tflite(qat, tmp_path / "net.tflite")
-    assert file.float_operators == ()
-    assert "GATHER" not in file.operators
-    steps = np.abs(TFLiteModel(file.path)(sequences()) - received) / file.output.scale
-    assert (steps <= 1.001).mean() >= 0.95
-    # Normalizations multiply what a tie that is rounded the other way is off.
-    assert steps.max() <= (6.001 if name == "mixer" else 2.001)
+        whole, model = model, prune(model, plan)
+        for name, before, after in zip(names, whole(x), model(x), strict=True):
+            assert not np.allclose(before, after), name
+    outputs, differences = exported(model, x, tmp_path / "nets.tflite")
+    for name, output, truth, steps in zip(names, outputs, model(x), differences, strict=True):
+        assert np.abs(output - truth).mean() <= 0.03 * np.ptp(output), name
+        assert (steps <= 1.001).mean() >= 0.95, name
+        # Normalizations multiply what a tie that is rounded the other way is off.
+        assert steps.max() <= (6.001 if name == "mixer" else 2.001), name
 
 
 @pytest.mark.parametrize(
@@ -110,9 +92,9 @@ def test_a_scatter_that_only_its_convolution_feeds_costs_no_operator(between, tm
         if y.shape[1] < x.shape[1]:
             x = layers.MaxPooling2D(2)(x)
         model = randomize(tf_keras.Model(inputs, head(layers.Add()([x, y]))))
-        qat = quantize(model, representative_data=in_batches(images()))
+        qat = quantize(model, representative_data=(images(),))
         files.append(export_tflite(qat, tmp_path / f"{channels}.tflite"))
-        difference = TFLiteModel(files[-1].path)(images()) - qat.predict(images(), verbose=0)
+        difference = TFLiteModel(files[-1].path)(images()) - computed(qat, images())
         assert np.abs(difference).max() <= 1.001 * files[-1].output.scale
     assert files[0].operators == files[1].operators
 
@@ -174,7 +156,7 @@ def test_classes_of_the_user_compute_what_they_say_whatever_their_name(own, tmp_
     with pytest.raises(ValueError, match=text):
         quantize(model)
     qat = quantize(model, representative_data=(images(),), allow_float=True)
-    difference = qat.predict(images(), verbose=0) - model.predict(images(), verbose=0)
+    difference = computed(qat, images()) - computed(model, images())
     assert np.abs(difference).mean() <= 0.1
     file = export_tflite(qat, tmp_path / "net.tflite", allow_float=True, data=(images(),))
     assert file.difference <= 1.0
@@ -197,5 +179,5 @@ def test_implants_are_integer_in_the_file(residual, tmp_path):
     file = export_tflite(qat, tmp_path / "net.tflite")
     assert file.float_operators == ()
     assert "GATHER" not in file.operators
-    difference = TFLiteModel(file.path)(images()) - qat.predict(images(), verbose=0)
+    difference = TFLiteModel(file.path)(images()) - computed(qat, images())
     assert np.abs(difference).max() <= 1.001 * file.output.scale

@@ -12,6 +12,7 @@ from ehap_tf.models import build_model
 from ehap_tf.quantization import TFLiteModel, export_tflite, quantize, round_biases
 from ehap_tf.quantization.integer_graph import IntegerGraph
 from ehap_tf.quantization.tflite_file import open_interpreter
+from tests.pruning.nets import computed
 from tests.quantization.nets import SHAPE, build, conv, head, images, layers, randomize
 
 
@@ -82,11 +83,11 @@ def test_a_deep_model_computes_what_its_file_computes(tmp_path):
     model = randomize(build_model("resnet20", num_classes=10, input_shape=(16, 16, 3), seed=0))
     x = np.random.default_rng(0).standard_normal((64, 16, 16, 3)).astype(np.float32)
     qat = quantize(model, representative_data=(x,))
-    unrounded = qat.predict(x, verbose=0)
+    unrounded = computed(qat, x)
     file = export_tflite(qat, tmp_path / "net.tflite")
     outputs, step = TFLiteModel(file.path)(x), file.output.scale
 
     def equal(expected: np.ndarray) -> float:
         return float(np.mean(np.abs(outputs - expected) < step / 2))
 
-    assert equal(qat.predict(x, verbose=0)) >= 0.9 > equal(unrounded)
+    assert equal(computed(qat, x)) >= 0.9 > equal(unrounded)

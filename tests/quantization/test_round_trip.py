@@ -22,7 +22,8 @@ from ehap_tf.quantization import (
     save_qat,
 )
 from ehap_tf.quantization.evaluate import TFLiteModel
-from tests.quantization.nets import build, images, randomize
+from tests.pruning.nets import computed
+from tests.quantization.nets import NETS, SHAPE, build, images, randomize, side_by_side
 
 layers = tf_keras.layers
 
@@ -64,7 +65,7 @@ def test_file_is_integer_and_scatter_is_gone(exported):
 
 
 def test_file_agrees_with_qat_model_to_one_step(qat, exported):
-    expected = qat.predict(images(), verbose=0)
+    expected = computed(qat, images())
     received = TFLiteModel(exported.path)(images())
     assert np.abs(received - expected).max() <= 1.001 * exported.output.scale
     assert np.mean(np.abs(received - expected) < 1e-4) > 0.8
@@ -125,13 +126,13 @@ def test_operators_with_one_grid_read_what_was_written_on_it(name, tmp_path):
     assert exported.operators.get("QUANTIZE", 0) == conversions
     # Other images than those that set the ranges, larger ones among them.
     x = 1.2 * images(256, seed=7)
-    difference = np.abs(TFLiteModel(exported.path)(x) - qat.predict(x, verbose=0))
+    difference = np.abs(TFLiteModel(exported.path)(x) - computed(qat, x))
     # The kernels of a conversion are not exact, and differ among themselves.
     assert conversions or difference.mean() <= 0.01 * exported.output.scale
 
 
 def test_evaluation_counts_matches(qat, exported):
-    labels = qat.predict(images(), verbose=0).argmax(1)
+    labels = computed(qat, images()).argmax(1)
     labels[:16] = (labels[:16] + 1) % 4
     assert evaluate_tflite(exported.path, (images(), labels)) == pytest.approx(0.75, abs=0.03)
     assert measure_latency_ms(exported.path, runs=5) > 0
@@ -147,13 +148,15 @@ def test_quantize_leaves_the_model_alone():
 
 
 @pytest.mark.parametrize("suffix", ["h5", "keras"])
-@pytest.mark.parametrize("name", ["parts", "pre_activation", "pools", "prelu"])
-def test_qat_model_survives_the_disk(name, suffix, tmp_path):
+def test_qat_model_survives_the_disk(suffix, tmp_path):
     """Layers that are not trainable (the identity before a BatchNorm), shared ones, slopes."""
-    qat = quantize(build(name), representative_data=(images(),))
+    names = ["parts", "pre_activation", "pools", "prelu"]
+    qat = quantize(side_by_side(NETS, names, SHAPE), representative_data=(images(),))
     save_qat(qat, tmp_path / f"qat.{suffix}")
     loaded = load_qat(tmp_path / f"qat.{suffix}")
-    assert (loaded.predict(images(), verbose=0) == qat.predict(images(), verbose=0)).all()
+    pairs = zip(names, computed(loaded, images()), computed(qat, images()), strict=True)
+    for name, received, expected in pairs:
+        np.testing.assert_array_equal(received, expected, err_msg=name)
     trainable = [weight.shape for weight in qat.trainable_weights]
     assert [weight.shape for weight in loaded.trainable_weights] == trainable
 
@@ -165,7 +168,7 @@ def test_frozen_qat_model_survives_the_disk(suffix, tmp_path):
     freeze_batch_norm(qat)
     save_qat(qat, tmp_path / f"qat.{suffix}")
     loaded = load_qat(tmp_path / f"qat.{suffix}")
-    assert (loaded.predict(images(), verbose=0) == qat.predict(images(), verbose=0)).all()
+    assert (computed(loaded, images()) == computed(qat, images())).all()
     # Gamma and beta train on, the statistics stand.
     assert [weight.shape for weight in loaded.trainable_variables] == variables
     norms = batch_norms(loaded)
@@ -209,22 +212,22 @@ def test_what_is_before_a_stopped_gradient_does_not_train(suffix, tmp_path):
 def test_global_policy_is_not_followed(policy, tmp_path):
     """A quantized model computes in float32, where it is made, read and exported."""
     float32 = quantize(build("pools"), representative_data=(images(),))
-    expected = float32.predict(images(), verbose=0)
+    expected = computed(float32, images())
     tf_keras.mixed_precision.set_global_policy(policy)
     try:
         qat = quantize(build("pools"), representative_data=(images(),))
         assert {layer.compute_dtype for layer in qat.layers} == {"float32"}
-        assert (qat.predict(images(), verbose=0) == expected).all()
+        assert (computed(qat, images()) == expected).all()
         for name in ("qat.h5", "qat.keras"):
             save_qat(qat, tmp_path / name)
             loaded = load_qat(tmp_path / name)
             assert {layer.compute_dtype for layer in loaded.layers} == {"float32"}
-            assert (loaded.predict(images(), verbose=0) == expected).all()
+            assert (computed(loaded, images()) == expected).all()
         file = export_tflite(qat, tmp_path / "net.tflite")
     finally:
         tf_keras.mixed_precision.set_global_policy("float32")
     assert file.float_operators == ()
-    difference = TFLiteModel(file.path)(images()) - qat.predict(images(), verbose=0)
+    difference = TFLiteModel(file.path)(images()) - computed(qat, images())
     assert np.abs(difference).mean() <= 0.5 * file.output.scale
 
 
@@ -293,7 +296,7 @@ def test_float_file_is_the_float_model(name, tmp_path):
     model = build(name)
     file = export_float_tflite(model, tmp_path / "float.tflite")
     received = TFLiteModel(file.path)(images(8))
-    np.testing.assert_allclose(received, model.predict(images(8), verbose=0), atol=1e-4)
+    np.testing.assert_allclose(received, computed(model, images(8)), atol=1e-4)
 
 
 def test_folding_a_scatter_changes_no_bit(qat, exported, tmp_path, monkeypatch):

@@ -28,6 +28,7 @@ from ehap_tf.quantization import (
     round_biases,
     save_qat,
 )
+from tests.pruning.nets import computed
 from tests.quantization.nets import build, images, layers, randomize
 
 
@@ -39,9 +40,7 @@ def test_quantize_apply_gives_the_same_model(name):
         annotated = tfmot.quantization.keras.quantize_annotate_model(model)
         theirs = tfmot.quantization.keras.quantize_apply(annotated, EhapQuantizeScheme())
     calibrate(theirs, (images(),))
-    np.testing.assert_allclose(
-        theirs.predict(images(), verbose=0), ours.predict(images(), verbose=0), atol=1e-5
-    )
+    np.testing.assert_allclose(computed(theirs, images()), computed(ours, images()), atol=1e-5)
 
 
 def quantized_with(**configs):
@@ -169,7 +168,7 @@ def test_frozen_statistics_stay_while_gamma_trains():
     moving = [w for w in qat.weights if "moving" in w.name]
     gammas = [w for w in qat.weights if "gamma" in w.name]
     before = [[w.numpy() for w in group] for group in (moving, gammas)]
-    qat.compile(tf_keras.optimizers.SGD(0.01), "mse")
+    qat.compile(tf_keras.optimizers.SGD(0.01), "mse", run_eagerly=True)
     qat.fit(images(), np.ones((64, 4)), batch_size=16, epochs=1, verbose=0)
     assert all((w.numpy() == b).all() for w, b in zip(moving, before[0], strict=True))
     assert any((w.numpy() != b).any() for w, b in zip(gammas, before[1], strict=True))
@@ -203,7 +202,7 @@ def test_layers_called_in_inference_mode_stay_in_it(call, stands):
     model = randomize(tf_keras.Model(inputs, layers.Dense(4)(x)))
     qat = quantize(model, representative_data=(images(),))
     in_training = qat(images(), training=True)
-    same = np.allclose(in_training, qat.predict(images(), verbose=0), atol=1e-5)
+    same = np.allclose(in_training, computed(qat, images()), atol=1e-5)
     assert same == stands
     for network in (model, qat):
         moving = [w for w in network.weights if "moving" in w.name]
@@ -287,12 +286,12 @@ def test_probabilities_train_like_their_logits(activation, loss, tmp_path):
     for twin in (qat, load_qat(tmp_path / "qat.h5")):
         inside = tf_keras.Model(twin.inputs, twin.layers[-2].output)
         labels = np.ones((64, 1) if loss.__name__.startswith("Sparse") else (64, 4))
-        assert (twin.predict(images(), verbose=0)[:, 1] == 0.0).all()
+        assert (computed(twin, images())[:, 1] == 0.0).all()
         expected = loss(from_logits=True)(labels, inside(images())).numpy()
         assert expected > 5.0
         bias = twin.layers[-2].layer.bias
         start = bias.numpy()
-        twin.compile(tf_keras.optimizers.SGD(1.0), loss())
+        twin.compile(tf_keras.optimizers.SGD(1.0), loss(), run_eagerly=True)
         assert twin.evaluate(images(), labels, 64, verbose=0) == pytest.approx(expected, rel=1e-5)
         history = twin.fit(images(), labels, batch_size=64, verbose=0).history
         assert history["loss"][0] == pytest.approx(expected, rel=1e-2)

@@ -94,13 +94,18 @@ def full_hessian(
         The matrix, and for each of its rows the number of the filter that the weight belongs to.
     """
     kernels = [layer.kernel for layer in model.layers if hasattr(layer, "kernel")]
-    with tf.GradientTape(persistent=True) as outer:
-        with tf.GradientTape() as inner:
-            value = loss(y, model(x, training=False), sample_weight=weights)
-        gradients = inner.gradient(value, kernels)
-        gradient = tf.concat([tf.reshape(g, [-1]) for g in gradients], 0)
-    columns = outer.jacobian(gradient, kernels, experimental_use_pfor=False)
-    hessian = np.concatenate([np.reshape(c, (len(gradient), -1)) for c in columns], axis=1)
+
+    @tf.function(autograph=False)
+    def differentiate() -> list[tf.Tensor]:
+        with tf.GradientTape(persistent=True) as outer:
+            with tf.GradientTape() as inner:
+                value = loss(y, model(x, training=False), sample_weight=weights)
+            gradients = inner.gradient(value, kernels)
+            gradient = tf.concat([tf.reshape(g, [-1]) for g in gradients], 0)
+        return outer.jacobian(gradient, kernels, experimental_use_pfor=False)
+
+    columns = [column.numpy() for column in differentiate()]
+    hessian = np.concatenate([c.reshape(len(c), -1) for c in columns], axis=1)
     owner, first = [], 0
     for kernel in kernels:
         filters = kernel.shape[-1]

@@ -35,9 +35,24 @@ def relu_net() -> tf_keras.Model:
 
 
 @pytest.fixture(scope="module")
-def relu_truth(relu_net: tf_keras.Model) -> np.ndarray:
-    x, y = examples()
-    return trace_by_filter(relu_net, x, y, cross_entropy())
+def relu_hessian(relu_net: tf_keras.Model) -> tuple[np.ndarray, np.ndarray]:
+    return full_hessian(relu_net, *examples(), cross_entropy())
+
+
+@pytest.fixture(scope="module")
+def relu_truth(relu_hessian: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    hessian, owner = relu_hessian
+    return np.bincount(owner, weights=np.diag(hessian))
+
+
+@pytest.fixture(scope="module")
+def tanh_net() -> tf_keras.Model:
+    return residual_net("tanh")
+
+
+@pytest.fixture(scope="module")
+def tanh_truth(tanh_net: tf_keras.Model) -> np.ndarray:
+    return trace_by_filter(tanh_net, *examples(), cross_entropy())
 
 
 def test_exact_is_the_trace_of_the_full_hessian(
@@ -49,11 +64,11 @@ def test_exact_is_the_trace_of_the_full_hessian(
     assert not scores.standard_error and scores.probes == 0
 
 
-def test_exact_with_a_smooth_activation_goes_weight_by_weight() -> None:
-    model, (x, y) = residual_net("tanh"), examples()
-    truth = trace_by_filter(model, x, y, cross_entropy())
-    scores = rank(model, estimator="exact", batch_size=6)
-    np.testing.assert_allclose(joined(scores.trace), truth, rtol=1e-9, atol=1e-12)
+def test_exact_with_a_smooth_activation_goes_weight_by_weight(
+    tanh_net: tf_keras.Model, tanh_truth: np.ndarray
+) -> None:
+    scores = rank(tanh_net, estimator="exact", batch_size=6)
+    np.testing.assert_allclose(joined(scores.trace), tanh_truth, rtol=1e-9, atol=1e-12)
     assert scores.provenance.notes == ("one product a weight",)
 
 
@@ -133,13 +148,13 @@ def test_the_loss_scale_changes_nothing(
     np.testing.assert_allclose(joined(scaled.trace), joined(plain.trace), rtol=1e-9)
 
 
-def test_gauss_newton_of_a_smooth_network_is_not_called_the_hessian() -> None:
-    model, (x, y) = residual_net("tanh"), examples()
-    scores = rank(model, estimator="gauss_newton", probes=100)
-    truth = trace_by_filter(model, x, y, cross_entropy())
+def test_gauss_newton_of_a_smooth_network_is_not_called_the_hessian(
+    tanh_net: tf_keras.Model, tanh_truth: np.ndarray
+) -> None:
+    scores = rank(tanh_net, estimator="gauss_newton", probes=100)
     assert scores.provenance.quantity == "Gauss-Newton trace"
     assert "tanh" in scores.provenance.notes[0]
-    assert largest_deviation(scores, truth) > 10
+    assert largest_deviation(scores, tanh_truth) > 10
 
 
 def test_scores_are_the_relative_trace(relu_net: tf_keras.Model) -> None:
@@ -180,10 +195,11 @@ def test_the_seed_fixes_the_scores(relu_net: tf_keras.Model, estimator: str) -> 
     assert not np.allclose(joined(few), joined(more))
 
 
-def test_the_variance_of_a_probe_is_what_the_hessian_says(relu_net: tf_keras.Model) -> None:
+def test_the_variance_of_a_probe_is_what_the_hessian_says(
+    relu_net: tf_keras.Model, relu_hessian: tuple[np.ndarray, np.ndarray]
+) -> None:
     """For v' H v restricted to block c: 2 sum_{i != j in c} H_ij^2 + sum_{i in c, j not} H_ij^2."""
-    x, y = examples()
-    hessian, owner = full_hessian(relu_net, x, y, cross_entropy())
+    hessian, owner = relu_hessian
     squares = np.square(hessian - np.diag(np.diag(hessian)))
     rows = np.stack([squares[owner == c].sum(axis=0) for c in range(10)])
     inside = np.array([rows[c, owner == c].sum() for c in range(10)])
@@ -288,11 +304,15 @@ def test_the_trace_agrees_with_finite_differences_of_gradients() -> None:
     kernel, loss = model.get_layer("second").kernel, cross_entropy()
     start, step = kernel.numpy(), 1e-4
 
-    def gradient_with(value: np.ndarray) -> np.ndarray:
-        kernel.assign(value)
+    @tf.function
+    def gradient() -> tf.Tensor:
         with tf.GradientTape() as tape:
             value = loss(y, model(x, training=False))
-        return tape.gradient(value, kernel).numpy()
+        return tape.gradient(value, kernel)
+
+    def gradient_with(value: np.ndarray) -> np.ndarray:
+        kernel.assign(value)
+        return gradient().numpy()
 
     trace = np.zeros(3)
     for index in np.ndindex(*start.shape):

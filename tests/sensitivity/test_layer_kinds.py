@@ -17,14 +17,7 @@ from tests.sensitivity.networks import cross_entropy, joined
 
 layers = tf_keras.layers
 SHAPES = {"1d": (8, 3), "2d": (6, 6, 3), "3d": (4, 4, 4, 2)}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def eagerly() -> Any:
-    """Compiling takes longer than anything that is computed here."""
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
+pytestmark = pytest.mark.usefixtures("eagerly")
 
 
 def net(kind: str, norm: bool = True) -> tf_keras.Model:
@@ -76,8 +69,19 @@ def data(kind: str, examples: int = 3) -> tuple[np.ndarray, np.ndarray]:
     return rng.normal(size=(examples, *SHAPES[kind])), rng.integers(0, 4, examples)
 
 
-@pytest.mark.parametrize("kind", SHAPES)
-@pytest.mark.parametrize("criterion", criterion_names())
+# Every criterion on one kind; on every kind one by kernels, one by gates, one by pairs of gates.
+EVERY_KIND = ("hessian_trace", "obd", "obd_joint")
+
+
+@pytest.mark.parametrize(
+    ("criterion", "kind"),
+    [
+        pytest.param(criterion, kind, marks=() if is_tried else pytest.mark.families)
+        for number, kind in enumerate(SHAPES)
+        for criterion in criterion_names()
+        for is_tried in [number == 0 or criterion in EVERY_KIND]
+    ],
+)
 def test_every_filter_gets_a_score_that_plans(criterion: str, kind: str, models: Any) -> None:
     model = models[kind]
     scores = ehap.rank_filters(model, data(kind), cross_entropy(), criterion, probes=2)

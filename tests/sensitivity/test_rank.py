@@ -3,8 +3,6 @@ from __future__ import annotations
 import functools
 import logging
 import pathlib
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -16,6 +14,7 @@ import ehap_tf as ehap
 from ehap_tf.files import CorruptFileError
 from ehap_tf.sensitivity import criterion_names, oracle_importance, register_criterion
 from ehap_tf.sensitivity.criteria import Result, registry
+from tests.fresh_processes import FreshProcesses
 from tests.sensitivity.networks import cross_entropy, examples, joined, residual_net
 
 layers = tf_keras.layers
@@ -447,11 +446,8 @@ print("same")
 """
 
 
-def test_two_devices_give_the_scores_of_one() -> None:
-    root = pathlib.Path(__file__).resolve().parents[2]
-    done = subprocess.run(
-        [sys.executable, "-c", REPLICAS], cwd=root, capture_output=True, text=True, check=False
-    )
+def test_two_devices_give_the_scores_of_one(fresh_processes: FreshProcesses) -> None:
+    done = fresh_processes.run(REPLICAS)
     assert done.stdout.strip() == "same", done.stderr[-3000:]
 
 

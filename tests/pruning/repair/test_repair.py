@@ -68,7 +68,7 @@ def test_every_kind_of_layer_is_solved_as_by_lstsq(kind: str) -> None:
     use_bias = "conv2d" not in kind
     model = shake(behind_a_dense(kind, use_bias=use_bias))
     plan = without(model, first=[1, 4])
-    x = images(model.input_shape[1:])
+    x = images(model.input_shape[1:], 12)
     slim = ehap.prune(model, plan)
     wanted = model(x).numpy()
     fixed = ehap.repair(slim, model, plan, x, ridge=0)
