@@ -96,6 +96,87 @@ def face(x: Any) -> Any:
     return [layers.Dense(CLASSES, "softmax")(x), layers.Dense(4)(x), layers.Dense(10)(x)]
 
 
+def mobilenet_v2(x: Any) -> Any:
+    """Inverted residuals with ReLU6."""
+
+    def capped(y: Any) -> Any:
+        return layers.ReLU(6.0)(layers.BatchNormalization()(y))
+
+    x = capped(layers.Conv2D(8, 3, 2, padding="same", use_bias=False)(x))
+    for filters, strides in ((8, 1), (12, 2), (12, 1), (16, 2)):
+        y = capped(layers.Conv2D(4 * x.shape[-1], 1, use_bias=False)(x))
+        y = capped(layers.DepthwiseConv2D(3, strides, padding="same", use_bias=False)(y))
+        y = layers.BatchNormalization()(layers.Conv2D(filters, 1, use_bias=False)(y))
+        x = layers.Add()([x, y]) if strides == 1 and filters == x.shape[-1] else y
+    return layers.Dense(CLASSES)(layers.GlobalAveragePooling2D()(x))
+
+
+def heartbeat_residual(x: Any) -> Any:
+    """A residual network of Conv1D layers, as of electrocardiograms."""
+    x = layers.ReLU()(layers.BatchNormalization()(layers.Conv1D(16, 15, padding="same")(x)))
+    for filters, strides in ((16, 1), (24, 2), (32, 2)):
+        y = layers.Conv1D(filters, 7, strides, padding="same")(x)
+        y = layers.Dropout(0.2)(layers.ReLU()(layers.BatchNormalization()(y)))
+        y = layers.BatchNormalization()(layers.Conv1D(filters, 7, padding="same")(y))
+        short = x if strides == 1 else layers.Conv1D(filters, 1, strides, padding="same")(x)
+        x = layers.ReLU()(layers.Add()([y, short]))
+    return layers.Dense(CLASSES, "softmax")(layers.GlobalAveragePooling1D()(x))
+
+
+def heartbeat_groups(x: Any) -> Any:
+    """Group normalization and swish."""
+    for filters in (16, 32):
+        x = layers.Conv1D(filters, 7, 2, padding="same")(x)
+        x = layers.Activation("swish")(layers.GroupNormalization(4)(x))
+    return layers.Dense(CLASSES, "sigmoid")(layers.GlobalMaxPooling1D()(x))
+
+
+def denoising_unet(x: Any) -> Any:
+    """An encoder and a decoder with connections between them."""
+    channels, before = x.shape[-1], []
+    for filters in (8, 16):
+        x = layers.Conv2D(filters, 3, padding="same", activation="relu")(x)
+        before.append(x)
+        x = layers.MaxPooling2D(2)(x)
+    x = layers.Conv2D(24, 3, padding="same", activation="relu")(x)
+    for filters in (16, 8):
+        up = layers.Conv2DTranspose(filters, 2, 2, padding="same")(x)
+        x = layers.Concatenate()([up, before.pop()])
+        x = layers.Conv2D(filters, 3, padding="same", activation="relu")(x)
+    return layers.Conv2D(channels, 1)(x)
+
+
+def style_residual(x: Any) -> Any:
+    """Instance normalization behind every convolution, and residual blocks."""
+    channels = x.shape[-1]
+
+    def convolved(y: Any, filters: int, size: int = 3, strides: int = 1) -> Any:
+        y = layers.Conv2D(filters, size, strides, padding="same")(y)
+        return layers.GroupNormalization(groups=-1)(y)
+
+    for filters, size, strides in ((8, 9, 1), (16, 3, 2), (24, 3, 2)):
+        x = layers.ReLU()(convolved(x, filters, size, strides))
+    for _ in range(3):
+        x = layers.Add()([x, convolved(layers.ReLU()(convolved(x, 24)), 24)])
+    for filters in (16, 8):
+        x = layers.Conv2DTranspose(filters, 3, 2, padding="same")(x)
+        x = layers.ReLU()(layers.GroupNormalization(groups=-1)(x))
+    return layers.Conv2D(channels, 9, padding="same", activation="tanh")(x)
+
+
+def face_anchors(x: Any) -> Any:
+    """5x5 depthwise convolutions in residual blocks, scores and boxes of places."""
+    x = conv_block(x, 16, 5, 2)
+    for filters, strides in ((16, 1), (24, 2), (24, 1), (32, 2)):
+        y = layers.DepthwiseConv2D(5, strides, padding="same")(x)
+        y = layers.BatchNormalization()(layers.Conv2D(filters, 1)(y))
+        short = x if strides == 1 else layers.MaxPooling2D(2)(x)
+        short = short if filters == short.shape[-1] else layers.Conv2D(filters, 1)(short)
+        x = layers.ReLU()(layers.Add()([y, short]))
+    scores = layers.Conv2D(2, 1, activation="sigmoid")(x)
+    return [layers.Flatten()(scores), layers.Flatten()(layers.Conv2D(8, 1)(x))]
+
+
 NETWORKS: dict[str, tuple[Callable[[Any], Any], tuple[int, ...]]] = {
     "keyword DS-CNN": (keyword, (49, 10, 1)),
     "MobileNet 0.25": (mobilenet, (64, 64, 3)),
@@ -105,6 +186,12 @@ NETWORKS: dict[str, tuple[Callable[[Any], Any], tuple[int, ...]]] = {
     "denoising": (denoiser, (32, 32, 1)),
     "style transfer": (style, (32, 32, 3)),
     "face detection": (face, (48, 48, 3)),
+    "MobileNetV2": (mobilenet_v2, (48, 48, 3)),
+    "ECG residual": (heartbeat_residual, (180, 1)),
+    "ECG GroupNorm": (heartbeat_groups, (128, 2)),
+    "denoising U-Net": (denoising_unet, (32, 32, 1)),
+    "style transfer residual": (style_residual, (32, 32, 3)),
+    "face anchors": (face_anchors, (64, 64, 3)),
 }
 """Name -> what it makes of its input, and the shape of that."""
 

@@ -102,6 +102,23 @@ def _divide(builder: GraphBuilder, name: str, x: Any, y: Any) -> Any:
     return quotient if is_symbolic(x) else _multiply(builder, name, quotient, x)
 
 
+def _divide_no_nan(builder: GraphBuilder, name: str, x: Any, y: Any) -> Any:
+    """A quotient that is 0 where `y` is."""
+    if not is_symbolic(y):
+        y = np.asarray(y, np.float64)
+        return _multiply(builder, name, x, np.divide(1.0, y, out=np.zeros_like(y), where=y != 0.0))
+    quotient = _divide(builder, f"{name}_quotient", x, y)
+    if quotient is None:
+        return None
+    size = y if _is_not_negative(y) else builder.operate("abs", f"{name}_abs", y)
+    is_given = builder.operate("is_positive", f"{name}_positive", size)
+    return _where(builder, name, is_given, quotient, 0.0)
+
+
+def _reciprocal_no_nan(builder: GraphBuilder, name: str, x: Any) -> Any:
+    return _divide_no_nan(builder, name, 1.0, x)
+
+
 def _reciprocal(builder: GraphBuilder, name: str, x: Any) -> Any:
     return _divide(builder, name, 1.0, x)
 
@@ -274,6 +291,14 @@ def _where(builder: GraphBuilder, name: str, condition: Any, x: Any = None, y: A
     return builder.operate("where", name, condition, x, y)
 
 
+def _sign(builder: GraphBuilder, name: str, x: Any) -> Any:
+    is_not_negative = builder.operate("is_not_negative", f"{name}_below", x)
+    below = builder.operate("where", f"{name}_steps", is_not_negative, 0.0, -1.0)
+    return builder.operate(
+        "where", name, builder.operate("is_positive", f"{name}_above", x), 1.0, below
+    )
+
+
 def _cast(builder: GraphBuilder, name: str, x: Any, dtype: Any) -> Any:
     if not tf.as_dtype(dtype).is_floating:
         return None
@@ -289,7 +314,7 @@ ARITHMETIC_OPERATORS: dict[str, Rule] = {
     "cast": _cast,
     "clip_by_value": _clip,
     "divide": _divide,
-    "divide_no_nan": _divide,
+    "divide_no_nan": _divide_no_nan,
     "exp": _of_one("exp"),
     "gelu": _gelu,
     "greater": _comparison("is_positive", turned=False),
@@ -308,11 +333,12 @@ ARITHMETIC_OPERATORS: dict[str, Rule] = {
     "negative": _negative,
     "pow": _pow,
     "reciprocal": _reciprocal,
-    "reciprocal_no_nan": _reciprocal,
+    "reciprocal_no_nan": _reciprocal_no_nan,
     "relu": _activation(tf_keras.activations.relu),
     "relu6": _activation(tf.nn.relu6),
     "rsqrt": _of_one("rsqrt"),
     "sigmoid": _activation(tf_keras.activations.sigmoid),
+    "sign": _sign,
     "silu": _activation(tf_keras.activations.swish),
     "sqrt": _of_one("sqrt"),
     "square": _square,

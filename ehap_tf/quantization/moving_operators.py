@@ -249,6 +249,16 @@ def _flip(axis: int) -> Any:
     return rule
 
 
+def _central_crop(builder: GraphBuilder, name: str, image: Any, central_fraction: Any) -> Any:
+    if image.shape.rank != 4 or not _is_fixed(central_fraction):
+        return None
+    fraction = float(central_fraction)
+    starts = [int((size - size * fraction) / 2) for size in image.shape[1:3]]
+    sizes = zip(starts, image.shape[1:3], strict=True)
+    parts = [slice(start, size - start) for start, size in sizes]
+    return _slices(builder, name, image, [*parts, slice(None)])
+
+
 def _roll(builder: GraphBuilder, name: str, x: Any, shift: Any, axis: Any) -> Any:
     if not _is_fixed(shift, axis):
         return None
@@ -284,6 +294,7 @@ def resize(builder: GraphBuilder, name: str, x: Any, size: Any, method: Any = "b
 
 
 MOVING_OPERATORS = {
+    "central_crop": _central_crop,
     "concat": _concat,
     "depth_to_space": _blocks("depth_to_space"),
     "expand_dims": _expand_dims,

@@ -67,6 +67,23 @@ def _deviation(
     return None if variance is None else builder.operate("sqrt", name, variance)
 
 
+def _log_sum_exp(
+    builder: GraphBuilder, name: str, x: Any, axis: Any = None, keepdims: bool = False
+) -> Any:
+    """The largest value and the logarithm of a sum that is 1 at least."""
+    axes = _axes(axis, x.shape.rank)
+    if 0 in axes:
+        return None
+    largest = builder.operate("reduce_max", f"{name}_max", x, axis=axes, keepdims=True)
+    distance = builder.call(layers.Subtract, f"{name}_distance", [x, largest])
+    share = builder.operate("exp", f"{name}_exp", distance)
+    total = builder.operate("reduce_sum", f"{name}_sum", share, axis=axes, keepdims=bool(keepdims))
+    if not keepdims:
+        largest = builder.operate("reduce_max", f"{name}_most", x, axis=axes, keepdims=False)
+    log = builder.operate("log", f"{name}_log", total)
+    return builder.call(layers.Add, name, [largest, log])
+
+
 def _norm(
     builder: GraphBuilder,
     name: str,
@@ -256,6 +273,7 @@ REDUCING_OPERATORS: dict[str, Rule] = {
     "max_pool1d": _pooling(layers.MaxPooling2D, one_row=True),
     "max_pool2d": _pooling(layers.MaxPooling2D),
     "norm": _norm,
+    "reduce_logsumexp": _log_sum_exp,
     "reduce_max": _reduction("reduce_max", layers.GlobalMaxPooling2D),
     "reduce_mean": _reduction("reduce_mean", layers.GlobalAveragePooling2D),
     "reduce_min": _reduction("reduce_min"),

@@ -220,6 +220,11 @@ def test_a_model_that_could_not_come_back_is_refused_before_the_work():
         ):
             work(model, "not even looked at")
     assert ehap.count_parameters(model) == 27  # nothing comes back of a count
+    growing = keras.Sequential([keras.Input((8,)), layers.Dense(3)])
+    ehap.rank_filters(growing, criterion="random")
+    growing.add(OneWay(name="odd"))
+    with pytest.raises(ValueError, match="not be given back"):
+        ehap.rank_filters(growing, criterion="random")
 
 
 def _finished(model: Any) -> Any:

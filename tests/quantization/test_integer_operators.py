@@ -53,6 +53,7 @@ GROUPS = {
         "space_to_depth": lambda x: tf.nn.space_to_depth(x, 2),
         "roll": lambda x: tf.roll(x, [2, 1], [1, 2]),
         "flip": tf.image.flip_left_right,
+        "central_crop": lambda x: tf.image.central_crop(x, 0.6),
         "mirror": lambda x: tf.pad(x, AROUND, "REFLECT"),
         "pad": lambda x: tf.pad(x, AROUND, constant_values=0.3),
     },
@@ -78,6 +79,7 @@ GROUPS = {
         "where": lambda x: tf.where(x > 0.3, 0.27 + 0.1 * x, x),
         "where two": lambda x: tf.where((x < 1.0) & (x >= 0.0), x * x, x),
         "where map": lambda x: tf.where(MAP > 0.0, x, -0.7),
+        "sign": tf.sign,
         "cast": lambda x: tf.cast(x > 0.0, tf.float32) * x,
     },
     "functions": {
@@ -92,6 +94,9 @@ GROUPS = {
         "share": lambda x: tf.exp(x) / tf.reduce_sum(tf.exp(x), -1, keepdims=True),
         "any sign": lambda x: x[..., :2] / (x[..., 2:] * 0.2 + 1.0),
         "reciprocal": lambda x: 1.0 / (1.0 + x * x),
+        "divide_no_nan": lambda x: tf.math.divide_no_nan(
+            x, tf.where(x > 0.0, 1.0 + tf.sigmoid(x), 0.0)
+        ),
         "gelu": lambda x: tf.nn.gelu(x, approximate=True),
         "log_softmax": tf.nn.log_softmax,
     },
@@ -103,6 +108,7 @@ GROUPS = {
         "sum of image": lambda x: tf.reduce_sum(x, (1, 2)),
         "max of channels": lambda x: tf.reduce_max(x, -1),
         "min of columns": lambda x: tf.reduce_min(x, 2),
+        "logsumexp": lambda x: tf.reduce_logsumexp(x, -1),
         "variance": lambda x: tf.math.reduce_variance(x, -1),
         "deviation": lambda x: tf.math.reduce_std(x, (1, 2), keepdims=True),
         "norm": lambda x: tf.norm(x, axis=-1),

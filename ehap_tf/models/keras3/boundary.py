@@ -27,9 +27,9 @@ def _model_back(value: Any) -> Any:
     return to_keras3(value) if isinstance(value, tf_keras.Model) else value
 
 
-# Models of Keras 3 that were converted back once, and whether with their Lambda layers opened; the
-# layers of a graph do not change.
-_returning: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
+# Models of Keras 3 that were converted back once, and whether with their Lambda layers opened; with
+# the layers that they had then, as `Sequential.add` brings others.
+_returning: weakref.WeakKeyDictionary[Any, tuple[list[int], bool]] = weakref.WeakKeyDictionary()
 
 
 def either_keras(
@@ -120,17 +120,19 @@ def _twin(model: Any, back: bool) -> tf_keras.Model:
     opened = open_lambdas(twin)
     if not back:
         return opened
-    if model not in _returning:
+    layers = [id(layer) for layer in model._flatten_layers()]
+    known, with_lambdas_opened = _returning.get(model, ([], False))
+    if known != layers:
+        with_lambdas_opened = True
         try:
             _require_way_back(opened)
         except CannotTranslateError:
             if opened is twin:
                 raise
             _require_way_back(twin)
-            _returning[model] = False
-        else:
-            _returning[model] = True
-    return opened if _returning[model] else twin
+            with_lambdas_opened = False
+        _returning[model] = (layers, with_lambdas_opened)
+    return opened if with_lambdas_opened else twin
 
 
 def _require_way_back(twin: tf_keras.Model) -> None:
