@@ -103,20 +103,11 @@ def _divide(builder: GraphBuilder, name: str, x: Any, y: Any) -> Any:
 
 
 def _divide_no_nan(builder: GraphBuilder, name: str, x: Any, y: Any) -> Any:
-    """A quotient that is 0 where `y` is."""
-    if not is_symbolic(y):
-        y = np.asarray(y, np.float64)
-        return _multiply(builder, name, x, np.divide(1.0, y, out=np.zeros_like(y), where=y != 0.0))
-    quotient = _divide(builder, f"{name}_quotient", x, y)
-    if quotient is None:
+    """A product with the reciprocals of constants; of tensors it would not be 0 where `y` is."""
+    if is_symbolic(y):
         return None
-    size = y if _is_not_negative(y) else builder.operate("abs", f"{name}_abs", y)
-    is_given = builder.operate("is_positive", f"{name}_positive", size)
-    return _where(builder, name, is_given, quotient, 0.0)
-
-
-def _reciprocal_no_nan(builder: GraphBuilder, name: str, x: Any) -> Any:
-    return _divide_no_nan(builder, name, 1.0, x)
+    y = np.asarray(y, np.float64)
+    return _multiply(builder, name, x, np.divide(1.0, y, out=np.zeros_like(y), where=y != 0.0))
 
 
 def _reciprocal(builder: GraphBuilder, name: str, x: Any) -> Any:
@@ -333,7 +324,6 @@ ARITHMETIC_OPERATORS: dict[str, Rule] = {
     "negative": _negative,
     "pow": _pow,
     "reciprocal": _reciprocal,
-    "reciprocal_no_nan": _reciprocal_no_nan,
     "relu": _activation(tf_keras.activations.relu),
     "relu6": _activation(tf.nn.relu6),
     "rsqrt": _of_one("rsqrt"),

@@ -94,9 +94,7 @@ GROUPS = {
         "share": lambda x: tf.exp(x) / tf.reduce_sum(tf.exp(x), -1, keepdims=True),
         "any sign": lambda x: x[..., :2] / (x[..., 2:] * 0.2 + 1.0),
         "reciprocal": lambda x: 1.0 / (1.0 + x * x),
-        "divide_no_nan": lambda x: tf.math.divide_no_nan(
-            x, tf.where(x > 0.0, 1.0 + tf.sigmoid(x), 0.0)
-        ),
+        "divide_no_nan": lambda x: tf.math.divide_no_nan(x, [0.0, 1.0, -2.0, 0.3]),
         "gelu": lambda x: tf.nn.gelu(x, approximate=True),
         "log_softmax": tf.nn.log_softmax,
     },
@@ -159,6 +157,14 @@ def test_operator_is_integer_and_computes_what_the_model_does(group, tmp_path):
         error = np.square(received[index] - exact[index].numpy()).mean()
         ratio = 10.0 * np.log10(exact[index].numpy().var() / error)
         assert ratio > (20.0 if index < len(GROUPS[group]) else 15.0), (name, ratio)
+
+
+def test_a_quotient_that_is_zero_by_zero_is_refused():
+    inputs = layers.Input((4,))
+    x = layers.Dense(4)(inputs)
+    model = tf_keras.Model(inputs, layers.Dense(2)(tf.math.divide_no_nan(x, tf.nn.relu(x))))
+    with pytest.raises(ValueError, match=r"math\.divide_no_nan"):
+        quantize(model)
 
 
 def test_operators_train_and_are_saved(tmp_path):
