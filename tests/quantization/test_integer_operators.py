@@ -79,7 +79,7 @@ GROUPS = {
         "where": lambda x: tf.where(x > 0.3, 0.27 + 0.1 * x, x),
         "where two": lambda x: tf.where((x < 1.0) & (x >= 0.0), x * x, x),
         "where map": lambda x: tf.where(MAP > 0.0, x, -0.7),
-        "sign": tf.sign,
+        "sign": lambda x: x * tf.sign(x),
         "cast": lambda x: tf.cast(x > 0.0, tf.float32) * x,
     },
     "functions": {
