@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -31,20 +32,35 @@ class Sums:
         self._inputs = np.zeros((groups, 1, inputs))
         self._targets = np.zeros((groups, 1, targets))
         self._shift: tuple[Any, ...] | None = None
+        self._solvers: list[Callable[[Floats], Floats]] | None = None
 
     def add(self, inputs: Any, targets: Any) -> None:
         """Adds rows: inputs (rows, groups, inputs) and targets (rows, groups, targets)."""
+        for x, y in self._parts(inputs, targets):
+            self._gram += tf.matmul(x, x, transpose_a=True).numpy()
+            self._inputs += tf.reduce_sum(x, 1, keepdims=True).numpy()
+            self.count += x.shape[1]
+            self._add_targets(x, y)
+
+    def replace_targets(self, rows: Iterable[tuple[Any, Any]]) -> None:
+        """Other targets for the rows that were added, in parts (inputs, targets) as for `add`."""
+        for total in (self._cross, self._squares, self._targets):
+            total[:] = 0
+        for inputs, targets in rows:
+            for x, y in self._parts(inputs, targets):
+                self._add_targets(x, y)
+
+    def _parts(self, inputs: Any, targets: Any) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
         for start in range(0, inputs.shape[0], _ROWS):
             x, y = (tf.transpose(t[start : start + _ROWS], [1, 0, 2]) for t in (inputs, targets))
             if self._shift is None:
                 self._shift = tuple(tf.reduce_mean(t, 1, keepdims=True) for t in (x, y))
-            x, y = x - self._shift[0], y - self._shift[1]
-            self._gram += tf.matmul(x, x, transpose_a=True).numpy()
-            self._cross += tf.matmul(x, y, transpose_a=True).numpy()
-            self._squares += tf.reduce_sum(tf.square(y), 1).numpy()
-            self._inputs += tf.reduce_sum(x, 1, keepdims=True).numpy()
-            self._targets += tf.reduce_sum(y, 1, keepdims=True).numpy()
-            self.count += x.shape[1]
+            yield x - self._shift[0], y - self._shift[1]
+
+    def _add_targets(self, x: tf.Tensor, y: tf.Tensor) -> None:
+        self._cross += tf.matmul(x, y, transpose_a=True).numpy()
+        self._squares += tf.reduce_sum(tf.square(y), 1).numpy()
+        self._targets += tf.reduce_sum(y, 1, keepdims=True).numpy()
 
     def solve(self, ridge: float) -> tuple[Floats, Floats]:
         """The regression of the targets on the inputs.
@@ -58,8 +74,10 @@ class Sums:
             square of an input times the square of the coefficients.
         """
         gram, cross = self._centered()
+        if self._solvers is None:
+            self._solvers = [_solver(one, ridge) for one in gram]
         coefficients = np.stack(
-            [_solved(one, other, ridge) for one, other in zip(gram, cross, strict=True)]
+            [solver(one) for solver, one in zip(self._solvers, cross, strict=True)]
         )
         means, targets = self._means()
         return coefficients, (targets - means @ coefficients)[:, 0]
@@ -86,22 +104,21 @@ class Sums:
         return x + self._inputs / self.count, y + self._targets / self.count
 
 
-def _solved(gram: Floats, cross: Floats, ridge: float) -> Floats:
-    """Coefficients of one system; the smallest ones where they are not determined."""
+def _solver(gram: Floats, ridge: float) -> Callable[[Floats], Floats]:
+    """Coefficients of one system from its products; the smallest where they are not determined."""
     size = len(gram)
     scale = np.trace(gram) / max(size, 1)
     if not scale > 0:
-        return np.zeros_like(cross)
+        return np.zeros_like
     if ridge > 0:
         try:
             factor = tf.linalg.cholesky(gram + ridge * scale * np.eye(size))
-            solution: Floats = tf.linalg.cholesky_solve(factor, cross).numpy()
-            if np.isfinite(solution).all():
-                return solution
+            if np.isfinite(factor.numpy()).all():
+                return lambda cross: tf.linalg.cholesky_solve(factor, cross).numpy()
         except tf.errors.InvalidArgumentError:
             pass  # the ridge is too small for what rounding left
     values, vectors = np.linalg.eigh(gram)
     # Sums of float32 products know the Gram matrix no better.
     known = values > size * np.finfo(np.float32).eps * values[-1]
     weights = np.where(known, 1 / np.where(known, values + ridge * scale, 1), 0)
-    return (vectors * weights) @ (vectors.T @ cross)
+    return lambda cross: (vectors * weights) @ (vectors.T @ cross)

@@ -16,8 +16,8 @@ from tf_keras.src.layers.normalization.batch_normalization import BatchNormaliza
 from ehap_tf.channels import trace_channels
 from ehap_tf.models.kinds import function_kind
 from ehap_tf.pruning.plan import PruningPlan
+from ehap_tf.pruning.repair.behind import Behind, behind_both, way_behind
 from ehap_tf.pruning.repair.kernels import Kernel, kernel_of, rows_at
-from ehap_tf.pruning.repair.sums import SumBehind, branch_of, sum_behind
 from ehap_tf.pruning.repair.walk import Key, Program, Step
 
 
@@ -42,8 +42,8 @@ class Target:
         norm: path of the BatchNorm that takes up the mean in its moving mean; None for the bias.
         keeps_mean: the mean of the output is of no consequence: a BatchNorm behind it takes the
             batch's.
-        sum_behind: the sum that the layer's only call goes into, whose other branches it makes up
-            for; None where there is none, or where they are solved for later.
+        behind: the sum that the layer's only call goes into, whose other branches it makes up for,
+            and the activation that reads it; None where there is nothing of it.
     """
 
     path: str
@@ -53,7 +53,7 @@ class Target:
     pairs: tuple[Pair, ...]
     norm: str | None
     keeps_mean: bool
-    sum_behind: SumBehind | None = None
+    behind: Behind | None = None
 
     def looks_at(self, pair: Pair) -> tuple[Key, Key]:
         """The input of the slim call, and what `wanted` takes of the dense one."""
@@ -64,7 +64,7 @@ class Target:
     def reads(self) -> tuple[list[Key], list[Key]]:
         """What the first call looks at, and what all of them do."""
         all_of_them = [key for pair in self.pairs for key in self.looks_at(pair)]
-        summed = self.sum_behind.reads if self.sum_behind else []
+        summed = self.behind.reads if self.behind else []
         return [*all_of_them[:2], *summed], [*all_of_them, *summed]
 
     def wanted(self, tensor: tf.Tensor, positions: npt.NDArray[np.int64]) -> tf.Tensor:
@@ -114,14 +114,13 @@ def find_targets(
         norm, keeps_mean = _norm_behind(those, readers, slim)
         unsolved -= {pair.slim for pair in those}
         target = Target(path, kernels[0], kernels[1], filters, tuple(those), norm, keeps_mean)
-        if len(those) == 1 and _is_linear(those[0].slim.layer) and not keeps_mean:
-            branches = (
-                branch_of(those[0].slim, readers, len(filters)),
-                branch_of(before, dense_readers, kernels[1].filters),
+        if len(those) == 1 and not keeps_mean:
+            ways = (
+                way_behind(those[0].slim, readers, len(filters)),
+                way_behind(before, dense_readers, kernels[1].filters),
             )
-            target = dataclasses.replace(
-                target, sum_behind=sum_behind(*branches, filters, slim, unsolved)
-            )
+            behind = behind_both(*ways, filters, slim, unsolved)
+            target = dataclasses.replace(target, behind=behind)
         targets.append(target)
     return targets
 

@@ -15,6 +15,7 @@ import tf_keras
 from ehap_tf.graph import layer_paths
 from ehap_tf.progress import ProgressCallback
 from ehap_tf.pruning.plan import PruningPlan
+from ehap_tf.pruning.repair.behind import matched
 from ehap_tf.pruning.repair.images import MicroBatch, micro_batches
 from ehap_tf.pruning.repair.kernels import products
 from ehap_tf.pruning.repair.least_squares import Sums
@@ -30,7 +31,14 @@ _SAME = 1e-5
 """Outputs that are apart by less, relative to their root mean square, are apart by rounding."""
 
 _UNFOLDED_BYTES = 64 * 2**20
-"""Unfolded inputs that are held at once, about."""
+"""Unfolded inputs that are computed at once, about."""
+
+_ROWS_BYTES = 512 * 2**20
+"""Unfolded inputs of one layer that are kept for regressions that are repeated, about."""
+
+_ROUNDS, _ENOUGH, _RELAXATION = 10, 0.99, 1.6
+"""A regression is repeated at most so often, and as long as the error falls by a hundredth; each
+step goes so much further than its solution, which saves half of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,12 +111,11 @@ class Solver:
         before = system.relative_error()
         if before <= _SAME:
             return {"error": before, "error_left": before}
-        step, shift = system.sums.solve(self._ridge)
+        step, shift, left = system.solve(self._ridge)
         kernel = target.slim
         mine = changes.setdefault(target.path, {})
         mine[kernel.attribute] = kernel.value + kernel.from_matrix(step)
         getattr(kernel.layer, kernel.attribute).assign(mine[kernel.attribute])
-        shift = shift.reshape(-1)
         if target.norm is not None:
             norm = self._layers[target.norm]
             changes[target.norm] = {"moving_mean": np.asarray(norm.moving_mean) - shift}
@@ -116,7 +123,7 @@ class Solver:
         elif not target.keeps_mean:
             mine["bias"] = kernel.bias + shift
             kernel.layer.bias.assign(mine["bias"])
-        return {"error": before, "error_left": system.relative_error_left(step)}
+        return {"error": before, "error_left": left}
 
 
 class _System:
@@ -124,14 +131,21 @@ class _System:
 
     def __init__(self, target: Target, sampling: Sampling, number: int, examples: int) -> None:
         self._target = target
-        self._sampling = sampling
         self._number = number
         self._examples = examples
         self._matrix = target.slim.matrix(target.slim.value)
+        self._row_bytes = 4 * max(len(self._matrix) * self._matrix.shape[1], 1)
         self._chosen: dict[int, npt.NDArray[np.int64]] = {}
         self._squares = np.zeros(2)
         self.sums = Sums(*self._matrix.shape)
         self.calls = len(target.pairs)
+        behind = target.behind
+        self._rows: list[_Rows] | None = None
+        if behind is not None and behind.is_flat_somewhere:
+            self._rows = []
+            most = max(_ROWS_BYTES // self._row_bytes, 1)
+            sampling = dataclasses.replace(sampling, positions=min(sampling.positions, most))
+        self._sampling = sampling
 
     def look(self, call: int, batch: MicroBatch, values: Values) -> None:
         """Adds the positions of one micro-batch at one call of the layer."""
@@ -140,22 +154,76 @@ class _System:
         for positions in self._parts(call, batch, slim.shape):
             unfolded = target.slim.unfolded(slim, positions)
             wanted = tf.gather(target.wanted(dense, positions), target.filters, axis=1)
-            if target.sum_behind is not None:
-                wanted += target.sum_behind.lacks(values, positions)
-            lacks = wanted - products(unfolded, self._matrix) - target.slim.bias
+            outputs = products(unfolded, self._matrix) + target.slim.bias
+            lacks = wanted - outputs
+            behind = target.behind
+            if behind is not None:
+                lacks += behind.lacks(values, positions)
+            self.sums.add(unfolded, self._by_group(lacks))
+            if behind is not None and self._rows is not None:
+                rows = _Rows(unfolded, outputs, lacks, *behind.range(values, positions))
+                self._rows.append(rows)
+                lacks = rows.lacks_seen()
             self._squares += [float(tf.reduce_sum(tf.square(t))) for t in (lacks, wanted)]
-            self.sums.add(unfolded, tf.reshape(lacks, [len(positions), len(self._matrix), -1]))
+
+    def solve(self, ridge: float) -> tuple[Floats, Floats, float]:
+        """What to add to the kernel's matrix, and to the mean of each filter.
+
+        Returns:
+            Both, and the error that is left, in the unit of `relative_error`.
+        """
+        step, shift = self.sums.solve(ridge)
+        shift = shift.reshape(-1)
+        if self._rows is None:
+            left = self.sums.mean_square_left(step) * self.sums.count * len(shift)
+        else:
+            step, shift, left = self._for_what_is_seen(step, shift, ridge)
+        return step, shift, self._relative(left)
 
     def relative_error(self) -> float:
         """Root mean square of what is lacking, relative to that of what is wanted."""
-        lacks, wanted = self._squares
+        return self._relative(self._squares[0])
+
+    def _relative(self, lacks: float) -> float:
+        wanted = self._squares[1]
         return float(np.sqrt(lacks / wanted if wanted > 0 else lacks))
 
-    def relative_error_left(self, coefficients: Floats) -> float:
-        """The same after the kernel changed by the solution, and the mean by its intercepts."""
-        wanted = self._squares[1] / (self.sums.count * len(self._target.filters))
-        left = self.sums.mean_square_left(coefficients)
-        return float(np.sqrt(left / wanted if wanted > 0 else left))
+    def _for_what_is_seen(
+        self, step: Floats, shift: Floats, ridge: float
+    ) -> tuple[Floats, Floats, float]:
+        """The solution for the outputs that the activation behind the layer tells apart.
+
+        What is wanted where the activation is flat is what is nearest to the present outputs, so
+        that the regression is repeated, with the same Gram matrix: each time the error becomes
+        smaller (majorization: the regression's error touches the true one from above).
+        """
+        lacks, left = self._lacks_seen(step, shift)
+        if not left < self._squares[0]:
+            step, shift = np.zeros_like(step), np.zeros_like(shift)
+            lacks, left = self._lacks_seen(step, shift)
+        for _ in range(_ROUNDS):
+            self.sums.replace_targets(
+                (rows.unfolded, self._by_group(part))
+                for rows, part in zip(self._rows or (), lacks, strict=True)
+            )
+            further, by = self.sums.solve(ridge)
+            new = step + _RELAXATION * further, shift + _RELAXATION * by.reshape(-1)
+            lacks, error = self._lacks_seen(*new)
+            if not error < left:
+                break
+            (step, shift), before, left = new, left, error
+            if left > _ENOUGH * before:
+                break
+        return step, shift, left
+
+    def _lacks_seen(self, step: Floats, shift: Floats) -> tuple[list[tf.Tensor], float]:
+        """What is lacking with a changed kernel and mean, and the sum of its squares."""
+        step, shift = step.astype(np.float32), shift.astype(np.float32)
+        lacks = [rows.lacks_seen(step, shift) for rows in self._rows or ()]
+        return lacks, float(sum(tf.reduce_sum(tf.square(part)) for part in lacks))
+
+    def _by_group(self, outputs: tf.Tensor) -> tf.Tensor:
+        return tf.reshape(outputs, [outputs.shape[0], len(self._matrix), -1])
 
     def _parts(
         self, call: int, batch: MicroBatch, shape: tuple[int, ...]
@@ -171,8 +239,32 @@ class _System:
         mine = chosen[first:last] - batch.start * of_example
         if not len(mine):
             return []
-        row = 4 * max(len(self._matrix) * self._matrix.shape[1], 1)
-        return np.array_split(mine, -(-len(mine) * row // _UNFOLDED_BYTES))
+        return np.array_split(mine, -(-len(mine) * self._row_bytes // _UNFOLDED_BYTES))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """Some positions of a layer whose reader does not tell all outputs apart.
+
+    Attributes:
+        unfolded: what they see, (positions, groups, inputs).
+        outputs: of the layer as it is.
+        lacks: what would make them right.
+        low, high: outputs below and above are all the same.
+    """
+
+    unfolded: tf.Tensor
+    outputs: tf.Tensor
+    lacks: tf.Tensor
+    low: tf.Tensor
+    high: tf.Tensor
+
+    def lacks_seen(self, step: Any = None, shift: Any = 0.0) -> tf.Tensor:
+        """What is lacking of outputs that the reader cannot tell from right ones."""
+        now = self.outputs
+        if step is not None:
+            now += products(self.unfolded, step) + shift
+        return matched(self.outputs + self.lacks, now, self.low, self.high) - now
 
 
 def _advance(stop: Stop, batch: MicroBatch, system: _System) -> None:
