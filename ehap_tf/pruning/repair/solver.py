@@ -36,7 +36,7 @@ _UNFOLDED_BYTES = 64 * 2**20
 _ROWS_BYTES = 512 * 2**20
 """Unfolded inputs of one layer that are kept for regressions that are repeated, about."""
 
-_ROUNDS, _ENOUGH, _RELAXATION = 10, 0.99, 1.6
+_ROUNDS, _ENOUGH, _RELAXATION = 5, 0.99, 1.6
 """A regression is repeated at most so often, and as long as the error falls by a hundredth; each
 step goes so much further than its solution, which saves half of them."""
 

@@ -77,9 +77,10 @@ def assert_repair_is_right(
 
 
 def comparable_layers(model: tf_keras.Model, slim: tf_keras.Model) -> list[str]:
-    """Layers that own kernels, are called once, end in no activation and in no sum.
+    """Layers that own kernels, are called once, end in no activation and in no sum or ReLU.
 
-    Before a sum a layer makes up for the other branch, too.
+    Before a sum a layer makes up for the other branch, too, and before a ReLU it matches what that
+    tells apart (of which `error_left` tells).
     """
     names = {layer.name for layer in slim.layers} & set(random_scores(model))
     found = (model.get_layer(name) for name in names if "/" not in name)
@@ -89,14 +90,15 @@ def comparable_layers(model: tf_keras.Model, slim: tf_keras.Model) -> list[str]:
         if kernel_of(layer) is not None
         and len(layer.inbound_nodes) == 1
         and layer.activation is tf_keras.activations.linear
-        and not _in_a_sum(layer)
+        and not _is_seen_otherwise(layer)
     ]
 
 
-def _in_a_sum(layer: tf_keras.layers.Layer) -> bool:
+def _is_seen_otherwise(layer: tf_keras.layers.Layer) -> bool:
+    kinds = tf_keras.layers.Add | tf_keras.layers.ReLU | tf_keras.layers.Activation
     behind = [node.layer for node in layer.outbound_nodes]
     norms = [one for one in behind if isinstance(one, tf_keras.layers.BatchNormalization)]
-    return any(isinstance(one, tf_keras.layers.Add) for one in behind) or any(map(_in_a_sum, norms))
+    return any(isinstance(one, kinds) for one in behind) or any(map(_is_seen_otherwise, norms))
 
 
 def layer_errors(

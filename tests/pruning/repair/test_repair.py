@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.optimize
 import tensorflow as tf
 import tf_keras
 
 import ehap_tf as ehap
+from ehap_tf.pruning.repair import solver
 from ehap_tf.pruning.repair.kernels import kernel_of
 from tests.pruning.nets import (
     batch,
@@ -216,6 +218,66 @@ def test_a_branch_makes_up_for_what_the_other_one_lost(norm: bool) -> None:
     assert relative_error(fixed(x), model(x)) < 1e-3 < 1e-2 < relative_error(slim(x), model(x))
     lost = [tf_keras.Model(m.input, m.get_layer("one").output)(x) for m in (model, fixed)]
     assert relative_error(*lost) > 1e-2
+
+
+def flat_behind(kind: str) -> tf_keras.Model:
+    """A Dense layer that reads fewer units after pruning, before an activation that is flat."""
+    inputs = layers.Input((6,))
+    x = layers.Dense(8, activation="tanh", name="first")(inputs)
+    own = "relu" if kind == "own" else None
+    x = layers.Dense(4, activation=own, use_bias=kind != "sum", name="layer")(x)
+    if kind in ("norm", "sum"):
+        x = layers.BatchNormalization(name="norm")(x)
+    if kind == "sum":
+        x = layers.Add()([x, layers.Dense(4, name="other")(inputs)])
+    if kind != "own":
+        x = {"activation": layers.Activation("relu"), "relu6": layers.ReLU(0.7)}.get(
+            kind, layers.ReLU()
+        )(x)
+    model = shake(tf_keras.Model(inputs, x), 3)
+    if kind in ("norm", "sum"):
+        model.get_layer("norm").gamma.assign([1.0, -1.0, 0.7, -0.7])
+    mean = (
+        model.get_layer("norm").beta if kind in ("norm", "sum") else model.get_layer("layer").bias
+    )
+    mean.assign(mean - 0.6)  # more than half of what arrives is below zero
+    return model
+
+
+@pytest.mark.parametrize("kind", ["own", "norm", "relu", "relu6", "activation", "sum"])
+def test_what_a_flat_activation_does_not_see_is_not_matched(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = flat_behind(kind)
+    plan = without(model, first=[0, 2, 3, 5, 6])
+    x = images((6,), 400)
+    slim = ehap.prune(model, plan)
+    wanted = model(x).numpy()
+    fixed = ehap.repair(slim, model, plan, x, ridge=1e-9)
+    found = np.square(fixed(x) - wanted).mean()
+    assert found <= 1.03 * best_error(fixed, x, wanted)
+    monkeypatch.setattr(solver, "_ROUNDS", 0)
+    plain = ehap.repair(slim, model, plan, x, ridge=1e-9)
+    assert found < 0.97 * np.square(plain(x) - wanted).mean()
+
+
+def best_error(model: tf_keras.Model, x: np.ndarray, wanted: np.ndarray) -> float:
+    """The least mean square error over the kernel and mean of "layer", by scipy's L-BFGS."""
+    layer = model.get_layer("layer")
+    mean = layer.bias if layer.use_bias else model.get_layer("norm").beta
+    variables = [layer.kernel, mean]
+    ends = np.cumsum([int(np.prod(v.shape)) for v in variables])
+    start = np.concatenate([v.numpy().ravel() for v in variables])
+
+    def error(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        for variable, part in zip(variables, np.split(flat, ends[:-1]), strict=True):
+            variable.assign(part.reshape(variable.shape))
+        with tf.GradientTape() as tape:
+            value = tf.reduce_mean(tf.square(model(x) - wanted))
+        gradients = tape.gradient(value, variables)
+        return float(value), np.concatenate([np.ravel(g) for g in gradients]).astype(np.float64)
+
+    return float(scipy.optimize.minimize(error, start, jac=True, method="L-BFGS-B").fun)
 
 
 def shared_net(nested: bool) -> tf_keras.Model:
