@@ -19,6 +19,7 @@ CRITERIA = (
     "quadratic",
     "obd_joint",
     "obd_joint_centered",
+    "obs_joint",
     "taylor_fo",
     "taylor_so",
     "taylor_fo_weight",
@@ -31,7 +32,9 @@ CRITERIA = (
     "oracle",
 )
 JUDGED_CRITERIA = ("hessian_trace", "obd", "quadratic")
-NOT_JUDGED_CRITERIA = ("obd_joint", "obd_joint_centered", "taylor_so", "taylor_so_weight")
+NOT_JUDGED_CRITERIA = (
+    "obd_joint", "obd_joint_centered", "obs_joint", "taylor_so", "taylor_so_weight",
+)  # fmt: skip
 ESTIMATORS = ("hutchinson", "gauss_newton", "exact")
 PRECISIONS = ("fp32", "fp16", "bf16", "auto")
 DEFAULT_PRUNE_RATIO = 0.77

@@ -19,7 +19,9 @@ MIN_PROBES = 8
 JUDGED = ("hessian_trace", "obd", "quadratic")
 """Criteria whose scores are linear in what is sampled, so that their errors are known."""
 
-NOT_JUDGED = ("obd_joint", "obd_joint_centered", "taylor_so", "taylor_so_weight")
+NOT_JUDGED = (
+    "obd_joint", "obd_joint_centered", "obs_joint", "taylor_so", "taylor_so_weight",
+)  # fmt: skip
 """Criteria whose scores are sampled and not linear in it: a tolerance means nothing to them."""
 
 

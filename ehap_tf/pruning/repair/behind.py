@@ -18,8 +18,8 @@ import tf_keras
 
 from ehap_tf.channels import ScatterChannels
 from ehap_tf.graph import batch_norm_coefficients
+from ehap_tf.graph.kernels import rows_at
 from ehap_tf.models.kinds import function_kind
-from ehap_tf.pruning.repair.kernels import rows_at
 from ehap_tf.pruning.repair.walk import Key, Program, Step, Values
 
 Range = tuple[float, float]

@@ -14,10 +14,10 @@ import tf_keras
 from tf_keras.src.layers.normalization.batch_normalization import BatchNormalizationBase
 
 from ehap_tf.channels import trace_channels
+from ehap_tf.graph.kernels import Kernel, kernel_of, rows_at
 from ehap_tf.models.kinds import function_kind
 from ehap_tf.pruning.plan import PruningPlan
 from ehap_tf.pruning.repair.behind import Behind, behind_both, way_behind
-from ehap_tf.pruning.repair.kernels import Kernel, kernel_of, rows_at
 from ehap_tf.pruning.repair.walk import Key, Program, Step
 
 

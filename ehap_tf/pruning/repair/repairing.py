@@ -15,12 +15,12 @@ import numpy as np
 import tf_keras
 
 from ehap_tf.channels import ChannelGraph, TracedCall, trace_channels
+from ehap_tf.graph.kernels import kernel_of
 from ehap_tf.models.keras3 import either_keras
 from ehap_tf.progress import ProgressCallback, no_progress
 from ehap_tf.pruning.plan import PruningPlan, require_plan
 from ehap_tf.pruning.rebuild import Rebuilder
 from ehap_tf.pruning.repair.images import first_images
-from ehap_tf.pruning.repair.kernels import kernel_of
 from ehap_tf.pruning.repair.solver import Changes, Sampling, Solver
 from ehap_tf.sensitivity.forward import mixes_examples
 

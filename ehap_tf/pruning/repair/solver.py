@@ -13,14 +13,14 @@ import tensorflow as tf
 import tf_keras
 
 from ehap_tf.graph import layer_paths
+from ehap_tf.graph.kernels import products
 from ehap_tf.progress import ProgressCallback
 from ehap_tf.pruning.plan import PruningPlan
 from ehap_tf.pruning.repair.behind import matched
 from ehap_tf.pruning.repair.images import MicroBatch, micro_batches
-from ehap_tf.pruning.repair.kernels import products
-from ehap_tf.pruning.repair.least_squares import Sums
 from ehap_tf.pruning.repair.matching import Target, find_targets
 from ehap_tf.pruning.repair.walk import Stop, Values, plan_stops, unrolled
+from ehap_tf.sensitivity.least_squares import Sums
 
 Floats = npt.NDArray[Any]
 

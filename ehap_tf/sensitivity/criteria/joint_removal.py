@@ -12,6 +12,9 @@ what goes together has one gate, and layers that share such groups are one layer
 The centered form closes a gate to the channel's mean over the data instead of to zero. That is what
 a network sees whose BatchNorm statistics are estimated again after surgery, or whose biases take
 over the mean of what was removed: the constant part of a channel costs nothing.
+
+`obs_joint` goes one step further: what is removed costs what the layers that read it cannot make up
+for when their kernels are solved again, as `repair` does.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from ehap_tf.sensitivity import sampling
 from ehap_tf.sensitivity.batches import MicroBatch
 from ehap_tf.sensitivity.closing_gates import channel_means_step, gate_rows_step
 from ehap_tf.sensitivity.criteria.gate_curvature import by_filter, curvature_notes
+from ehap_tf.sensitivity.criteria.refit import Refit, refits
 from ehap_tf.sensitivity.criteria.registry import Request, Result, register_criterion
 from ehap_tf.sensitivity.estimators import exact_sum, make_runner, prepare
 from ehap_tf.sensitivity.gate_derivatives import gate_count
@@ -48,6 +52,37 @@ def joint_centered(request: Request) -> Result:
     return _joint(request, centered=True)
 
 
+@register_criterion("obs_joint")
+def joint_refit(request: Request) -> Result:
+    """The same when the layers that read the filters are repaired: optimal brain surgeon.
+
+    The centered loss change of each removal, times the share of the error at the readers' outputs
+    that least squares leaves (`ehap_tf.sensitivity.criteria.refit`). Where filters go into a sum
+    nobody can make up for them, and the scores are those of `obd_joint_centered`.
+    """
+    return _joint(request, centered=True, refit=True)
+
+
+def refit_losses(curvature: Floats, refit: Refit) -> Floats:
+    """What each gate costs when they close in the order of a `Refit`.
+
+    Args:
+        curvature: as for `joint_removal_losses`.
+        refit: the order, and what is left of the loss change.
+
+    Returns:
+        As `joint_removal_losses`.
+    """
+    ordered = curvature[np.ix_(refit.order, refit.order)]
+    whole = np.cumsum(np.diag(ordered) / 2 + np.tril(ordered, -1).sum(1))
+    costs = np.diff(refit.left * whole, prepend=0.0)
+    losses, level = np.zeros(len(costs)), 0.0
+    for one, cost in zip(refit.order, costs, strict=True):
+        level = max(float(np.nextafter(level, np.inf)), float(cost))
+        losses[one] = level
+    return losses
+
+
 def joint_removal_losses(curvature: Floats) -> Floats:
     """What each gate costs when gates close one after the other, the cheapest next one first.
 
@@ -70,7 +105,7 @@ def joint_removal_losses(curvature: Floats) -> Floats:
     return losses
 
 
-def _joint(request: Request, centered: bool) -> Result:
+def _joint(request: Request, centered: bool, refit: bool = False) -> Result:
     network = prepare(request, by_group=True)
     require_known_curvature(network)
     size = gate_count(network)
@@ -93,8 +128,10 @@ def _joint(request: Request, centered: bool) -> Result:
         trace, probes = estimate.mean, estimate.probes
         trace_error = estimate.standard_error
     scores = np.zeros(size)
+    solved = _refits_of_parts(network, request) if refit else {}
     for part, total in zip(curvature.parts, curvature.sums, strict=True):
-        scores[part] = joint_removal_losses(total / max(probes, 1))
+        mean, again = total / max(probes, 1), solved.get(tuple(part))
+        scores[part] = joint_removal_losses(mean) if again is None else refit_losses(mean, again)
     result = Result(
         scores=scores,
         trace=trace,
@@ -106,6 +143,24 @@ def _joint(request: Request, centered: bool) -> Result:
         notes=curvature_notes(request, network),
     )
     return by_filter(network, result)
+
+
+def _refits_of_parts(network: Network, request: Request) -> dict[tuple[int, ...], Refit]:
+    """For the gates of one layer alone, in order, how they go; in tied mode as well."""
+    found = refits(network, request.batch)
+    ends = np.cumsum([layer.filters for layer in network.layers])
+    filters = np.split(np.arange(ends[-1]), ends[:-1])
+    if network.residual == "tied":
+        gates = find_groups(network).of_filter
+        alone = np.bincount(gates)[gates] == 1
+        filters = [gates[mine] if alone[mine].all() else mine[:0] for mine in filters]
+    parts = {}
+    for layer, mine in zip(network.layers, filters, strict=True):
+        if layer.name in found and len(mine):
+            again = found[layer.name]
+            places = np.argsort(np.argsort(mine))  # blocks of gates are sorted
+            parts[tuple(np.sort(mine))] = Refit(places[again.order], again.left)
+    return parts
 
 
 def channel_means(request: Request, network: Network) -> Floats:

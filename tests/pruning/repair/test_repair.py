@@ -11,8 +11,8 @@ import tensorflow as tf
 import tf_keras
 
 import ehap_tf as ehap
+from ehap_tf.graph.kernels import kernel_of
 from ehap_tf.pruning.repair import solver
-from ehap_tf.pruning.repair.kernels import kernel_of
 from tests.pruning.nets import (
     batch,
     random_scores,
@@ -237,11 +237,13 @@ def flat_behind(kind: str) -> tf_keras.Model:
     model = shake(tf_keras.Model(inputs, x), 3)
     if kind in ("norm", "sum"):
         model.get_layer("norm").gamma.assign([1.0, -1.0, 0.7, -0.7])
-    mean = (
-        model.get_layer("norm").beta if kind in ("norm", "sum") else model.get_layer("layer").bias
-    )
-    mean.assign(mean - 0.6)  # more than half of what arrives is below zero
+    mean_of(model).assign(mean_of(model) - 0.3)  # half of what arrives is below zero
     return model
+
+
+def mean_of(model: tf_keras.Model) -> tf.Variable:
+    names = [layer.name for layer in model.layers]
+    return model.get_layer("norm").beta if "norm" in names else model.get_layer("layer").bias
 
 
 @pytest.mark.parametrize("kind", ["own", "norm", "relu", "relu6", "activation", "sum"])
@@ -250,34 +252,55 @@ def test_what_a_flat_activation_does_not_see_is_not_matched(
 ) -> None:
     model = flat_behind(kind)
     plan = without(model, first=[0, 2, 3, 5, 6])
-    x = images((6,), 400)
+    x = images((6,), 200)
     slim = ehap.prune(model, plan)
-    wanted = model(x).numpy()
-    fixed = ehap.repair(slim, model, plan, x, ridge=1e-9)
-    found = np.square(fixed(x) - wanted).mean()
-    assert found <= 1.03 * best_error(fixed, x, wanted)
+    wanted, high = arriving(model, x), 0.7 if kind == "relu6" else np.inf
+
+    def error(model: tf_keras.Model) -> tf.Tensor:
+        """Of what the activation tells apart; convex."""
+        found = arriving(model, x)
+        lacks = tf.where(wanted <= 0, tf.minimum(-found, 0), wanted - found)
+        lacks = tf.where(wanted >= high, tf.maximum(high - found, 0), lacks)
+        return tf.reduce_mean(tf.square(lacks))
+
+    found = float(error(ehap.repair(slim, model, plan, x, ridge=1e-9)))
     monkeypatch.setattr(solver, "_ROUNDS", 0)
-    plain = ehap.repair(slim, model, plan, x, ridge=1e-9)
-    assert found < 0.97 * np.square(plain(x) - wanted).mean()
+    plain = float(error(ehap.repair(slim, model, plan, x, ridge=1e-9)))
+    monkeypatch.setattr(solver, "_ROUNDS", 60)
+    monkeypatch.setattr(solver, "_ENOUGH", 1.0)
+    converged = ehap.repair(slim, model, plan, x, ridge=1e-9)
+    reached = float(error(converged))
+    best = least(error, converged)
+    # The regression is repeated towards the optimum; a few rounds make most of the way.
+    gap = plain - best
+    assert gap > 0.02 * plain
+    assert found - best < 0.7 * gap and reached - best < 0.2 * gap
 
 
-def best_error(model: tf_keras.Model, x: np.ndarray, wanted: np.ndarray) -> float:
-    """The least mean square error over the kernel and mean of "layer", by scipy's L-BFGS."""
-    layer = model.get_layer("layer")
-    mean = layer.bias if layer.use_bias else model.get_layer("norm").beta
-    variables = [layer.kernel, mean]
+def arriving(model: tf_keras.Model, x: np.ndarray) -> tf.Tensor:
+    """What the last activation reads."""
+    last = model.layers[-1]
+    if isinstance(last, layers.Dense):
+        hidden = tf_keras.Model(model.input, last.input)(x)
+        return hidden @ last.kernel + last.bias
+    return tf_keras.Model(model.input, last.input)(x)
+
+
+def least(error: Any, model: tf_keras.Model) -> float:
+    """The least error over the kernel and mean of "layer", by scipy's L-BFGS."""
+    variables = [model.get_layer("layer").kernel, mean_of(model)]
     ends = np.cumsum([int(np.prod(v.shape)) for v in variables])
     start = np.concatenate([v.numpy().ravel() for v in variables])
 
-    def error(flat: np.ndarray) -> tuple[float, np.ndarray]:
+    def function(flat: np.ndarray) -> tuple[float, np.ndarray]:
         for variable, part in zip(variables, np.split(flat, ends[:-1]), strict=True):
             variable.assign(part.reshape(variable.shape))
         with tf.GradientTape() as tape:
-            value = tf.reduce_mean(tf.square(model(x) - wanted))
+            value = error(model)
         gradients = tape.gradient(value, variables)
         return float(value), np.concatenate([np.ravel(g) for g in gradients]).astype(np.float64)
 
-    return float(scipy.optimize.minimize(error, start, jac=True, method="L-BFGS-B").fun)
+    return float(scipy.optimize.minimize(function, start, jac=True, method="L-BFGS-B").fun)
 
 
 def shared_net(nested: bool) -> tf_keras.Model:

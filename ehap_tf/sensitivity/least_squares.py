@@ -73,9 +73,9 @@ class Sums:
             targets), both float64: those of least mean square error, plus `ridge` times the mean
             square of an input times the square of the coefficients.
         """
-        gram, cross = self._centered()
+        cross = self._centered_cross
         if self._solvers is None:
-            self._solvers = [_solver(one, ridge) for one in gram]
+            self._solvers = [_solver(one, ridge) for one in self.gram]
         coefficients = np.stack(
             [solver(one) for solver, one in zip(self._solvers, cross, strict=True)]
         )
@@ -88,15 +88,21 @@ class Sums:
         Args:
             coefficients: as `solve` returns them; the intercepts are right for them.
         """
-        gram, cross = self._centered()
+        gram, cross = self.gram, self._centered_cross
         whole = self._squares / self.count - np.square(self._targets[:, 0] / self.count)
         explained = (coefficients * (2 * cross - gram @ coefficients)).sum(1)
         return float(np.maximum(whole - explained, 0).mean())
 
-    def _centered(self) -> tuple[Floats, Floats]:
+    @property
+    def gram(self) -> Floats:
+        """The mean products of centered inputs, shape (groups, inputs, inputs)."""
+        x = self._inputs / self.count
+        return self._gram / self.count - x.transpose(0, 2, 1) @ x
+
+    @property
+    def _centered_cross(self) -> Floats:
         x, y = self._inputs / self.count, self._targets / self.count
-        across = x.transpose(0, 2, 1)
-        return self._gram / self.count - across @ x, self._cross / self.count - across @ y
+        return self._cross / self.count - x.transpose(0, 2, 1) @ y
 
     def _means(self) -> tuple[Floats, Floats]:
         assert self._shift is not None
