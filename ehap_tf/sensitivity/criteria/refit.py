@@ -99,8 +99,8 @@ def find_readers(model: tf_keras.Model) -> dict[str, list[Reader]]:
     refused: set[str] = set()
     for call in graph.calls.values():
         arriving = np.concatenate([ids.ravel() for ids in call.arriving] or [np.zeros(0, np.int64)])
-        if len(call.effect.outputs) == 1 and np.array_equal(arriving, call.effect.outputs[0]):
-            continue  # every channel is handed on by itself
+        if _hands_on(arriving, call.effect.outputs):
+            continue
         seen = {owners[place] for place in np.unique(owner_of[arriving]) if place >= 0}
         rows = _ids_of_rows(call.layer, call.effect.weights)
         for owner in seen:
@@ -119,6 +119,13 @@ def find_readers(model: tf_keras.Model) -> dict[str, list[Reader]]:
         for owner, readers in found.items()
         if readers and owner not in refused
     }
+
+
+def _hands_on(arriving: Indices, outputs: Sequence[Indices]) -> bool:
+    """Whether every channel that arrives leaves, by itself and as often as the others."""
+    if len(outputs) != 1 or not len(arriving) or outputs[0].size % arriving.size:
+        return False
+    return bool(np.isin(arriving, outputs[0]).all())
 
 
 def _matrix(kernel: Kernel) -> Floats:

@@ -222,6 +222,7 @@ def test_a_branch_makes_up_for_what_the_other_one_lost(norm: bool) -> None:
 
 def flat_behind(kind: str) -> tf_keras.Model:
     """A Dense layer that reads fewer units after pruning, before an activation that is flat."""
+    tf_keras.utils.set_random_seed(0)
     inputs = layers.Input((6,))
     x = layers.Dense(8, activation="tanh", name="first")(inputs)
     own = "relu" if kind == "own" else None
@@ -229,7 +230,10 @@ def flat_behind(kind: str) -> tf_keras.Model:
     if kind in ("norm", "sum"):
         x = layers.BatchNormalization(name="norm")(x)
     if kind == "sum":
-        x = layers.Add()([x, layers.Dense(4, name="other")(inputs)])
+        other = layers.Dense(4, name="other")(inputs)
+        for _ in range(2):  # more layers, so that this branch comes first
+            other = layers.Activation("linear")(other)
+        x = layers.Add()([x, other])
     if kind != "own":
         x = {"activation": layers.Activation("relu"), "relu6": layers.ReLU(0.7)}.get(
             kind, layers.ReLU()
