@@ -30,6 +30,7 @@ from ehap_tf.graph.copying import (
     with_policy,
 )
 from ehap_tf.graph.identities import IDENTITIES, NOISE, handing_on
+from ehap_tf.graph.kernels import Kernel, kernel_of, products, rows_at
 from ehap_tf.graph.operators import (
     PRODUCTS,
     QUOTIENTS,
@@ -66,6 +67,7 @@ __all__ = [
     "AveragedStatistics",
     "BatchNorm",
     "Copier",
+    "Kernel",
     "Operator",
     "ZeroInitializers",
     "arguments",
@@ -84,6 +86,7 @@ __all__ = [
     "is_symbolic",
     "is_time_distributed",
     "kept_random_state",
+    "kernel_of",
     "layer_calls",
     "layer_from",
     "layer_of",
@@ -98,11 +101,13 @@ __all__ = [
     "operator_of",
     "operator_symbol",
     "producers",
+    "products",
     "propagate",
     "propagate_calls",
     "readers",
     "register_traits",
     "replay",
+    "rows_at",
     "training_argument",
     "traits_of",
     "with_policy",

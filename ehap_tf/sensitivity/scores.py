@@ -66,8 +66,8 @@ class FilterScores(Mapping[str, np.ndarray]):
     Attributes:
         trace: layer name -> per-filter curvature trace; empty for criteria without one.
         standard_error: layer name -> standard error of the score; empty for criteria that are
-            not sampled, and for "taylor_so", "taylor_so_weight", "obd_joint" and
-            "obd_joint_centered", whose scores are not linear in what is sampled.
+            not sampled, and for "taylor_so", "taylor_so_weight", "obd_joint",
+            "obd_joint_centered" and "obs_joint", whose scores are not linear in what is sampled.
         trace_standard_error: layer name -> standard error of the trace; empty where the trace is
             not sampled.
         signed: layer name -> the signed form of the score, where the criterion has one: the

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import types
+
 import numpy as np
 import pytest
+import tensorflow as tf
 import tf_keras
 
 import ehap_tf as ehap
+from ehap_tf.graph import kernel_of
 from ehap_tf.sensitivity.criteria import refit
 from ehap_tf.sensitivity.criteria.refit import System, find_readers, removal_order
+from ehap_tf.sensitivity.filters import find_prunable
+from ehap_tf.sensitivity.least_squares import Sums
 from tests.sensitivity.networks import cross_entropy, examples
 
 layers = tf_keras.layers
@@ -109,6 +115,32 @@ def test_every_position_that_reads_a_flattened_channel_goes() -> None:
     model = tf_keras.Model(inputs, layers.Dense(2, name="logits")(x))
     (reader,) = find_readers(model)["conv"]
     assert reader.rows.tolist() == [[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11]]
+
+
+def test_the_steps_of_a_time_distributed_count_as_examples() -> None:
+    outputs = layers.Conv2D(3, 3, name="conv")(layers.Input((5, 4, 2)))
+    node = outputs.node
+    network = types.SimpleNamespace(
+        layers=find_prunable(tf_keras.Model(node.keras_inputs, outputs))
+    )
+    x = np.random.default_rng(0).normal(size=(2, 3, 5, 4, 2)).astype(np.float32)
+    grams = []
+    for images in (x, x.reshape(6, 5, 4, 2)):
+        sums = {"conv": Sums(1, 18, 0)}
+        kernels = {"conv": kernel_of(node.layer)}
+        refit._Onlooker(network, kernels, sums, len(images)).look(node, tf.constant(images))
+        assert sums["conv"].count == 6 * 3 * 2
+        grams.append(sums["conv"].gram)
+    np.testing.assert_array_equal(*grams)
+
+
+def test_readers_of_too_many_rows_are_not_solved(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = layers.Input((4, 4, 2))
+    x = layers.Flatten()(layers.Conv2D(3, 3, name="conv")(inputs))
+    model = tf_keras.Model(inputs, layers.Dense(2, name="logits")(x))
+    network = types.SimpleNamespace(model=model, layers=find_prunable(model))
+    monkeypatch.setattr(refit, "_LARGEST", 11)  # the reader has 12
+    assert refit.refits(network, None) == {}
 
 
 def test_what_others_make_up_for_costs_little() -> None:

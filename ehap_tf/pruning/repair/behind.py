@@ -17,8 +17,7 @@ import tensorflow as tf
 import tf_keras
 
 from ehap_tf.channels import ScatterChannels
-from ehap_tf.graph import batch_norm_coefficients
-from ehap_tf.graph.kernels import rows_at
+from ehap_tf.graph import batch_norm_coefficients, computes_like, is_plain_batch_norm, rows_at
 from ehap_tf.models.kinds import function_kind
 from ehap_tf.pruning.repair.walk import Key, Program, Step, Values
 
@@ -26,6 +25,8 @@ Range = tuple[float, float]
 """Where an activation is not flat: its outputs are the same for all inputs below, or above."""
 
 EVERYTHING: Range = (-np.inf, np.inf)
+
+_ACTIVATION = tf_keras.layers.Activation
 
 _RANGES: dict[str, Range] = {"relu": (0.0, np.inf), "relu6": (0.0, 6.0)}
 
@@ -128,28 +129,28 @@ def matched(wanted: tf.Tensor, outputs: tf.Tensor, low: tf.Tensor, high: tf.Tens
 def way_behind(step: Step, readers: Mapping[Key, Sequence[Step | None]], filters: int) -> Way:
     """The way from a layer's call by a BatchNorm, a scatter, a sum and an activation at most."""
     norm, places, key = None, np.arange(filters), step.outputs[0]
+    scattered = False
     others: tuple[Key, ...] = ()
     seen = seen_range(step.layer)
     if function_kind(getattr(step.layer, "activation", None)) != "linear":
         return Way(norm, places, others, seen)
     while len(readers[key]) == 1 and (reader := readers[key][0]) is not None:
         step, layer = reader, reader.layer
-        is_first = norm is None and not others
+        is_first = norm is None and not others and not scattered
         if type(layer) is tf_keras.layers.Add and not others:
             shapes = {tuple(tensor.shape) for tensor in step.node.keras_inputs}
             others = tuple(other for other in step.inputs if other != key)
             if len(shapes) > 1 or not others:  # something is broadcast, or added to itself
                 return Way(norm, places, (), EVERYTHING)
-        elif type(layer) is tf_keras.layers.BatchNormalization and is_first:
+        elif is_plain_batch_norm(layer) and is_first:
             if step.training or list(layer.axis) != [step.node.outputs.shape.rank - 1]:
                 break
             norm = layer
         elif isinstance(layer, ScatterChannels) and not others:
-            places = np.asarray(layer.positions)[places]
-        elif isinstance(layer, tf_keras.layers.ReLU | tf_keras.layers.Activation):
-            seen = seen_range(layer)
-            break
+            places, scattered = np.asarray(layer.positions)[places], True
         else:
+            if type(layer) is tf_keras.layers.ReLU or computes_like(layer, _ACTIVATION):
+                seen = seen_range(layer)
             break
         key = step.outputs[0]
     return Way(norm, places, others, seen)

@@ -11,10 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 import tf_keras
-from tf_keras.src.layers.normalization.batch_normalization import BatchNormalizationBase
 
 from ehap_tf.channels import trace_channels
-from ehap_tf.graph.kernels import Kernel, kernel_of, rows_at
+from ehap_tf.graph import Kernel, is_batch_norm, kernel_of, rows_at
 from ehap_tf.models.kinds import function_kind
 from ehap_tf.pruning.plan import PruningPlan
 from ehap_tf.pruning.repair.behind import Behind, behind_both, way_behind
@@ -171,7 +170,7 @@ def _norm_behind(
     behind = [step for pair in pairs for step in readers[pair.slim.outputs[0]]]
     norms = {step.path if step is not None else "" for step in behind}
     first = behind[0] if behind else None
-    if len(norms) != 1 or first is None or not isinstance(first.layer, BatchNormalizationBase):
+    if len(norms) != 1 or first is None or not is_batch_norm(first.layer):
         return None, False
     calls = slim.calls()[first.path]
     if len(calls) != len(behind) or list(first.layer.axis) != [first.node.outputs.shape.rank - 1]:

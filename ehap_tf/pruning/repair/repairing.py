@@ -15,7 +15,7 @@ import numpy as np
 import tf_keras
 
 from ehap_tf.channels import ChannelGraph, TracedCall, trace_channels
-from ehap_tf.graph.kernels import kernel_of
+from ehap_tf.graph import kernel_of
 from ehap_tf.models.keras3 import either_keras
 from ehap_tf.progress import ProgressCallback, no_progress
 from ehap_tf.pruning.plan import PruningPlan, require_plan

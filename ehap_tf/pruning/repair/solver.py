@@ -12,8 +12,7 @@ import numpy.typing as npt
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.graph import layer_paths
-from ehap_tf.graph.kernels import products
+from ehap_tf.graph import layer_paths, products
 from ehap_tf.progress import ProgressCallback
 from ehap_tf.pruning.plan import PruningPlan
 from ehap_tf.pruning.repair.behind import matched
@@ -34,7 +33,11 @@ _UNFOLDED_BYTES = 64 * 2**20
 """Unfolded inputs that are computed at once, about."""
 
 _ROWS_BYTES = 512 * 2**20
-"""Unfolded inputs of one layer that are kept for regressions that are repeated, about."""
+"""Of one layer, kept for regressions that are repeated, about: fewer positions where that is not
+enough for all."""
+
+_KEPT_OF_FILTERS = 6
+"""Numbers for each filter and position: those of `_Rows`, and what is lacking, old and new."""
 
 _ROUNDS, _ENOUGH, _RELAXATION = 5, 0.99, 1.6
 """A regression is repeated at most so often, and as long as the error falls by a hundredth; each
@@ -143,7 +146,8 @@ class _System:
         self._rows: list[_Rows] | None = None
         if behind is not None and behind.is_flat_somewhere:
             self._rows = []
-            most = max(_ROWS_BYTES // self._row_bytes, 1)
+            kept = self._row_bytes + 4 * _KEPT_OF_FILTERS * len(target.filters)
+            most = max(_ROWS_BYTES // kept, 1)
             sampling = dataclasses.replace(sampling, positions=min(sampling.positions, most))
         self._sampling = sampling
 

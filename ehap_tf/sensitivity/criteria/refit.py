@@ -19,8 +19,8 @@ import tensorflow as tf
 import tf_keras
 
 from ehap_tf.channels import trace_channels
-from ehap_tf.graph import traits_of
-from ehap_tf.graph.kernels import Indices, Kernel, kernel_of
+from ehap_tf.graph import Kernel, kernel_of, traits_of
+from ehap_tf.graph.kernels import Indices
 from ehap_tf.sensitivity.batches import HessianBatch
 from ehap_tf.sensitivity.least_squares import Sums
 from ehap_tf.sensitivity.network import Network
@@ -34,6 +34,9 @@ _RIDGE = 1e-2
 
 _GRAM_BYTES = 2**30
 """Of the matrices H that are added up in one pass over the data."""
+
+_LARGEST = 8192
+"""Rows of a reader, at most: H of more would take gigabytes, and hours to invert as often."""
 
 _STEPS = 64
 """A layer of more filters loses several at once."""
@@ -69,11 +72,19 @@ def refits(network: Network, data: HessianBatch) -> dict[str, Refit]:
     """Layer path -> its `Refit`, for layers whose filters are read by kernels alone.
 
     Filters that go into a sum or out of the model are read by no layer that could make up for them.
+    Readers of more than `_LARGEST` rows (a Dense layer behind the Flatten of a large map) are not
+    solved again.
     """
-    owners = find_readers(network.model)
     layers = {layer.name: layer.layer for layer in network.layers}
+    kernels = {path: kernel for path, layer in layers.items() if (kernel := kernel_of(layer))}
+    large = {path for path, kernel in kernels.items() if _rows(kernel) > _LARGEST}
+    owners = {
+        owner: readers
+        for owner, readers in find_readers(network.model).items()
+        if large.isdisjoint(reader.path for reader in readers)
+    }
     paths = {reader.path for readers in owners.values() for reader in readers}
-    kernels = {path: kernel for path in sorted(paths) if (kernel := kernel_of(layers[path]))}
+    kernels = {path: kernels[path] for path in sorted(paths)}
     grams = _grams(network, data, kernels)
     return {
         owner: removal_order(
@@ -134,6 +145,10 @@ def _matrix(kernel: Kernel) -> Floats:
     return np.asarray(matrix, np.float64)
 
 
+def _rows(kernel: Kernel) -> int:
+    return int(kernel.matrix(kernel.value).shape[1])
+
+
 def _ids_of_rows(
     layer: tf_keras.layers.Layer, weights: Mapping[str, tuple[Indices | None, ...]]
 ) -> Indices | None:
@@ -166,7 +181,7 @@ def _grams(
         held = 0
         while waiting and held < _GRAM_BYTES:
             path = waiting.pop()
-            rows = len(_matrix(kernels[path]))
+            rows = _rows(kernels[path])
             held += 16 * rows**2
             sums[path] = Sums(1, rows, 0)
         onlooker = _Onlooker(network, kernels, sums, data.examples)
@@ -198,8 +213,11 @@ class _Onlooker:
         path = self._paths.get(id(node.layer))
         if path is not None:
             kernel, values = self._kernels[path], tf.cast(tensor, tf.float32)
-            total = len(values) * int(np.prod(kernel.output_positions(tuple(values.shape))))
             most = -(-_POSITIONS * len(values) // self._examples)
+            # The steps of a TimeDistributed are as good as examples.
+            own = tensor.shape[1 + tensor.shape.rank - node.keras_inputs[0].shape.rank :]
+            values = tf.reshape(values, [-1, *own])
+            total = len(values) * int(np.prod(kernel.output_positions(tuple(values.shape))))
             chosen = np.arange(total)
             if total > most:
                 chosen = np.sort(self._rng.choice(total, most, replace=False, shuffle=False))

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, note, seed, settings
 from hypothesis import strategies as st
 
 import ehap_tf as ehap
-from ehap_tf.graph.kernels import kernel_of
+from ehap_tf.graph import kernel_of
 from tests.pruning.nets import random_scores, shake
 from tests.pruning.random_models import SIZE, build, recipes
 from tests.pruning.repair.nets import images

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import types
 from typing import Any
 
 import numpy as np
@@ -11,8 +13,11 @@ import tensorflow as tf
 import tf_keras
 
 import ehap_tf as ehap
-from ehap_tf.graph.kernels import kernel_of
+from ehap_tf.channels import ScatterChannels
+from ehap_tf.graph import kernel_of
 from ehap_tf.pruning.repair import solver
+from ehap_tf.pruning.repair.behind import EVERYTHING, Way, way_behind
+from ehap_tf.pruning.repair.walk import unrolled
 from tests.pruning.nets import (
     batch,
     random_scores,
@@ -305,6 +310,59 @@ def least(error: Any, model: tf_keras.Model) -> float:
         return float(value), np.concatenate([np.ravel(g) for g in gradients]).astype(np.float64)
 
     return float(scipy.optimize.minimize(function, start, jac=True, method="L-BFGS-B").fun)
+
+
+class Leaking(layers.Activation):
+    """The user's own: no output is the same for all inputs below."""
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        return self.activation(x) + 0.1 * x
+
+
+def way_to(*behind: tf_keras.layers.Layer) -> Way:
+    x = inputs = layers.Input((3,))
+    for layer in (layers.Dense(2, name="layer"), *behind):
+        x = layer(x)
+    program = unrolled(tf_keras.Model(inputs, x), itertools.count())
+    return way_behind(program.calls()["layer"][0], program.readers(), 2)
+
+
+@pytest.mark.parametrize(
+    ("make", "seen"),
+    [
+        (lambda: layers.ReLU(), (0, np.inf)),
+        (lambda: layers.ReLU(2.0), (0, 2)),
+        (lambda: layers.Activation(tf.nn.relu6), (0, 6)),
+        (lambda: layers.ReLU(negative_slope=0.1), EVERYTHING),
+        (lambda: layers.ReLU(threshold=0.1), EVERYTHING),
+        (lambda: layers.LeakyReLU(), EVERYTHING),
+        (lambda: layers.PReLU(), EVERYTHING),
+        (lambda: Leaking("relu"), EVERYTHING),
+    ],
+)
+def test_only_what_is_flat_counts_as_flat(make: Any, seen: tuple[float, float]) -> None:
+    assert way_to(layers.BatchNormalization(), make()).seen == seen
+
+
+def test_a_norm_of_other_channels_than_the_layers_ends_the_way() -> None:
+    way = way_to(ScatterChannels([2, 0], 4), layers.BatchNormalization(), layers.ReLU())
+    assert way.norm is None and way.seen == EVERYTHING
+
+
+def test_what_is_kept_for_repeated_regressions_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, filters = 2, 64  # the outputs are most of it
+    layer = layers.Dense(filters)
+    layer.build((None, inputs))
+    target = types.SimpleNamespace(
+        slim=kernel_of(layer), pairs=[None], filters=np.arange(filters),
+        behind=types.SimpleNamespace(is_flat_somewhere=True),
+    )  # fmt: skip
+    monkeypatch.setattr(solver, "_ROWS_BYTES", 100_000)
+    system = solver._System(target, solver.Sampling(1_000, 0), 0, 1_000)
+    count = system._sampling.positions
+    wide = np.zeros((count, filters), np.float32)
+    kept = [np.zeros((count, 1, inputs), np.float32), *[wide] * 4]
+    assert count > 20 and sum(array.nbytes for array in kept) < 100_000
 
 
 def shared_net(nested: bool) -> tf_keras.Model:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ehap_tf.graph.kernels import kernel_of
+from ehap_tf.graph import kernel_of
 from tests.pruning.repair.nets import KINDS, images
 
 
