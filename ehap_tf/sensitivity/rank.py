@@ -74,8 +74,9 @@ def rank_filters(
         progress: called as `progress(probes done, probes, figures)`.
         residual: "tied" where filters that a sum lines up are to be removed together, as in
             `plan_pruning`: criteria on gates ("obd", "obd_joint", "obd_joint_centered",
-            "obs_joint", "quadratic", "taylor_fo", "taylor_so", "oracle") then score the removal of the whole
-            group at once, with the cross terms between its filters, and each filter has its share.
+            "obs_joint", "quadratic", "taylor_fo", "taylor_so", "oracle") then score the removal of
+            the whole group at once, with the cross terms between its filters, and each filter has
+            its share.
             Other criteria are the same in both modes; the plan adds their scores up.
 
     Returns:
