@@ -46,7 +46,10 @@ def model_inside(layer: tf_keras.layers.Layer) -> tf_keras.Model | None:
 
 
 def _of_one_step(layer: tf_keras.layers.TimeDistributed) -> tf_keras.Model:
-    """A model that calls nothing but the layer that a TimeDistributed holds."""
+    """A model that calls nothing but the layer that a TimeDistributed holds.
+
+    The layer is the caller's own, and keeps no trace of the call.
+    """
     if layer not in _OF_ONE_STEP:
         inner, arrives = layer.layer, layer.inbound_nodes[0].call_args[0]
         inputs = [
@@ -55,6 +58,7 @@ def _of_one_step(layer: tf_keras.layers.TimeDistributed) -> tf_keras.Model:
         ]
         packed = tf.nest.pack_sequence_as(arrives, inputs)
         _OF_ONE_STEP[layer] = tf_keras.Model(packed, inner(packed), name=inner.name)
+        inner._inbound_nodes.pop()
     return _OF_ONE_STEP[layer]
 
 

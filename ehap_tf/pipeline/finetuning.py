@@ -14,7 +14,7 @@ from ehap_tf.models import copy_model, require_functional, require_inputs
 from ehap_tf.models.keras3 import either_keras
 from ehap_tf.quantization import FreezeBatchNorm
 from ehap_tf.sensitivity.labels import require_labels
-from ehap_tf.sensitivity.losses import compiled_weights, resolve_loss, weights_by_output
+from ehap_tf.sensitivity.losses import compiled_weights, require_loss, weights_by_output
 from ehap_tf.sensitivity.supervised import losses_by_output
 
 
@@ -190,8 +190,7 @@ def known_loss(
     if loss is None:
         loss = getattr(model, "loss", None)
         loss_weights = compiled_weights(model) if loss_weights is None else loss_weights
-    if loss is None:
-        resolve_loss(None, model)  # says what is missing
+    require_loss(loss)
     return loss, weights_by_output(loss_weights, model)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import tf_keras
 
-from ehap_tf.channels import trace_channels
+from ehap_tf.channels import is_depthwise, trace_channels
 from ehap_tf.pruning.plan import PruningPlan
 from ehap_tf.pruning.selection import plan_from_flags, plan_pruning
 
@@ -37,10 +37,14 @@ def plan_further(
     listed = {layer: np.asarray(values, np.float64) for layer, values in scores.items()}
     # Below whatever a unit that is still there may have, also after a division by costs.
     gone = -1e15 * (1 + sum(float(np.abs(values).sum()) for values in listed.values()))
+    graph = trace_channels(model, before.residual)
+    # Of one group, it is a convolution that owns its filters in the slim model.
+    one_group = {call.path for call in graph.calls.values() if is_depthwise(call.layer)}
     everything = {}
     for layer, values in listed.items():
         if layer not in before.filters:
-            everything[layer] = values  # not one of the plan: `plan_pruning` says why
+            if layer not in one_group:
+                everything[layer] = values  # not one of the plan: `plan_pruning` says why
             continue
         kept = before.kept[layer]
         if values.shape != kept.shape:
@@ -53,7 +57,7 @@ def plan_further(
     plan = plan_pruning(model, everything, residual=before.residual, **options)
     flags, earlier = plan.flags(), before.flags()
     left = {layer: flags[layer] & earlier[layer] for layer in flags}
-    whole = plan_from_flags(trace_channels(model, before.residual), left)
+    whole = plan_from_flags(graph, left)
     return dataclasses.replace(whole, shortfall=plan.shortfall)
 
 
@@ -65,5 +69,8 @@ def plan_on_slim(slim: tf_keras.Model, before: PruningPlan, after: PruningPlan) 
         before: a plan of the model that everything started from.
         after: another, which keeps nothing that `before` removes.
     """
+    graph = trace_channels(slim, after.residual)
     flags = {layer: np.isin(before.kept[layer], after.kept[layer]) for layer in after.filters}
-    return plan_from_flags(trace_channels(slim, after.residual), flags)
+    # A grouped convolution that was cut to one group owns filters here: that group stays.
+    alone = {layer: np.ones(len(ids), np.bool_) for layer, ids in graph.ids.atoms.items()}
+    return plan_from_flags(graph, alone | flags)

@@ -82,12 +82,17 @@ _minimum = _arithmetic("Minimum", "minimum", lambda c, first: None)
 def _divide(builder: GraphBuilder, name: str, x: Any, y: Any) -> Any:
     """A quotient by the reciprocal square root: TFLite's DIV stops at a zero.
 
-    The root's the largest value stands for that of a zero, as if the zero were one step.
+    The largest value of the reciprocal root stands for that of a zero, as if the zero were one step.
+    x / sqrt(y) is x times the reciprocal root of y: two roundings fewer than x times that of sqrt(y)
+    and times it again.
     """
     if not is_symbolic(y):
         return _multiply(builder, name, x, 1.0 / np.asarray(y, np.float64))
     if is_symbolic(x) and x.shape.rank != y.shape.rank:
         return None
+    square = _square_under_root(y)
+    if square is not None:
+        return _multiply(builder, name, x, builder.operate("rsqrt", f"{name}_rsqrt", square))
     if _is_not_negative(y):
         root = builder.operate("rsqrt", f"{name}_rsqrt", y)
         if not is_symbolic(x):
@@ -112,6 +117,13 @@ def _divide_no_nan(builder: GraphBuilder, name: str, x: Any, y: Any) -> Any:
 
 def _reciprocal(builder: GraphBuilder, name: str, x: Any) -> Any:
     return _divide(builder, name, 1.0, x)
+
+
+def _square_under_root(x: Any) -> Any:
+    """What a tensor of the new graph is the square root of; None where it is none."""
+    node, _ = made_by(x)
+    is_root = layer_kind(node.layer) == "EhapOperator" and node.layer.operator == "sqrt"
+    return node.keras_inputs[0] if is_root else None
 
 
 def _is_not_negative(x: Any) -> bool:

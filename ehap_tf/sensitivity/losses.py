@@ -79,6 +79,19 @@ class Loss:
         return "binary_crossentropy"
 
 
+def require_loss(loss: Any) -> None:
+    """Checks that there is a loss, of one output at least.
+
+    Raises:
+        ValueError: it is None, or that of every output is.
+    """
+    if all(each is None for each in tf.nest.flatten(loss)):
+        raise ValueError(
+            f"loss must be given when the model is not compiled with one. Received: {loss}; pass "
+            "for example tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)"
+        )
+
+
 def resolve_loss(loss: Any, model: tf_keras.Model) -> Loss:
     """Understands a Keras loss, its name, a function, or the model's compiled loss when None.
 
@@ -89,11 +102,7 @@ def resolve_loss(loss: Any, model: tf_keras.Model) -> Loss:
     if loss is None:
         loss = getattr(model, "loss", None)
         weight = next(iter(weights_by_output(compiled_weights(model), model).values()), 1.0)
-        if loss is None:
-            raise ValueError(
-                "loss must be given when the model is not compiled with one. Received: None; pass "
-                "for example tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)"
-            )
+        require_loss(loss)
     if isinstance(loss, (list, tuple, dict)):
         if len(loss) != 1:
             raise ValueError(f"loss must be a single loss of a single output. Received: {loss!r}")

@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+import tf_keras
 
 from ehap_tf.pruning import plan_further, plan_on_slim, plan_pruning, prune
-from tests.pruning.nets import batch, random_scores, relative_error, small_residual_net
+from tests.pruning.nets import batch, random_scores, relative_error, shake, small_residual_net
+
+layers = tf_keras.layers
 
 
 @pytest.mark.parametrize("residual", ["union", "tied"])
@@ -45,3 +48,28 @@ def test_filters_that_are_gone_are_counted_first():
     assert all(set(kept) <= set(half.kept[layer]) for layer, kept in further.kept.items())
     with pytest.raises(ValueError, match="one a filter that is kept"):
         plan_further(model, half, scores, prune_ratio=0.5)
+
+
+@pytest.mark.parametrize("multiplier", [1, 2])
+def test_a_grouped_convolution_of_one_group_stays_as_it_is(multiplier):
+    """It owns no filters in the first model, and does in the slim one, where it is scored too."""
+    inputs = layers.Input((6, 6, 3))
+    x = layers.Conv2D(4, 3, name="conv")(inputs)
+    x = layers.Conv2D(4 * multiplier, 3, groups=4, name="grouped")(x)
+    x = layers.Conv2D(6, 3, name="last")(x)
+    model = shake(tf_keras.Model(inputs, layers.Dense(2)(layers.GlobalMaxPooling2D()(x))))
+    scores = {"conv": np.arange(4.0), "last": 9.0 + np.arange(6.0)}
+    plan = plan_pruning(model, scores, 0.3, prune_ratio_limit=0.8)
+    assert list(plan.kept["conv"]) == [3]
+    slim = prune(model, plan)
+    assert slim.get_layer("grouped").groups == 1
+    scores = {**random_scores(slim), "last": np.arange(6.0)}
+    assert "grouped" in scores
+    further = plan_further(model, plan, scores, prune_ratio=0.6, prune_ratio_limit=0.8)
+    assert list(further.kept["conv"]) == [3] and len(further.kept["last"]) < 6
+    slimmer = prune(slim, plan_on_slim(slim, plan, further))
+    at_once = prune(model, further)
+    assert slimmer.count_params() == at_once.count_params() == further.params_after
+    assert relative_error(slimmer(batch(model)), at_once(batch(model))) < 1e-5
+    with pytest.raises(ValueError, match="nowhere"):
+        plan_further(model, plan, {**scores, "nowhere": np.ones(2)}, prune_ratio=0.6)

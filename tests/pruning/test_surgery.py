@@ -306,6 +306,24 @@ def test_what_is_distributed_over_time_is_cut(residual, tmp_path):
     assert list(random_scores(again)) == [*paths, "out"]
 
 
+def test_what_is_distributed_over_time_is_looked_at_without_a_trace():
+    """The caller's layer is called nowhere but by the caller."""
+    inputs = layers.Input((3, 6))
+    inner, read = layers.Dense(5, name="inner"), layers.Dense(2, name="read")
+    x = layers.TimeDistributed(inner, name="steps")(inputs)
+    model = shake(tf_keras.Model(inputs, layers.Flatten()(layers.TimeDistributed(read)(x))))
+    plan = plan_pruning(model, {"steps/inner": np.arange(5.0)}, prune_ratio=0.4)
+    slim = prune(model, plan)
+    assert relative_error(slim(batch(model)), mask(model, plan)(batch(model))) < 1e-5
+    assert len(inner.inbound_nodes) == len(read.inbound_nodes) == 0
+    # What the caller does with it afterwards is the caller's own.
+    alone = layers.Input((6,))
+    other = tf_keras.Model(alone, inner(alone))
+    assert inner.input is alone and len(inner.inbound_nodes) == 1
+    assert len(plan_pruning(model, {"steps/inner": np.arange(5.0)}, 0.4).kept["steps/inner"]) == 3
+    assert tf_keras.Model.from_config(other.get_config()).count_params() == 35
+
+
 def test_a_layer_in_two_time_distributed_is_cut_once():
     """The second time on the outputs of the first, so that its inputs and units are the same."""
     shared, inputs = layers.Dense(6, name="shared"), layers.Input((3, 6))

@@ -42,6 +42,28 @@ def test_it_is_on_for_post_training_quantization_only(model):
     assert equal(weights("ptq", bias_correction=False), off)
 
 
+def test_a_block_that_is_called_twice_is_corrected_call_by_call():
+    """Each call is an operator of its own, with a bias of its own."""
+    inputs = layers.Input((8, 8, 3))
+    convolution, norm = layers.Conv2D(3, 3, padding="same"), layers.BatchNormalization()
+    x = inputs
+    for _ in range(2):
+        x = layers.ReLU()(norm(convolution(x)))
+    twice = randomize(tf_keras.Model(inputs, layers.GlobalAveragePooling2D()(x)))
+    before, after = (
+        quantize(twice, "ptq", weight_bits=4, representative_data=images(), bias_correction=on)
+        for on in (False, True)
+    )
+    errors = [np.abs(difference(qat, twice).mean(axis=0)).mean() for qat in (before, after)]
+    assert errors[1] < 0.5 * errors[0]
+    # A bias and a beta, of each call; alike until one is corrected.
+    different = [
+        {w.numpy().tobytes() for w in qat.weights if "bias" in w.name or "beta" in w.name}
+        for qat in (before, after)
+    ]
+    assert len(different[0]) == 2 < len(different[1])
+
+
 def bias(qat):
     (variable,) = (weight for weight in qat.weights if "bias" in weight.name)
     return variable.numpy()

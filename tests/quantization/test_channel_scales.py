@@ -11,15 +11,15 @@ from ehap_tf.quantization.quantizers import to_channels_last
 from tests.quantization.nets import layers, randomize
 
 
-def weight_scales(path):
-    """Of every 8-bit kernel of the file. An interpreter would show one scale as many."""
+def weight_scales(path, kind=schema.TensorType.INT8):
+    """Of every kernel of the file that has this type, 8 bits. An interpreter would show one scale as many."""
     content = path.read_bytes()
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
     return [
         tensor.quantization.scale
         for tensor in model.subgraphs[0].tensors
         if model.buffers[tensor.buffer].data is not None
-        and tensor.type == schema.TensorType.INT8
+        and tensor.type == kind
         and len(tensor.shape) > 1
     ]
 
@@ -73,6 +73,38 @@ def test_dense_layers_have_a_scale_for_each_unit(name, bits, tmp_path):
     assert file.tensor_types.get("INT4", 0) == (count if bits == 4 else 0)
     if bits == 8:
         assert sorted(map(len, weight_scales(file.path))) == sorted([9] * (count - 1) + [5])
+
+
+def shared():
+    dense, inputs = layers.Dense(6, name="dense"), layers.Input((4, 6))
+    return tf_keras.Model(inputs, layers.Flatten()(dense(layers.ReLU()(dense(inputs)))))
+
+
+ELSEWHERE = {
+    "each step": lambda: tf_keras.Sequential(
+        [layers.Input((4, 6)), layers.TimeDistributed(layers.Dense(5)), layers.Flatten()]
+    ),
+    "two calls": shared,
+    "maps": lambda: tf_keras.Sequential([layers.Input((4, 4, 6)), layers.Dense(5)]),
+    "transposed": lambda: tf_keras.Sequential(
+        [layers.Input((4, 4, 6)), layers.Conv2DTranspose(5, 3, 2, "same")]
+    ),
+}
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_kernels_elsewhere_have_a_scale_for_each_channel(name, bits, tmp_path):
+    """Counted in the file, which computes what the model does."""
+    model = uneven(ELSEWHERE[name](), axis=-2 if name == "transposed" else -1)
+    x = np.random.default_rng(0).standard_normal((64, *model.input_shape[1:])).astype(np.float32)
+    qat = quantize(model, "ptq", bits, representative_data=x)
+    file = export_tflite(qat, tmp_path / "net.tflite", data=x)
+    assert file.float_ops == 0 and file.difference < (0.05 if bits == 8 else 0.3)
+    types = schema.TensorType.INT8 if bits == 8 else schema.TensorType.INT4
+    count = 2 if name == "two calls" else 1
+    units = 6 if name == "two calls" else 5
+    assert list(map(len, weight_scales(file.path, types))) == [units] * count
 
 
 def test_small_units_are_as_exact_as_large_ones(tmp_path):

@@ -89,6 +89,16 @@ def test_the_file_has_no_operator_more_and_the_same_numbers(kernel, x, tmp_path)
     np.testing.assert_array_equal(outputs[0], outputs[1])
 
 
+def test_it_stands_among_volumes():
+    def volumes(make):
+        inputs = layers.Input((4, 6, 6, 3))
+        x = layers.ReLU()(make()(layers.MaxPooling3D()(make()(inputs))))
+        return randomize(tf_keras.Model(inputs, layers.Dense(3)(layers.Flatten()(make()(x)))))
+
+    expected = operators(volumes(NOTHING))
+    assert operators(volumes(lambda: layers.SpatialDropout3D(0.5))) == expected
+
+
 def test_dropout_before_a_relu_does_not_widen_its_range():
     """It moves behind the ReLU, where it does the same."""
     model = network(layers.Dense, OF_ANY_RANK["Dropout"], NOTHING, shape=(20,), norm=False)

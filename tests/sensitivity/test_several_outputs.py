@@ -304,3 +304,14 @@ def test_an_output_without_a_loss_is_left_out(data, form):
     assert not np.array_equal(*kernels)
     with pytest.raises(ValueError, match="loss must be one for each output"):
         ehap.rank_filters(model, data, {"none": "mse"})
+
+
+@pytest.mark.parametrize("loss", [[None, None], {"digit": None, "ink": None}])
+def test_no_loss_of_any_output_is_said(data, loss):
+    model = net()
+    model.compile("sgd", loss)
+    for given in (None, loss):
+        with pytest.raises(ValueError, match="loss must be given when"):
+            ehap.rank_filters(model, data, given, "taylor_fo")
+        with pytest.raises(ValueError, match="loss must be given when"):
+            ehap.finetune(model, data, epochs=1, loss=given)
