@@ -82,9 +82,9 @@ _minimum = _arithmetic("Minimum", "minimum", lambda c, first: None)
 def _divide(builder: GraphBuilder, name: str, x: Any, y: Any) -> Any:
     """A quotient by the reciprocal square root: TFLite's DIV stops at a zero.
 
-    The largest value of the reciprocal root stands for that of a zero, as if the zero were one step.
-    x / sqrt(y) is x times the reciprocal root of y: two roundings fewer than x times that of sqrt(y)
-    and times it again.
+    The largest value of the reciprocal root stands for that of a zero, as if that were one step.
+    x / sqrt(y) is x times the reciprocal root of y, once: two roundings fewer than by that of
+    sqrt(y), twice.
     """
     if not is_symbolic(y):
         return _multiply(builder, name, x, 1.0 / np.asarray(y, np.float64))

@@ -53,7 +53,7 @@ def test_filters_that_are_gone_are_counted_first():
 @pytest.mark.parametrize("multiplier", [1, 2])
 def test_a_grouped_convolution_of_one_group_stays_as_it_is(multiplier):
     """It owns no filters in the first model, and does in the slim one, where it is scored too."""
-    inputs = layers.Input((6, 6, 3))
+    inputs = layers.Input((8, 8, 3))
     x = layers.Conv2D(4, 3, name="conv")(inputs)
     x = layers.Conv2D(4 * multiplier, 3, groups=4, name="grouped")(x)
     x = layers.Conv2D(6, 3, name="last")(x)

@@ -320,7 +320,8 @@ def test_what_is_distributed_over_time_is_looked_at_without_a_trace():
     alone = layers.Input((6,))
     other = tf_keras.Model(alone, inner(alone))
     assert inner.input is alone and len(inner.inbound_nodes) == 1
-    assert len(plan_pruning(model, {"steps/inner": np.arange(5.0)}, 0.4).kept["steps/inner"]) == 3
+    again = plan_pruning(model, {"steps/inner": np.arange(5.0)}, prune_ratio=0.4)
+    np.testing.assert_array_equal(again.kept["steps/inner"], plan.kept["steps/inner"])
     assert tf_keras.Model.from_config(other.get_config()).count_params() == 35
 
 
