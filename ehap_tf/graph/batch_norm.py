@@ -112,8 +112,9 @@ class _Sums:
         norm.momentum = 0.0  # the moving statistics are then those of the newest call
         norm.call = self._counted
 
-    def _counted(self, inputs: tf.Tensor, *args: Any, **kwargs: Any) -> Any:
-        outputs = self._call(inputs, *args, **kwargs)
+    def _counted(self, inputs: tf.Tensor, training: Any = None, **kwargs: Any) -> Any:
+        # TFMOT's wrapper hands on `training` to what has an argument of that name.
+        outputs = self._call(inputs, training=training, **kwargs)
         examples = tf.cast(tf.shape(inputs)[0], tf.float64)
         for total, statistic in zip(self._totals, self._statistics, strict=True):
             total.assign_add(examples * tf.cast(statistic, tf.float64))
