@@ -30,7 +30,7 @@ from ehap_tf.graph.copying import (
     with_policy,
 )
 from ehap_tf.graph.identities import IDENTITIES, NOISE, handing_on
-from ehap_tf.graph.kernels import Kernel, kernel_of, products, rows_at
+from ehap_tf.graph.kernels import Kernel, kernel_of, products, rows_at, some_positions
 from ehap_tf.graph.operators import (
     PRODUCTS,
     QUOTIENTS,
@@ -108,6 +108,7 @@ __all__ = [
     "register_traits",
     "replay",
     "rows_at",
+    "some_positions",
     "training_argument",
     "traits_of",
     "with_policy",

@@ -88,6 +88,13 @@ def rows_at(tensor: tf.Tensor, positions: Indices) -> tf.Tensor:
     return tf.gather(tf.reshape(tensor, [-1, tensor.shape[-1]]), positions)
 
 
+def some_positions(total: int, most: int, rng: np.random.Generator) -> Indices:
+    """At most so many of the positions [0, total), sorted, drawn at random where there are more."""
+    if total <= most:
+        return np.arange(total)
+    return np.sort(rng.choice(total, most, replace=False, shuffle=False))
+
+
 class DenseKernel(Kernel):
     """Dense, on vectors or on every position of a map."""
 

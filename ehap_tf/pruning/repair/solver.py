@@ -12,7 +12,7 @@ import numpy.typing as npt
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.graph import layer_paths, products
+from ehap_tf.graph import layer_paths, products, some_positions
 from ehap_tf.progress import ProgressCallback
 from ehap_tf.pruning.plan import PruningPlan
 from ehap_tf.pruning.repair.behind import matched
@@ -58,11 +58,8 @@ class Sampling:
 
     def choose(self, total: int, share: int, *place: int) -> npt.NDArray[np.int64]:
         """Sorted positions of [0, total), a `share`-th of `positions` at most."""
-        most = -(-self.positions // share)
-        if total <= most:
-            return np.arange(total)
         rng = np.random.default_rng([self.seed, *place])
-        return np.sort(rng.choice(total, most, replace=False, shuffle=False))
+        return some_positions(total, -(-self.positions // share), rng)
 
 
 class Solver:

@@ -20,6 +20,7 @@ for when their kernels are solved again, as `repair` does.
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from ehap_tf.sensitivity import sampling
 from ehap_tf.sensitivity.batches import MicroBatch
@@ -75,12 +76,7 @@ def refit_losses(curvature: Floats, refit: Refit) -> Floats:
     """
     ordered = curvature[np.ix_(refit.order, refit.order)]
     whole = np.cumsum(np.diag(ordered) / 2 + np.tril(ordered, -1).sum(1))
-    costs = np.diff(refit.left * whole, prepend=0.0)
-    losses, level = np.zeros(len(costs)), 0.0
-    for one, cost in zip(refit.order, costs, strict=True):
-        level = max(float(np.nextafter(level, np.inf)), float(cost))
-        losses[one] = level
-    return losses
+    return _rising(refit.order, np.diff(refit.left * whole, prepend=0.0))
 
 
 def joint_removal_losses(curvature: Floats) -> Floats:
@@ -94,14 +90,23 @@ def joint_removal_losses(curvature: Floats) -> Floats:
         others went counts as much as the last of those, and a little more.
     """
     costs = np.diag(curvature) / 2
-    losses, level = np.zeros(len(costs)), 0.0
+    order = np.zeros(len(costs), np.int64)
+    paid = np.zeros(len(costs))
     waiting = np.ones(len(costs), np.bool_)
-    for _ in range(len(costs)):
+    for place in range(len(costs)):
         next_one = int(np.argmin(np.where(waiting, costs, np.inf)))
-        level = max(float(np.nextafter(level, np.inf)), float(costs[next_one]))
-        losses[next_one] = level
+        order[place], paid[place] = next_one, costs[next_one]
         waiting[next_one] = False
         costs = costs + curvature[next_one]
+    return _rising(order, paid)
+
+
+def _rising(order: npt.NDArray[np.int64], costs: Floats) -> Floats:
+    """By gate what each costs at its turn, never less than the one before and a little more."""
+    losses, level = np.zeros(len(costs)), 0.0
+    for one, cost in zip(order, costs, strict=True):
+        level = max(float(np.nextafter(level, np.inf)), float(cost))
+        losses[one] = level
     return losses
 
 

@@ -19,7 +19,7 @@ import tensorflow as tf
 import tf_keras
 
 from ehap_tf.channels import trace_channels
-from ehap_tf.graph import Kernel, kernel_of, traits_of
+from ehap_tf.graph import Kernel, kernel_of, some_positions, traits_of
 from ehap_tf.graph.kernels import Indices
 from ehap_tf.sensitivity.batches import HessianBatch
 from ehap_tf.sensitivity.least_squares import Sums
@@ -159,7 +159,7 @@ def _ids_of_rows(
     attribute, axis = owner
     axes = weights.get(attribute)
     ids = None if axes is None else axes[-1 if axis == -2 else -2]
-    return None if ids is None else np.tile(ids, len(_matrix(kernel)) // len(ids))
+    return None if ids is None else np.tile(ids, _rows(kernel) // len(ids))
 
 
 def _by_filter(rows: Indices, filters: Indices) -> Indices | None:
@@ -218,10 +218,7 @@ class _Onlooker:
             own = tensor.shape[1 + tensor.shape.rank - node.keras_inputs[0].shape.rank :]
             values = tf.reshape(values, [-1, *own])
             total = len(values) * int(np.prod(kernel.output_positions(tuple(values.shape))))
-            chosen = np.arange(total)
-            if total > most:
-                chosen = np.sort(self._rng.choice(total, most, replace=False, shuffle=False))
-            unfolded = kernel.unfolded(values, chosen)
+            unfolded = kernel.unfolded(values, some_positions(total, most, self._rng))
             self._sums[path].add(unfolded, tf.zeros([*unfolded.shape[:2], 0]))
         return tensor
 
