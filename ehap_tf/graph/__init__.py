@@ -31,6 +31,7 @@ from ehap_tf.graph.copying import (
 )
 from ehap_tf.graph.identities import IDENTITIES, NOISE, handing_on
 from ehap_tf.graph.kernels import Kernel, kernel_of, products, rows_at, some_positions
+from ehap_tf.graph.least_squares import Sums
 from ehap_tf.graph.operators import (
     PRODUCTS,
     QUOTIENTS,
@@ -69,6 +70,7 @@ __all__ = [
     "Copier",
     "Kernel",
     "Operator",
+    "Sums",
     "ZeroInitializers",
     "arguments",
     "batch_norm_coefficients",

@@ -12,14 +12,13 @@ import numpy.typing as npt
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.graph import layer_paths, products, some_positions
+from ehap_tf.graph import Sums, layer_paths, products, some_positions
 from ehap_tf.progress import ProgressCallback
 from ehap_tf.pruning.plan import PruningPlan
 from ehap_tf.pruning.repair.behind import matched
 from ehap_tf.pruning.repair.images import MicroBatch, micro_batches
 from ehap_tf.pruning.repair.matching import Target, find_targets
 from ehap_tf.pruning.repair.walk import Stop, Values, plan_stops, unrolled
-from ehap_tf.sensitivity.least_squares import Sums
 
 Floats = npt.NDArray[Any]
 

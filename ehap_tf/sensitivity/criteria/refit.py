@@ -19,10 +19,9 @@ import tensorflow as tf
 import tf_keras
 
 from ehap_tf.channels import trace_channels
-from ehap_tf.graph import Kernel, kernel_of, some_positions, traits_of
+from ehap_tf.graph import Kernel, Sums, kernel_of, some_positions, traits_of
 from ehap_tf.graph.kernels import Indices
 from ehap_tf.sensitivity.batches import HessianBatch
-from ehap_tf.sensitivity.least_squares import Sums
 from ehap_tf.sensitivity.network import Network
 from ehap_tf.sensitivity.statistics import Floats
 
