@@ -60,7 +60,7 @@ class Kernel(abc.ABC):
             positions: indices into (batch, *output positions), flattened.
 
         Returns:
-            Shape (positions, groups, rows of the matrix), float32.
+            Shape (groups, positions, rows of the matrix), float32.
         """
 
     @abc.abstractmethod
@@ -79,8 +79,10 @@ class Kernel(abc.ABC):
 
 def products(unfolded: tf.Tensor, matrix: Floats) -> tf.Tensor:
     """Unfolded inputs times a matrix, shape (positions, filters)."""
-    by_group = tf.matmul(tf.transpose(unfolded, [1, 0, 2]), matrix)
-    return tf.reshape(tf.transpose(by_group, [1, 0, 2]), [unfolded.shape[0], -1])
+    by_group = tf.matmul(unfolded, matrix)
+    if len(matrix) == 1:
+        return by_group[0]
+    return tf.reshape(tf.transpose(by_group, [1, 0, 2]), [unfolded.shape[1], -1])
 
 
 def rows_at(tensor: tf.Tensor, positions: Indices) -> tf.Tensor:
@@ -104,7 +106,7 @@ class DenseKernel(Kernel):
 
     def unfolded(self, inputs: tf.Tensor, positions: Indices) -> tf.Tensor:
         """As `Kernel` says."""
-        return rows_at(inputs, positions)[:, None]
+        return rows_at(inputs, positions)[None]
 
     def matrix(self, value: Floats) -> Floats:
         """As `Kernel` says."""
@@ -165,9 +167,9 @@ class ConvolutionKernel(_Spatial):
         """As `Kernel` says."""
         taps, groups = self._taps(inputs, positions), self.layer.groups
         if groups == 1:
-            return tf.reshape(taps, [len(positions), 1, -1])
+            return tf.reshape(taps, [1, len(positions), -1])
         grouped = tf.reshape(taps, [*taps.shape[:2], groups, -1])
-        return tf.reshape(tf.transpose(grouped, [0, 2, 1, 3]), [len(positions), groups, -1])
+        return tf.reshape(tf.transpose(grouped, [2, 0, 1, 3]), [groups, len(positions), -1])
 
     def matrix(self, value: Floats) -> Floats:
         """As `Kernel` says."""
@@ -184,7 +186,7 @@ class TransposedKernel(_Spatial):
 
     def unfolded(self, inputs: tf.Tensor, positions: Indices) -> tf.Tensor:
         """As `Kernel` says."""
-        return tf.reshape(self._taps(inputs, positions), [len(positions), 1, -1])
+        return tf.reshape(self._taps(inputs, positions), [1, len(positions), -1])
 
     def matrix(self, value: Floats) -> Floats:
         """As `Kernel` says."""
@@ -224,7 +226,7 @@ class DepthwiseKernel(_Spatial):
 
     def unfolded(self, inputs: tf.Tensor, positions: Indices) -> tf.Tensor:
         """As `Kernel` says."""
-        return tf.transpose(self._taps(inputs, positions), [0, 2, 1])
+        return tf.transpose(self._taps(inputs, positions), [2, 0, 1])
 
     def matrix(self, value: Floats) -> Floats:
         """As `Kernel` says."""
@@ -245,7 +247,7 @@ class SeparableKernel(_Spatial):
         kernel = np.asarray(self.layer.depthwise_kernel, np.float32)
         flat = kernel.reshape(-1, *kernel.shape[-2:])
         between = tf.einsum("mtc,tcf->mcf", self._taps(inputs, positions), flat)
-        return tf.reshape(between, [len(positions), 1, -1])
+        return tf.reshape(between, [1, len(positions), -1])
 
     def matrix(self, value: Floats) -> Floats:
         """As `Kernel` says."""

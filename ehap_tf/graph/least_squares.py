@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
 Floats = npt.NDArray[Any]
-
-_ROWS = 4_096
-"""Products of so many rows are taken in the type of the rows, and added up in float64."""
 
 
 class Sums:
@@ -24,6 +21,9 @@ class Sums:
     accurate, and the rest of the means is taken out at the end.
     """
 
+    ROWS: ClassVar[int] = 8_192
+    """Products of so many rows are taken in float32, and added up in float64."""
+
     def __init__(self, groups: int, inputs: int, targets: int) -> None:
         self.count = 0
         self._gram = np.zeros((groups, inputs, inputs))
@@ -34,30 +34,41 @@ class Sums:
         self._shift: tuple[Any, ...] | None = None
         self._solvers: list[Callable[[Floats], Floats]] | None = None
 
-    def add(self, inputs: Any, targets: Any) -> None:
-        """Adds rows: inputs (rows, groups, inputs) and targets (rows, groups, targets)."""
-        for x, y in self._parts(inputs, targets):
-            self._gram += tf.matmul(x, x, transpose_a=True).numpy()
-            self._inputs += tf.reduce_sum(x, 1, keepdims=True).numpy()
-            self.count += x.shape[1]
-            self._add_targets(x, y)
+    def add(self, inputs: Any, targets: Any) -> tf.Tensor:
+        """Adds rows, at most about `ROWS`.
 
-    def replace_targets(self, rows: Iterable[tuple[Any, Any]]) -> None:
-        """Other targets for the rows that were added, in parts (inputs, targets) as for `add`."""
+        Args:
+            inputs: shape (groups, rows, inputs).
+            targets: shape (groups, rows, targets).
+
+        Returns:
+            The inputs less `origin`, for `replace_targets`.
+        """
+        if self._shift is None:
+            self._shift = tuple(tf.reduce_mean(t, 1, keepdims=True) for t in (inputs, targets))
+        x = inputs - self._shift[0]
+        self._gram += tf.matmul(x, x, transpose_a=True).numpy()
+        self._inputs += tf.reduce_sum(x, 1, keepdims=True).numpy()
+        self.count += x.shape[1]
+        self._add_targets(x, targets)
+        return x
+
+    def replace_targets(self, rows: Iterable[tuple[tf.Tensor, Any]]) -> None:
+        """Other targets for the rows that were added: what `add` returned, and the targets."""
         for total in (self._cross, self._squares, self._targets):
             total[:] = 0
-        for inputs, targets in rows:
-            for x, y in self._parts(inputs, targets):
-                self._add_targets(x, y)
+        for x, targets in rows:
+            self._add_targets(x, targets)
 
-    def _parts(self, inputs: Any, targets: Any) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
-        for start in range(0, inputs.shape[0], _ROWS):
-            x, y = (tf.transpose(t[start : start + _ROWS], [1, 0, 2]) for t in (inputs, targets))
-            if self._shift is None:
-                self._shift = tuple(tf.reduce_mean(t, 1, keepdims=True) for t in (x, y))
-            yield x - self._shift[0], y - self._shift[1]
+    @property
+    def origin(self) -> Floats:
+        """About the mean of the inputs, shape (groups, 1, inputs)."""
+        assert self._shift is not None
+        return np.asarray(self._shift[0], np.float64)
 
-    def _add_targets(self, x: tf.Tensor, y: tf.Tensor) -> None:
+    def _add_targets(self, x: tf.Tensor, targets: Any) -> None:
+        assert self._shift is not None
+        y = targets - self._shift[1]
         self._cross += tf.matmul(x, y, transpose_a=True).numpy()
         self._squares += tf.reduce_sum(tf.square(y), 1).numpy()
         self._targets += tf.reduce_sum(y, 1, keepdims=True).numpy()

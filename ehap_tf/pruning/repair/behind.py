@@ -89,21 +89,25 @@ class Behind:
         lost -= _summed(self.slim, values, positions)
         return tf.math.divide_no_nan(lost, self._norm()[0])
 
-    def range(self, values: Values, positions: npt.NDArray[np.int64]) -> tuple[tf.Tensor, ...]:
+    def range(
+        self, values: Values, positions: npt.NDArray[np.int64]
+    ) -> tuple[tf.Tensor, tf.Tensor | None]:
         """The lowest and highest outputs of the layer that are told apart.
 
         Returns:
-            Two tensors, (positions, filters) or (1, filters), in units of the layer's outputs.
+            Two tensors, (positions, filters) or (1, filters), in units of the layer's outputs; None
+            where no output is too high.
         """
         scale, offset = self._norm()
         if self.slim.others:
             offset += _summed(self.slim, values, positions)
         low, high = ((end - offset) / scale for end in self.slim.seen)
+        if self.slim.seen[1] == np.inf and bool(tf.reduce_all(scale > 0)):
+            return low, None
         # What a BatchNorm multiplies by zero is of no consequence: nothing of it is left out.
-        ends = tf.where(scale < 0, high, low), tf.where(scale < 0, low, high)
-        return tuple(
-            tf.where(scale == 0, whole, end) for whole, end in zip(EVERYTHING, ends, strict=True)
-        )
+        below, above = EVERYTHING
+        low, high = tf.where(scale < 0, high, low), tf.where(scale < 0, low, high)
+        return tf.where(scale == 0, below, low), tf.where(scale == 0, above, high)
 
     def _norm(self) -> tuple[Any, Any]:
         """The scale and offset of the way, float32."""
@@ -120,10 +124,21 @@ def _summed(way: Way, values: Values, positions: npt.NDArray[np.int64]) -> tf.Te
     return tf.gather(tf.add_n(others), way.places, axis=1)
 
 
-def matched(wanted: tf.Tensor, outputs: tf.Tensor, low: tf.Tensor, high: tf.Tensor) -> tf.Tensor:
-    """The outputs nearest to `outputs` that are the same to the reader as the wanted ones."""
-    below, above = tf.minimum(outputs, low), tf.maximum(outputs, high)
-    return tf.where(wanted <= low, below, tf.where(wanted >= high, above, wanted))
+def matched(
+    wanted: tf.Tensor, outputs: tf.Tensor, low: tf.Tensor, high: tf.Tensor | None
+) -> tf.Tensor:
+    """The outputs nearest to `outputs` that are the same to the reader as the wanted ones.
+
+    Args:
+        wanted: what would be right.
+        outputs: what there is.
+        low: see `Behind.range`.
+        high: see there, too.
+    """
+    nearest = tf.where(wanted <= low, tf.minimum(outputs, low), wanted)
+    if high is None:
+        return nearest
+    return tf.where(wanted >= high, tf.maximum(outputs, high), nearest)
 
 
 def way_behind(step: Step, readers: Mapping[Key, Sequence[Step | None]], filters: int) -> Way:

@@ -60,6 +60,11 @@ class Target:
         return pair.slim.inputs[0], dense[0]
 
     @property
+    def takes_bias(self) -> bool:
+        """Whether the mean goes into the layer's bias."""
+        return self.norm is None and not self.keeps_mean
+
+    @property
     def reads(self) -> tuple[list[Key], list[Key]]:
         """What the first call looks at, and what all of them do."""
         all_of_them = [key for pair in self.pairs for key in self.looks_at(pair)]

@@ -15,7 +15,6 @@ import numpy as np
 import tf_keras
 
 from ehap_tf.channels import ChannelGraph, TracedCall, trace_channels
-from ehap_tf.graph import kernel_of
 from ehap_tf.models.keras3 import either_keras
 from ehap_tf.progress import ProgressCallback, no_progress
 from ehap_tf.pruning.plan import PruningPlan, require_plan
@@ -34,7 +33,7 @@ def repair(
     examples: int = 512,
     ridge: float = 1e-2,
     *,
-    positions: int = 40_000,
+    positions: int | None = None,
     batch_size: int | None = None,
     seed: int = 0,
     progress: ProgressCallback = no_progress,
@@ -61,7 +60,8 @@ def repair(
             the first.
         ridge: how strongly changes of a kernel are kept small, in units of the mean square of an
             input.
-        positions: of a layer's output, over all examples, drawn at random where there are more.
+        positions: of a layer's output, over all examples, drawn at random where there are more;
+            64 for each weight of a filter, at least 8,000, when None.
         batch_size: examples that are computed at once; chosen by the size of the model's tensors
             when None. It changes nothing but memory and rounding.
         seed: of the examples and positions.
@@ -85,10 +85,18 @@ def repair(
         # A BatchNorm in training mode updates its statistics.
         model = Rebuilder(trace_channels(model)).rebuild(model)
     graph = trace_channels(slim)
-    # What lacks a bias works with one of zeros, until it is known whether it is needed.
-    working = _Changed(graph, _zero_biases(graph)).rebuild(slim)
+    # What takes up a mean and has no bias works with one of zeros.
+    biases = {
+        target.path: {"bias": np.zeros(target.slim.filters)}
+        for target in Solver(slim, model, plan, Sampling(positions, seed), ridge).targets
+        if target.takes_bias and target.slim.bias is None
+    }
+    working = _Changed(graph, biases).rebuild(slim)
     solver = Solver(working, model, plan, Sampling(positions, seed), ridge)
     changes = solver.run(images, batch_size, progress)
+    if biases.keys() <= changes.keys():
+        return working
+    # Layers that were right as they were need no bias.
     return _Changed(graph, changes).rebuild(slim)
 
 
@@ -96,15 +104,6 @@ def _require_at_least(low: float, **numbers: float | None) -> None:
     for name, value in numbers.items():
         if value is not None and not (value >= low and np.isfinite(value)):
             raise ValueError(f"{name} must be at least {low}. Received: {value}")
-
-
-def _zero_biases(graph: ChannelGraph) -> Changes:
-    found: Changes = {}
-    for call in graph.calls.values():
-        kernel = kernel_of(call.layer)
-        if kernel is not None and kernel.bias is None:
-            found[call.path] = {"bias": np.zeros(kernel.filters)}
-    return found
 
 
 class _Changed(Rebuilder):

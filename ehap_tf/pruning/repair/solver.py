@@ -38,6 +38,9 @@ enough for all."""
 _KEPT_OF_FILTERS = 6
 """Numbers for each filter and position: those of `_Rows`, and what is lacking, old and new."""
 
+_FEWEST, _FOR_EACH_INPUT = 8_000, 64
+"""Positions of a layer that are looked at, where nothing else is said."""
+
 _ROUNDS, _ENOUGH, _RELAXATION = 5, 0.99, 1.6
 """A regression is repeated at most so often, and as long as the error falls by a hundredth; each
 step goes so much further than its solution, which saves half of them."""
@@ -48,24 +51,28 @@ class Sampling:
     """Which output positions of a layer count.
 
     Attributes:
-        positions: at most so many over all examples and calls of a layer.
+        positions: at most so many over all examples and calls of a layer; None for
+            `_FOR_EACH_INPUT` times the rows of its kernel's matrix, at least `_FEWEST`.
         seed: of the choice, which depends on nothing else but the layer's place in the network.
     """
 
-    positions: int
+    positions: int | None
     seed: int
 
-    def choose(self, total: int, share: int, *place: int) -> npt.NDArray[np.int64]:
-        """Sorted positions of [0, total), a `share`-th of `positions` at most."""
-        rng = np.random.default_rng([self.seed, *place])
-        return some_positions(total, -(-self.positions // share), rng)
+    def most(self, inputs: int) -> int:
+        """How many positions of a layer whose kernel's matrix has so many rows."""
+        return self.positions or max(_FEWEST, _FOR_EACH_INPUT * inputs)
+
+    def choose(self, total: int, most: int, *place: int) -> npt.NDArray[np.int64]:
+        """Sorted positions of [0, total), at most so many."""
+        return some_positions(total, most, np.random.default_rng([self.seed, *place]))
 
 
 class Solver:
     """Repairs a slim network in place.
 
     Args:
-        slim: a copy for this purpose, every layer that owns a kernel with a bias.
+        slim: a copy for this purpose.
         model: the dense network.
         plan: what was kept.
         sampling: which positions count.
@@ -82,7 +89,7 @@ class Solver:
     ) -> None:
         keys = itertools.count()
         self._dense, self._slim = unrolled(model, keys), unrolled(slim, keys)
-        self._targets = find_targets(model, plan, self._dense, self._slim)
+        self.targets = find_targets(model, plan, self._dense, self._slim)
         paths = layer_paths(slim)
         self._layers = {paths[id(step.layer)]: step.layer for step in self._slim.steps}
         self._sampling = sampling
@@ -93,10 +100,10 @@ class Solver:
         batches = micro_batches(self._dense, self._slim, images, batch_size)
         # The walk alone holds the images now, and lets go of them.
         del images[:]
-        stops = plan_stops((self._dense, self._slim), [target.reads for target in self._targets])
+        stops = plan_stops((self._dense, self._slim), [target.reads for target in self.targets])
         changes: Changes = {}
         started = time.monotonic()
-        for number, (target, stop) in enumerate(zip(self._targets, stops, strict=True)):
+        for number, (target, stop) in enumerate(zip(self.targets, stops, strict=True)):
             system = _System(target, self._sampling, number, batches[-1].stop)
             for batch in batches:
                 _advance(stop, batch, system)
@@ -119,7 +126,7 @@ class Solver:
             norm = self._layers[target.norm]
             changes[target.norm] = {"moving_mean": np.asarray(norm.moving_mean) - shift}
             norm.moving_mean.assign(changes[target.norm]["moving_mean"])
-        elif not target.keeps_mean:
+        elif target.takes_bias:
             mine["bias"] = kernel.bias + shift
             kernel.layer.bias.assign(mine["bias"])
         return {"error": before, "error_left": left}
@@ -130,10 +137,13 @@ class _System:
 
     def __init__(self, target: Target, sampling: Sampling, number: int, examples: int) -> None:
         self._target = target
+        self._sampling = sampling
         self._number = number
         self._examples = examples
         self._matrix = target.slim.matrix(target.slim.value)
+        self._bias = target.slim.bias
         self._row_bytes = 4 * max(len(self._matrix) * self._matrix.shape[1], 1)
+        self._most = sampling.most(self._matrix.shape[1])
         self._chosen: dict[int, npt.NDArray[np.int64]] = {}
         self._squares = np.zeros(2)
         self.sums = Sums(*self._matrix.shape)
@@ -143,9 +153,7 @@ class _System:
         if behind is not None and behind.is_flat_somewhere:
             self._rows = []
             kept = self._row_bytes + 4 * _KEPT_OF_FILTERS * len(target.filters)
-            most = max(_ROWS_BYTES // kept, 1)
-            sampling = dataclasses.replace(sampling, positions=min(sampling.positions, most))
-        self._sampling = sampling
+            self._most = min(self._most, max(_ROWS_BYTES // kept, 1))
 
     def look(self, call: int, batch: MicroBatch, values: Values) -> None:
         """Adds the positions of one micro-batch at one call of the layer."""
@@ -154,14 +162,16 @@ class _System:
         for positions in self._parts(call, batch, slim.shape):
             unfolded = target.slim.unfolded(slim, positions)
             wanted = tf.gather(target.wanted(dense, positions), target.filters, axis=1)
-            outputs = products(unfolded, self._matrix) + target.slim.bias
+            outputs = products(unfolded, self._matrix)
+            if self._bias is not None:
+                outputs += self._bias
             lacks = wanted - outputs
             behind = target.behind
             if behind is not None:
                 lacks += behind.lacks(values, positions)
-            self.sums.add(unfolded, self._by_group(lacks))
+            centered = self.sums.add(unfolded, self._by_group(lacks))
             if behind is not None and self._rows is not None:
-                rows = _Rows(unfolded, outputs, lacks, *behind.range(values, positions))
+                rows = _Rows(centered, outputs, lacks, *behind.range(values, positions))
                 self._rows.append(rows)
                 lacks = rows.lacks_seen()
             self._squares += [float(tf.reduce_sum(tf.square(t))) for t in (lacks, wanted)]
@@ -203,7 +213,7 @@ class _System:
             lacks, left = self._lacks_seen(step, shift)
         for _ in range(_ROUNDS):
             self.sums.replace_targets(
-                (rows.unfolded, self._by_group(part))
+                (rows.centered, self._by_group(part))
                 for rows, part in zip(self._rows or (), lacks, strict=True)
             )
             further, by = self.sums.solve(ridge)
@@ -218,12 +228,16 @@ class _System:
 
     def _lacks_seen(self, step: Floats, shift: Floats) -> tuple[list[tf.Tensor], float]:
         """What is lacking with a changed kernel and mean, and the sum of its squares."""
+        shift = shift + (self.sums.origin @ step).reshape(-1)
         step, shift = step.astype(np.float32), shift.astype(np.float32)
         lacks = [rows.lacks_seen(step, shift) for rows in self._rows or ()]
         return lacks, float(sum(tf.reduce_sum(tf.square(part)) for part in lacks))
 
     def _by_group(self, outputs: tf.Tensor) -> tf.Tensor:
-        return tf.reshape(outputs, [outputs.shape[0], len(self._matrix), -1])
+        groups = len(self._matrix)
+        if groups == 1:
+            return outputs[None]
+        return tf.transpose(tf.reshape(outputs, [len(outputs), groups, -1]), [1, 0, 2])
 
     def _parts(
         self, call: int, batch: MicroBatch, shape: tuple[int, ...]
@@ -232,14 +246,15 @@ class _System:
         of_example = int(np.prod(self._target.slim.output_positions(shape)))
         if call not in self._chosen:
             self._chosen[call] = self._sampling.choose(
-                of_example * self._examples, len(self._target.pairs), self._number, call
+                of_example * self._examples, -(-self._most // self.calls), self._number, call
             )
         chosen = self._chosen[call]
         first, last = np.searchsorted(chosen, [batch.start * of_example, batch.stop * of_example])
         mine = chosen[first:last] - batch.start * of_example
         if not len(mine):
             return []
-        return np.array_split(mine, -(-len(mine) * self._row_bytes // _UNFOLDED_BYTES))
+        rows = min(max(_UNFOLDED_BYTES // self._row_bytes, 1), Sums.ROWS)
+        return np.array_split(mine, -(-len(mine) // rows))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,23 +262,23 @@ class _Rows:
     """Some positions of a layer whose reader does not tell all outputs apart.
 
     Attributes:
-        unfolded: what they see, (positions, groups, inputs).
+        centered: what they see less `Sums.origin`, (groups, positions, inputs).
         outputs: of the layer as it is.
         lacks: what would make them right.
         low, high: outputs below and above are all the same.
     """
 
-    unfolded: tf.Tensor
+    centered: tf.Tensor
     outputs: tf.Tensor
     lacks: tf.Tensor
     low: tf.Tensor
-    high: tf.Tensor
+    high: tf.Tensor | None
 
     def lacks_seen(self, step: Any = None, shift: Any = 0.0) -> tf.Tensor:
         """What is lacking of outputs that the reader cannot tell from right ones."""
         now = self.outputs
         if step is not None:
-            now += products(self.unfolded, step) + shift
+            now += products(self.centered, step) + shift
         return matched(self.outputs + self.lacks, now, self.low, self.high) - now
 
 

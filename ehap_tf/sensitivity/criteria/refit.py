@@ -217,8 +217,9 @@ class _Onlooker:
             own = tensor.shape[1 + tensor.shape.rank - node.keras_inputs[0].shape.rank :]
             values = tf.reshape(values, [-1, *own])
             total = len(values) * int(np.prod(kernel.output_positions(tuple(values.shape))))
-            unfolded = kernel.unfolded(values, some_positions(total, most, self._rng))
-            self._sums[path].add(unfolded, tf.zeros([*unfolded.shape[:2], 0]))
+            positions = some_positions(total, most, self._rng)
+            for part in np.array_split(positions, -(-len(positions) // Sums.ROWS)):
+                self._sums[path].add(kernel.unfolded(values, part), tf.zeros([1, len(part), 0]))
         return tensor
 
 

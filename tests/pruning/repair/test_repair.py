@@ -359,9 +359,9 @@ def test_what_is_kept_for_repeated_regressions_is_bounded(monkeypatch: pytest.Mo
     )  # fmt: skip
     monkeypatch.setattr(solver, "_ROWS_BYTES", 100_000)
     system = solver._System(target, solver.Sampling(1_000, 0), 0, 1_000)
-    count = system._sampling.positions
+    count = system._most
     wide = np.zeros((count, filters), np.float32)
-    kept = [np.zeros((count, 1, inputs), np.float32), *[wide] * 4]
+    kept = [np.zeros((1, count, inputs), np.float32), *[wide] * 4]
     assert count > 20 and sum(array.nbytes for array in kept) < 100_000
 
 
