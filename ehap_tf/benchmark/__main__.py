@@ -15,6 +15,7 @@ from ehap_tf.startup import prepare_environment
 
 COMMANDS: dict[str, str] = {
     "removal": "accuracy when many filters go together, by criterion, without fine-tuning",
+    "repair_settings": "repair on more or fewer images, with other ridges, on noise",
     "study": "accuracy of pruned and fine-tuned networks, by criterion and seed; resumable",
     "trace": "seconds a probe and peak memory, by estimator and precision",
     "fidelity": "rank correlation with the exact scores, against probes and seconds",

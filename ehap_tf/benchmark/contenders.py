@@ -27,7 +27,7 @@ class RefusedError(ValueError):
 
 
 def add_contender_arguments(parser: argparse.ArgumentParser, probes: int = 32) -> None:
-    """Adds --criteria, --probes, --batch_size and --rankings."""
+    """Adds --criteria, and what `add_ranking_arguments` does."""
     names = [*FIRST, *(name for name in criterion_names() if name not in FIRST)]
     parser.add_argument(
         "--criteria",
@@ -36,6 +36,11 @@ def add_contender_arguments(parser: argparse.ArgumentParser, probes: int = 32) -
         help="in the order of measuring; default: all but the oracle, those that docs/results.md "
         "is about first",
     )
+    add_ranking_arguments(parser, probes)
+
+
+def add_ranking_arguments(parser: argparse.ArgumentParser, probes: int) -> None:
+    """Adds --probes, --batch_size and --rankings."""
     parser.add_argument(
         "--probes",
         type=int,
