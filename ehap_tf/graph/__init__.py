@@ -1,5 +1,6 @@
 """Graphs of Keras: their calls in order, replayed on other values, and copies of their layers."""
 
+from ehap_tf.graph.as_identity import as_identity
 from ehap_tf.graph.batch_norm import (
     AveragedStatistics,
     BatchNorm,
@@ -29,7 +30,6 @@ from ehap_tf.graph.copying import (
     layer_from,
     with_policy,
 )
-from ehap_tf.graph.identities import IDENTITIES, NOISE, handing_on
 from ehap_tf.graph.kernels import Kernel, kernel_of, products, rows_at, some_positions
 from ehap_tf.graph.least_squares import Sums
 from ehap_tf.graph.operators import (
@@ -57,11 +57,15 @@ from ehap_tf.graph.tensors import (
     producers,
     readers,
 )
-from ehap_tf.graph.traits import computes_like, register_traits, traits_of
+from ehap_tf.graph.traits import (
+    computes_like,
+    is_identity_at_inference,
+    is_noise,
+    register_traits,
+    traits_of,
+)
 
 __all__ = [
-    "IDENTITIES",
-    "NOISE",
     "PRODUCTS",
     "QUOTIENTS",
     "SUMS",
@@ -73,17 +77,19 @@ __all__ = [
     "Sums",
     "ZeroInitializers",
     "arguments",
+    "as_identity",
     "batch_norm_coefficients",
     "batch_norm_numbers",
     "batch_norms",
     "computes_like",
     "consumers",
     "copy_trainable",
-    "handing_on",
     "in_training",
     "input_layer_names",
     "is_batch_norm",
+    "is_identity_at_inference",
     "is_nested_model",
+    "is_noise",
     "is_plain_batch_norm",
     "is_symbolic",
     "is_time_distributed",

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import tf_keras
+from tf_keras.src.applications.convnext import StochasticDepth
 from tf_keras.src.layers.core.tf_op_layer import SlicingOpLambda
-
-from ehap_tf.graph.identities import IDENTITIES
 
 layers = tf_keras.layers
 
 # A subclass that overrides one of these computes something else than its base.
 _COMPUTATION = ("call", "build", "convolution_op")
+
+TrainingOnly = Literal["scaling", "noise", "augmentation", "loss"]
+"""What an identity at inference does in training: it multiplies by numbers that are not negative,
+disturbs in another way, transforms images, or changes loss or gradient at most."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,33 +28,52 @@ class LayerTraits:
             them; None where it owns none.
         piecewise_linear: the outputs are piecewise linear in the inputs and in each weight, the
             activation function left aside, at inference.
+        training_only: what the layer does in training, where it is the identity at inference;
+            None where it is not.
     """
 
     filters: tuple[str, int] | None = None
     piecewise_linear: bool = False
+    training_only: TrainingOnly | None = None
 
 
 _TRAITS: dict[type, LayerTraits] = {}
 
 
-def register_traits(*classes: type, filters: tuple[str, int] | None, linear: bool) -> None:
+def register_traits(
+    *classes: type,
+    filters: tuple[str, int] | None,
+    linear: bool,
+    training_only: TrainingOnly | None = None,
+) -> None:
     """Says what the layers of some classes are, and those of subclasses that have no other traits.
 
     Args:
         *classes: of layers.
         filters: as in `LayerTraits`.
         linear: they are piecewise linear.
+        training_only: as in `LayerTraits`.
     """
-    _TRAITS.update(dict.fromkeys(classes, LayerTraits(filters, linear)))
+    _TRAITS.update(dict.fromkeys(classes, LayerTraits(filters, linear, training_only)))
 
 
 def traits_of(layer: tf_keras.layers.Layer) -> LayerTraits:
-    """The traits of a layer's class; a subclass that computes something else is not linear."""
+    """The traits of a layer's class; of a subclass that computes something else its filters."""
     for base in type(layer).__mro__:
         if base in _TRAITS:
-            linear = _TRAITS[base].piecewise_linear and computes_like(layer, base)
-            return dataclasses.replace(_TRAITS[base], piecewise_linear=linear)
+            traits = _TRAITS[base]
+            return traits if computes_like(layer, base) else LayerTraits(traits.filters)
     return LayerTraits()
+
+
+def is_identity_at_inference(layer: tf_keras.layers.Layer) -> bool:
+    """Whether a layer returns its input at inference, whatever it does in training."""
+    return traits_of(layer).training_only is not None
+
+
+def is_noise(layer: tf_keras.layers.Layer) -> bool:
+    """Whether a layer disturbs what it reads at random, position by position, in training only."""
+    return traits_of(layer).training_only in ("scaling", "noise")
 
 
 def computes_like(layer: tf_keras.layers.Layer, base: type) -> bool:
@@ -71,13 +94,30 @@ register_traits(
     layers.SeparableConv1D, layers.SeparableConv2D, filters=("pointwise_kernel", -1), linear=True
 )
 register_traits(
-    *IDENTITIES, SlicingOpLambda,
+    layers.Dropout, layers.SpatialDropout1D, layers.SpatialDropout2D, layers.SpatialDropout3D,
+    StochasticDepth, filters=None, linear=True, training_only="scaling",
+)  # fmt: skip
+register_traits(
+    layers.AlphaDropout, layers.GaussianDropout, layers.GaussianNoise,
+    filters=None, linear=True, training_only="noise",
+)  # fmt: skip
+register_traits(
+    layers.RandomBrightness, layers.RandomContrast, layers.RandomFlip, layers.RandomHeight,
+    layers.RandomRotation, layers.RandomTranslation, layers.RandomWidth, layers.RandomZoom,
+    filters=None, linear=True, training_only="augmentation",
+)  # fmt: skip
+register_traits(
+    layers.ActivityRegularization, layers.Identity,
+    filters=None, linear=True, training_only="loss",
+)  # fmt: skip
+register_traits(
+    SlicingOpLambda,
     layers.Activation, layers.Add, layers.Average, layers.AveragePooling1D, layers.AveragePooling2D,
     layers.AveragePooling3D, layers.BatchNormalization, layers.Concatenate, layers.Cropping1D,
     layers.Cropping2D, layers.Cropping3D, layers.DepthwiseConv1D, layers.DepthwiseConv2D,
     layers.Flatten, layers.GlobalAveragePooling1D, layers.GlobalAveragePooling2D,
     layers.GlobalAveragePooling3D, layers.GlobalMaxPooling1D, layers.GlobalMaxPooling2D,
-    layers.GlobalMaxPooling3D, layers.Identity, layers.InputLayer, layers.LeakyReLU, layers.Maximum,
+    layers.GlobalMaxPooling3D, layers.InputLayer, layers.LeakyReLU, layers.Maximum,
     layers.MaxPooling1D, layers.MaxPooling2D, layers.MaxPooling3D, layers.Minimum,
     layers.Normalization, layers.PReLU, layers.Permute, layers.ReLU, layers.RepeatVector,
     layers.Rescaling, layers.Reshape, layers.Subtract, layers.ThresholdedReLU, layers.UpSampling1D,

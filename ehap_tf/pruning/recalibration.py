@@ -10,7 +10,7 @@ import tf_keras
 
 from ehap_tf.channels import trace_channels
 from ehap_tf.data import as_dataset
-from ehap_tf.graph import NOISE, AveragedStatistics, batch_norms, handing_on
+from ehap_tf.graph import AveragedStatistics, as_identity, batch_norms, is_noise
 from ehap_tf.models import require_inputs
 from ehap_tf.models.keras3 import either_keras
 from ehap_tf.progress import ProgressCallback, no_progress
@@ -52,7 +52,7 @@ def recalibrate(
         return copy
     inside = copy._flatten_layers(include_self=False)
     forward = tf.function(lambda x: copy(x, training=True), reduce_retracing=True)
-    noise = handing_on(layer for layer in inside if isinstance(layer, NOISE))
+    noise = as_identity(layer for layer in inside if is_noise(layer))
     with AveragedStatistics(norms), noise:
         for seen, (x, *_) in enumerate(
             itertools.islice(as_dataset(data, weighted=True), batches), start=1

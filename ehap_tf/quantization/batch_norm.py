@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import tf_keras
 
-from ehap_tf.graph import batch_norms
+from ehap_tf.graph import batch_norms, is_identity_at_inference
 from ehap_tf.models.checks import require_loaded
-from ehap_tf.models.kinds import layer_kind
-from ehap_tf.quantization.registry import IDENTITIES
 
 
 def training_only(model: tf_keras.Model) -> list[tf_keras.layers.Layer]:
     """The layers that do something in training only: dropout, noise, augmentation."""
     layers = model._flatten_layers(include_self=False)
-    return [layer for layer in layers if layer_kind(layer) in IDENTITIES]
+    return [layer for layer in layers if is_identity_at_inference(layer)]
 
 
 def freeze_batch_norm(qat: tf_keras.Model) -> None:

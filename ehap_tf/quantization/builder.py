@@ -10,7 +10,7 @@ import tensorflow as tf
 import tf_keras
 
 from ehap_tf.channels import ScatterChannels
-from ehap_tf.graph import NOISE, ZeroInitializers, is_symbolic, layer_from, with_policy
+from ehap_tf.graph import ZeroInitializers, is_noise, is_symbolic, layer_from, with_policy
 from ehap_tf.models.kinds import function_kind
 from ehap_tf.quantization.integer_operators import EhapOperator, as_json
 from ehap_tf.quantization.own_layers import EhapHardSwish, EhapMean, EhapRsqrt, EhapStopGradient
@@ -23,7 +23,6 @@ OTHER_POLICIES = frozenset({"bfloat16", "float16", "float64", "mixed_bfloat16", 
 
 POINTWISE = frozenset(
     {
-        *NOISE,
         EhapHardSwish,
         ScatterChannels,
         EhapStopGradient,
@@ -358,4 +357,4 @@ def _is_pointwise(layer: tf_keras.layers.Layer) -> bool:
         return layer.is_pointwise
     if type(layer) in (layers.Concatenate, layers.Softmax):
         return bool(layer.axis == -1)
-    return type(layer) in POINTWISE
+    return is_noise(layer) or type(layer) in POINTWISE

@@ -21,6 +21,7 @@ from tf_keras.src.layers.core.tf_op_layer import TFOpLambda
 
 from ehap_tf.graph import (
     input_layer_names,
+    is_identity_at_inference,
     is_plain_batch_norm,
     nodes_in_order,
     replay,
@@ -31,7 +32,6 @@ from ehap_tf.models.kinds import layer_kind
 from ehap_tf.quantization.builder import GraphBuilder
 from ehap_tf.quantization.flat_graph import rebuild
 from ehap_tf.quantization.operators import rewrite_operator
-from ehap_tf.quantization.registry import IDENTITIES
 from ehap_tf.quantization.rules import batch_norm, rewrite_layer
 
 
@@ -79,7 +79,7 @@ class Canonicalizer:
         inference = training is not None and not training
         if isinstance(layer, tf_keras.Model):
             return self._inline(layer, args[0], training)
-        if training and (is_plain_batch_norm(layer) or layer_kind(layer) in IDENTITIES):
+        if training and (is_plain_batch_norm(layer) or is_identity_at_inference(layer)):
             raise ValueError(
                 f"layer {layer.name!r} ({layer_kind(layer)}) must not be called with "
                 "training=True: a file infers. Build the model without it"

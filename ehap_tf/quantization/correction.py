@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.graph import AveragedStatistics, batch_norm_numbers, batch_norms, handing_on
+from ehap_tf.graph import AveragedStatistics, as_identity, batch_norm_numbers, batch_norms
 from ehap_tf.quantization.batch_norm import training_only
 from ehap_tf.quantization.integer_graph import IntegerGraph
 from ehap_tf.quantization.wrappers import require_qat, training_forward
@@ -43,7 +43,7 @@ def reestimate_batch_norm(qat: tf_keras.Model, batches: Iterable[Sequence[np.nda
     weights, largest = qat.get_weights(), 0
     with AveragedStatistics(norms):
         try:
-            with handing_on(training_only(qat)):
+            with as_identity(training_only(qat)):
                 forward = training_forward(qat)
                 for x in batches:
                     forward([tf.constant(array) for array in x])

@@ -11,9 +11,7 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer
     QuantizeLayer,
 )
 
-from ehap_tf.graph import consumers, layer_of, made_by, model_like, replay
-from ehap_tf.models.kinds import layer_kind
-from ehap_tf.quantization.registry import IDENTITIES
+from ehap_tf.graph import consumers, is_identity_at_inference, layer_of, made_by, model_like, replay
 from ehap_tf.quantization.wrappers import unwrapped
 
 
@@ -51,7 +49,7 @@ def readers_in_file(model: tf_keras.Model) -> dict[str, list[str]]:
     """
     direct = consumers(model)
     identities = {
-        layer.name for layer in model.layers if layer_kind(unwrapped(layer)) in IDENTITIES
+        layer.name for layer in model.layers if is_identity_at_inference(unwrapped(layer))
     }
 
     def beyond(name: str) -> list[str]:

@@ -26,7 +26,13 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapp
 )
 
 from ehap_tf.channels import ScatterChannels
-from ehap_tf.graph import is_plain_batch_norm, layer_of, producers, replay
+from ehap_tf.graph import (
+    is_identity_at_inference,
+    is_plain_batch_norm,
+    layer_of,
+    producers,
+    replay,
+)
 from ehap_tf.models import output_names
 from ehap_tf.models.kinds import layer_kind
 from ehap_tf.quantization.flat_graph import output_layers, readers_in_file
@@ -34,7 +40,7 @@ from ehap_tf.quantization.folding import FoldedKernel, fold
 from ehap_tf.quantization.integer_operators import EhapOperator
 from ehap_tf.quantization.layout import is_plain_relu
 from ehap_tf.quantization.quantizers import EhapActivationQuantizer, EhapFixedQuantizer
-from ehap_tf.quantization.registry import IDENTITIES, KERNELS, keeps_grid
+from ehap_tf.quantization.registry import KERNELS, keeps_grid
 from ehap_tf.quantization.wrappers import NAME_PREFIX, has_default_name, unwrapped
 
 Range = tuple[float, float]
@@ -114,7 +120,8 @@ class IntegerGraph:
         """Returns what a call of one layer of the QAT model computes."""
         x, inner = args[0], unwrapped(layer)
         kind = layer_kind(inner)
-        if isinstance(inner, QuantizeLayer) or is_plain_batch_norm(inner) or kind in IDENTITIES:
+        is_folded = isinstance(inner, QuantizeLayer) or is_plain_batch_norm(inner)
+        if is_folded or is_identity_at_inference(inner):
             y = x
         elif kind in KERNELS:
             y = self.products(layer, x)
@@ -302,8 +309,12 @@ def _keeps_zeros(layer: tf_keras.layers.Layer) -> bool:
 
     A folded BatchNorm has no shift for a channel that was scattered.
     """
-    kinds = IDENTITIES | {"MaxPooling2D"}
-    return layer_kind(layer) in kinds or is_plain_batch_norm(layer) or is_plain_relu(layer)
+    return (
+        is_identity_at_inference(layer)
+        or layer_kind(layer) == "MaxPooling2D"
+        or is_plain_batch_norm(layer)
+        or is_plain_relu(layer)
+    )
 
 
 def _slopes(wrapper: QuantizeWrapper, rounding: bool) -> np.ndarray:

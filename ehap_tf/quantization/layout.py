@@ -16,7 +16,15 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer
     QuantizeLayer,
 )
 
-from ehap_tf.graph import consumers, is_plain_batch_norm, layer_from, made_by, producers
+from ehap_tf.graph import (
+    consumers,
+    is_identity_at_inference,
+    is_plain_batch_norm,
+    layer_from,
+    made_by,
+    producers,
+    traits_of,
+)
 from ehap_tf.models.kinds import layer_kind
 from ehap_tf.quantization.builder import GraphBuilder
 from ehap_tf.quantization.canonical import canonical_model
@@ -27,8 +35,6 @@ from ehap_tf.quantization.integer_operators import EhapOperator
 from ehap_tf.quantization.own_layers import EhapQuantizeLayer
 from ehap_tf.quantization.quantizers import EhapActivationQuantizer
 from ehap_tf.quantization.registry import (
-    IDENTITIES,
-    KEEPS_GRID,
     KERNELS,
     ONE_GRID,
     EhapQuantizeRegistry,
@@ -39,9 +45,6 @@ from ehap_tf.quantization.selecting_layers import selects_values
 
 FUSES_RELU = frozenset({*KERNELS, "BatchNormalization", "Add", "Subtract", "Multiply"})
 """Operators that end in a ReLU at no cost, so that nothing is quantized between."""
-
-DROPOUTS = frozenset({"Dropout", *(f"SpatialDropout{rank}D" for rank in (1, 2, 3))})
-"""Layers that multiply by numbers that are not negative in training, by 1 at inference."""
 
 NOT_WRAPPED = (tf_keras.layers.InputLayer, QuantizeLayer)
 
@@ -275,9 +278,14 @@ def _gets_another_grid(layer: Any, readers: Mapping[str, list[Any]], annotated: 
         layer = readers[layer.name][0]
         if layer_kind(layer) in ONE_GRID:
             return layer.name not in annotated
-        if layer_kind(layer) not in KEEPS_GRID or averages_on_grid(layer):
+        if not keeps_grid(layer) or averages_on_grid(layer):
             break
     return False
+
+
+def _only_scales(layer: Any) -> bool:
+    """Whether a layer multiplies by numbers that are not negative, and by 1 at inference."""
+    return traits_of(layer).training_only == "scaling"
 
 
 def _drop_out_behind_relus(flat: tf_keras.Model) -> tf_keras.Model:
@@ -292,7 +300,7 @@ def _drop_out_behind_relus(flat: tf_keras.Model) -> tf_keras.Model:
     for layer in flat.layers:
         if is_plain_relu(layer) and layer.max_value is None:
             (source,) = sources[layer.name]
-            while layer_kind(by_name[source]) in DROPOUTS and len(readers[source]) == 1:
+            while _only_scales(by_name[source]) and len(readers[source]) == 1:
                 destinations[source] = layer.name
                 (source,) = sources[source]
     if not destinations:
@@ -330,7 +338,7 @@ def _attach_batch_norms(flat: tf_keras.Model, on_input: Callable[[Any], Any]) ->
         if not is_plain_batch_norm(layer):
             return layer(*args, **kwargs)
         (source,) = sources[layer.name]
-        while layer_kind(by_name[source]) in IDENTITIES:
+        while is_identity_at_inference(by_name[source]):
             (source,) = sources[source]
         x, feeding = args[0], by_name[source] if only_reader(source) is layer else None
         if len(layer.axis) > 1:

@@ -11,6 +11,8 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer
     QuantizeLayer,
 )
 
+from ehap_tf.graph import register_traits
+
 HALF_WAY = 1e-3
 """Of a step: more than the float error of an average, less than what sets two averages apart."""
 
@@ -108,6 +110,9 @@ class EhapStopGradient(tf_keras.layers.Layer):
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Returns the input."""
         return tf.stop_gradient(inputs)
+
+
+register_traits(EhapStopGradient, filters=None, linear=True, training_only="loss")
 
 
 class EhapSlice(tf_keras.layers.Layer):

@@ -10,7 +10,7 @@ from tensorflow_model_optimization.python.core.quantization.keras.default_8bit i
     default_8bit_quantize_registry as default_registry,
 )
 
-from ehap_tf import graph
+from ehap_tf.graph import is_identity_at_inference
 from ehap_tf.models.kinds import function_kind, layer_kind, spelled
 from ehap_tf.quantization.configs import EhapQuantizeConfig
 
@@ -28,22 +28,21 @@ FOUR_BIT_KERNELS = frozenset(KERNELS) - {"Conv2DTranspose"}
 WEIGHTS = KERNELS | {"PReLU": ("alpha", "tensor")}
 """The same for every layer with weights that the file holds as integers."""
 
-IDENTITIES = frozenset(kind.__name__ for kind in graph.IDENTITIES) | {"EhapStopGradient"}
-"""Layers that do something in training only."""
-
-KEEPS_GRID = IDENTITIES | {
-    "AveragePooling2D",
-    "Cropping2D",
-    "EhapSlice",
-    "Flatten",
-    "GlobalMaxPooling2D",
-    "MaxPooling2D",
-    "Permute",
-    "Reshape",
-    "ScatterChannels",
-    "UpSampling2D",
-    "ZeroPadding2D",
-}
+KEEPS_GRID = frozenset(
+    {
+        "AveragePooling2D",
+        "Cropping2D",
+        "EhapSlice",
+        "Flatten",
+        "GlobalMaxPooling2D",
+        "MaxPooling2D",
+        "Permute",
+        "Reshape",
+        "ScatterChannels",
+        "UpSampling2D",
+        "ZeroPadding2D",
+    }
+)
 """Their integer kernels write with the scale and zero point of what they read."""
 
 ONE_GRID = frozenset({"Concatenate", "Maximum", "Minimum"})
@@ -81,7 +80,8 @@ OPERATOR_OUTPUTS = {"exact": "none", "grid": "none", "one_grid": "observed"}
 def keeps_grid(layer: tf_keras.layers.Layer) -> bool:
     """Whether the integer kernel writes with the scale and zero point of what it reads."""
     kind = layer_kind(layer)
-    return kind in KEEPS_GRID or (kind == "EhapOperator" and layer.of.output == "grid")
+    is_mover = kind == "EhapOperator" and layer.of.output == "grid"
+    return is_mover or kind in KEEPS_GRID or is_identity_at_inference(layer)
 
 
 def averages_on_grid(layer: tf_keras.layers.Layer) -> bool:
@@ -150,7 +150,7 @@ class EhapQuantizeRegistry(default_registry.Default8BitQuantizeRegistry):
             return None
         if name == "EhapOperator":
             return OPERATOR_OUTPUTS.get(layer.of.output, layer.of.output)
-        if name in KEEPS_GRID:
+        if keeps_grid(layer):
             return "none"
         if name == "Softmax":
             return "unit" if np.size(layer.axis) == 1 else None

@@ -16,7 +16,7 @@ import tensorflow as tf
 import tf_keras
 from tf_keras.src.layers.core.tf_op_layer import TFOpLambda
 
-from ehap_tf.graph import arguments, made_by, operator_kind, readers
+from ehap_tf.graph import arguments, is_identity_at_inference, made_by, operator_kind, readers
 from ehap_tf.models.kinds import function_kind
 from ehap_tf.sensitivity.losses import SIGMOID, SOFTMAX, Loss
 
@@ -25,10 +25,7 @@ layers = tf_keras.layers
 FINAL_ACTIVATIONS = {SOFTMAX: "softmax", SIGMOID: "sigmoid"}
 """What turns the logits of a kind of loss into probabilities."""
 
-_MOVES = (
-    layers.Reshape, layers.Flatten, layers.Permute, layers.Concatenate, layers.Identity,
-    layers.Dropout,
-)  # fmt: skip
+_MOVES = (layers.Reshape, layers.Flatten, layers.Permute, layers.Concatenate)
 _MOVING_OPERATORS = frozenset(
     "reshape transpose squeeze expand_dims concat stack identity getitem".split()
 )
@@ -136,6 +133,8 @@ def _path(model: tf_keras.Model, tensor: Any) -> _Path | None:
         for part in known:
             mine, left = left[: len(part.sources)], left[len(part.sources) :]
             given.append(part.move(mine))
+        if is_identity_at_inference(layer):
+            return given[0]
         args, kwargs = arguments(node, given)
         return layer(*args, **kwargs)
 
@@ -146,4 +145,4 @@ def _moves(layer: Any) -> bool:
     """Whether a layer only moves numbers."""
     if isinstance(layer, TFOpLambda):
         return operator_kind(layer) in _MOVING_OPERATORS
-    return type(layer) in _MOVES
+    return type(layer) in _MOVES or is_identity_at_inference(layer)

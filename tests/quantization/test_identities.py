@@ -7,10 +7,10 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
+from ehap_tf.graph import is_identity_at_inference
 from ehap_tf.models.kinds import layer_kind
 from ehap_tf.quantization import export_tflite, quantize
 from ehap_tf.quantization.integer_graph import output_quantizer
-from ehap_tf.quantization.registry import IDENTITIES
 from ehap_tf.quantization.wrappers import unwrapped
 from tests.quantization.nets import images, layers, randomize, sequences
 
@@ -49,9 +49,9 @@ def network(kernel, *between, shape, norm=True, limit=None):
 def operators(model):
     """The kinds of layers that compute something at inference, and which of them have a range."""
     return [
-        (kind, output_quantizer(layer) is not None)
+        (layer_kind(unwrapped(layer)), output_quantizer(layer) is not None)
         for layer in quantize(model).layers
-        if (kind := layer_kind(unwrapped(layer))) not in IDENTITIES
+        if not is_identity_at_inference(unwrapped(layer))
     ]
 
 
