@@ -85,6 +85,19 @@ def test_a_layer_keeps_its_bias_where_the_correction_would_do_harm():
     assert np.abs(bias(qat)) == pytest.approx(0.5 / 14, rel=0.05)
 
 
+@pytest.mark.parametrize(("sign", "corrected"), [(-1.0, False), (1.0, True)])
+def test_corrections_are_taken_back_where_errors_had_cancelled(sign, corrected):
+    """Two kernels err by opposite amounts, and one of them has no bias to correct."""
+    x = inputs = layers.Input((2,))
+    first, second = layers.Dense(1, name="first"), layers.Dense(1, use_bias=False)
+    model = tf_keras.Model(inputs, layers.Add()([first(x), second(x)]))
+    first.set_weights([np.float32([[0.5], [1.0]]), np.zeros(1, np.float32)])
+    second.set_weights([np.float32([[sign * 0.5], [1.0]])])
+    x = np.random.default_rng(0).uniform(0.5, 1.0, (64, 2)).astype(np.float32)
+    qat = quantize(model, "ptq", weight_bits=4, representative_data=x)
+    assert (bias(qat) != 0.0) == corrected
+
+
 def test_errors_of_chance_are_not_taken_for_means():
     """Errors of kernels on noise around 0 have a mean of 0: a correction would only add noise."""
     rng = np.random.default_rng(0)
