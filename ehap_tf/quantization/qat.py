@@ -80,9 +80,10 @@ def quantize(
         reestimate: average BatchNorm's statistics over the representative data under quantization,
             with dropout, noise and augmentation off.
         bias_correction: take out the mean error that quantization leaves in each channel, layer by
-            layer where that brings the layer's quantized output nearer to the float model's, and all
-            in all where it brings the outputs nearer, see `correct_biases`. None does it for "ptq". With True a warning names the layers that have
-            neither a bias nor a BatchNorm to take it from.
+            layer where that brings the layer's quantized output nearer to the float model's, and
+            only if it brings the model's outputs nearer, see `correct_biases`. None does it for
+            "ptq". With True a warning names the layers that have neither a bias nor a BatchNorm to
+            take it from.
 
     Raises:
         TypeError: `model` is neither Functional nor Sequential, or the data is of another form,
