@@ -53,22 +53,24 @@ def test_layers_of_your_own(capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(4), ids=["pipeline", "loss", "criterion", "two outputs"])
+@pytest.mark.parametrize(
+    "number", range(5), ids=["pipeline", "loss", "while you train", "criterion", "two outputs"]
+)
 def test_your_own_data(tmp_path, monkeypatch, capsys, number):
     from ehap_tf.sensitivity.criteria import registry
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(registry, "_CRITERIA", dict(registry._CRITERIA))
     code = blocks("your_own_data.md", "python")
-    assert len(code) == 4
+    assert len(code) == 5
     names: dict = {}
     exec(compile(code[number], "your_own_data.md", "exec"), names)
     before, after = names["model"], names["slim"]
     assert after.count_params() < before.count_params()
     assert capsys.readouterr().out
-    if number == 2:
-        assert names["plan"].kept["conv"].tolist() == [0, 1, 2, 3, 4, 6, 7]
     if number == 3:
+        assert names["plan"].kept["conv"].tolist() == [0, 1, 2, 3, 4, 6, 7]
+    if number == 4:
         assert names["file"].float_ops == 0
         assert set(after.output_names) == {"digit", "ink"}
 
