@@ -17,7 +17,7 @@ COMMANDS: dict[str, str] = {
     "removal": "accuracy when many filters go together, by criterion, without fine-tuning",
     "repair_settings": "repair on more or fewer images, with other ridges, on noise",
     "study": "accuracy of pruned and fine-tuned networks, by criterion and seed; resumable",
-    "trace": "seconds a probe and peak memory, by estimator and precision",
+    "trace": "seconds per probe and peak memory, by estimator and precision",
     "fidelity": "rank correlation with the exact scores, against probes and seconds",
     "correlation": "correlation of every criterion with the oracle: zero one filter, measure",
     "latency": "milliseconds of float32 and INT8 files, dense and slim, by threads",

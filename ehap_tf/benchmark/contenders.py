@@ -136,7 +136,7 @@ def removable(model: tf_keras.Model, layers: Sequence[str]) -> list[str]:
 
 
 class Clock:
-    """Says how far a long benchmark is, one line a measurement."""
+    """Says how far a long benchmark is, one line per measurement."""
 
     def __init__(self, total: int) -> None:
         self._total, self._done, self._began = total, 0, time.monotonic()

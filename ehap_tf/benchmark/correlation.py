@@ -110,7 +110,7 @@ def run(options: argparse.Namespace) -> None:
 def compare(
     criterion: str, scores: FilterScores, oracle: FilterScores, layers: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """One row over all of `layers`, then one a layer."""
+    """One row over all of `layers`, then one per layer."""
     signed = scores.signed or scores
     rows = []
     for name in ("all", *layers):
@@ -147,7 +147,7 @@ def correlation(coefficient: str, x: np.ndarray, y: np.ndarray) -> float | None:
 def show_layers(
     rows: Sequence[dict[str, Any]], layers: Sequence[str], criteria: Sequence[str]
 ) -> None:
-    """Prints a line a layer and a column a criterion; the JSON file has all coefficients."""
+    """Prints a line per layer and a column per criterion; the JSON file has all coefficients."""
     cells = {(row["layer"], row["criterion"]): row.get("spearman absolute") for row in rows}
     table = [
         {"layer": layer} | {criterion: cells[layer, criterion] for criterion in criteria}

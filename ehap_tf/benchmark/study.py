@@ -113,7 +113,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of fine-tuning in all, on a random part of the training images; default 0: every "
         "epoch sees all of them",
     )
-    add("--finetune_batch", type=int, default=128, help="images a step; default 128")
+    add("--finetune_batch", type=int, default=128, help="images per step; default 128")
     add("--learning_rate", type=float, default=0.05, help="highest of fine-tuning; default 0.05")
     add("--weight_decay", type=float, default=0.0005, help="default 0.0005")
     add("--train_precision", default="auto", help="fp32, bf16, fp16 or auto; default auto")

@@ -78,7 +78,7 @@ def markdown(
     refused: Mapping[str, str] | None = None,
     failed: Mapping[str, str] | None = None,
 ) -> str:
-    """One line a criterion and mode; validation accuracies in per cent, means of the seeds.
+    """One line per criterion and mode; validation accuracies in per cent, means of the seeds.
 
     What a cell of the table says stands under it; what is not measured is said in it.
 

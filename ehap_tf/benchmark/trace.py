@@ -226,14 +226,14 @@ def _grouped(
 
 
 def plot(rows: list[dict[str, Any]]) -> Figure:
-    """Two bar charts: seconds a probe and memory above the loaded process."""
+    """Two bar charts: seconds per probe and memory above the loaded process."""
     done: list[Mapping[str, Any]] = [row for row in rows if "seconds_per_probe" in row]
     figure = Figure(figsize=(9, 1.2 + 0.4 * max(1, len(done))), layout="constrained")
     labels = [f"{row['model']}, {row['examples']} examples\n{row['case']}" for row in done]
     for axes, key, title in zip(
         figure.subplots(1, 2, sharey=True),
         ("seconds_per_probe", "added_megabytes"),
-        ("seconds a probe", "peak memory above the loaded process, MB"),
+        ("seconds per probe", "peak memory above the loaded process, MB"),
         strict=True,
     ):
         bars = axes.barh(labels, [row[key] for row in done])

@@ -150,7 +150,7 @@ def rescaling(call: Call) -> Effect:
     """Scale and offset, with numbers that serve all channels."""
     layer = call.layer
     if np.size(layer.scale) != 1 or np.size(layer.offset) != 1:
-        return frozen(call, f"{call.path!r} has one scale a channel")
+        return frozen(call, f"{call.path!r} has one scale per channel")
     return pass_on(call, preserves_zero=bool(np.all(np.asarray(layer.offset) == 0)))
 
 

@@ -55,7 +55,7 @@ def operator(call: Call) -> Effect:
 
 
 def _has_array(call: Call) -> bool:
-    """Whether a constant with more than one number takes part, for instance one a channel."""
+    """Whether a constant with more than one number takes part, for instance one per channel."""
     constants = (*call.node.call_args, *call.node.call_kwargs.values())
     kinds = (np.ndarray, tf.Tensor, tf.Variable, list, tuple)
     return any(np.size(c) > 1 for c in constants if isinstance(c, kinds))

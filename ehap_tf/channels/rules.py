@@ -125,7 +125,7 @@ def register_channel_rule(layer_class: type, rule: Rule | None = None) -> Any:
 
     Example:
         >>> from ehap_tf.channels import Effect, register_channel_rule
-        >>> @register_channel_rule(MyScale)  # y = x * self.scale, one scale a channel
+        >>> @register_channel_rule(MyScale)  # y = x * self.scale, one scale per channel
         ... def my_scale(call):
         ...     (ids,) = call.inputs
         ...     return Effect([ids], [ids], weights={"scale": (ids,)}, preserves_zero=True)

@@ -52,8 +52,8 @@ class ImageDataset:
         test: what is measured once, at the end; nothing is chosen on it.
         num_classes: number of classes.
         class_names: their names, in label order.
-        mean: mean of pixel / 255, one value a channel.
-        std: standard deviation of pixel / 255, one value a channel.
+        mean: mean of pixel / 255, one value per channel.
+        std: standard deviation of pixel / 255, one value per channel.
         augment: training images are shifted by up to 4 pixels (pad 4, random crop).
         flip: training images are also mirrored left to right at random; needs `augment`.
     """

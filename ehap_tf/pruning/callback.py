@@ -28,7 +28,7 @@ class PruningCallback(tf_keras.callbacks.Callback):
     With `criterion="taylor_fo"` and no `data`, the scores come from the gradients that training
     computes anyway: the gradient on a gate behind each filter's BatchNorm (behind the filter
     itself where there is none) is squared a minibatch and averaged over minibatches. That costs no
-    second pass: some sums over weights a step. Every `frequency` minibatches the
+    second pass: some sums over weights per step. Every `frequency` minibatches the
     `filters_per_step` filters of lowest score go, until the target is met; averages then start
     anew. A filter that is gone is zero wherever surgery would cut, its momentum is cleared, and it
     gets no gradient any more. What is minimised counts, a regularisation penalty included.

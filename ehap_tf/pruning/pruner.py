@@ -309,7 +309,7 @@ class StepwisePruner:
         _LOG.info("pruning: %s", figures)
 
     def _scores(self) -> dict[str, Floats] | None:
-        """Layer path -> one score a filter; None while no minibatch has counted."""
+        """Layer path -> one score per filter; None while no minibatch has counted."""
         settings = self._settings
         if self._terms is None:
             ranked = rank_filters(

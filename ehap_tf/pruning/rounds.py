@@ -28,7 +28,7 @@ def plan_further(
     Args:
         model: the model of the plan `before`.
         before: what is kept so far; without 1x1 filters.
-        scores: layer path -> one score a filter of `prune(model, before)`.
+        scores: layer path -> one score per filter of `prune(model, before)`.
         **options: of `plan_pruning`; `residual` is that of `before`.
 
     Raises:
@@ -49,7 +49,7 @@ def plan_further(
         kept = before.kept[layer]
         if values.shape != kept.shape:
             raise ValueError(
-                f"scores of layer {layer!r} must have shape {kept.shape}, one a filter that is "
+                f"scores of layer {layer!r} must have shape {kept.shape}, one per filter that is "
                 f"kept. Received: {values.shape}"
             )
         everything[layer] = np.full(before.filters[layer], gone)

@@ -99,7 +99,7 @@ class Schedule:
 
         Args:
             alive: the filters that are there.
-            scores: layer path -> one score a filter; layers that are not named stay whole.
+            scores: layer path -> one score per filter; layers that are not named stay whole.
         """
         units = self._units(alive, scores)
         wanted = removed(alive) + self.filters_per_step

@@ -46,8 +46,8 @@ def plan_pruning(
 
     Args:
         model: a Functional or Sequential model.
-        scores: layer path -> one score a filter; higher is worth more. For tied pruning, rank with
-            `residual="tied"` where the criterion has a gate.
+        scores: layer path -> one score per filter; higher is worth more. For tied pruning,
+            rank with `residual="tied"` where the criterion has a gate.
         prune_ratio: share of all filters below the threshold, in [0, 1).
         target_params: fraction of the parameters to keep, in (0, 1].
         target_macs: fraction of the multiply-accumulates to keep, in (0, 1].
@@ -72,7 +72,7 @@ def plan_pruning(
     """
     if not isinstance(scores, Mapping):
         raise TypeError(
-            "scores must be a mapping from layer to one score a filter, as rank_filters(model, "
+            "scores must be a mapping from layer to one score per filter, as rank_filters(model, "
             f"data) returns it. Received: {type(scores).__name__}"
         )
     amount = {

@@ -73,7 +73,7 @@ class TrainingHook:
                 variable.assign(np.where(mask, variable.numpy(), 0))
 
     def sums(self) -> tuple[np.ndarray, int]:
-        """The squares so far, one a group, and over how many minibatches."""
+        """The squares so far, one per group, and over how many minibatches."""
         return self._squares.numpy(), int(self._minibatches.numpy())
 
     def set_sums(self, squares: np.ndarray, minibatches: int) -> None:

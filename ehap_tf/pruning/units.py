@@ -37,7 +37,7 @@ class Units:
 
     Args:
         graph: the trace of the model.
-        scores: layer path -> one score a filter.
+        scores: layer path -> one score per filter.
         prune_ratio_limit: largest share of its filters that a layer may lose.
         round_to: the number of filters that a pruned layer keeps is a multiple of this.
         keep_layers: paths or patterns of layers that keep all their filters.

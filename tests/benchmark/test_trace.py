@@ -48,9 +48,9 @@ def test_every_case_is_measured_and_its_growth_printed(
     lines = capsys.readouterr().out.splitlines()
     for line in (
         # 4^0.1 = 1.149
-        "hutchinson fp32, 128 examples, small to large: seconds a probe ~ MACs^1.100; "
+        "hutchinson fp32, 128 examples, small to large: seconds per probe ~ MACs^1.100; "
         "1.149 times as long a MAC",
-        "gauss_newton fp32, 512 examples, small to large: seconds a probe ~ MACs^1.000; "
+        "gauss_newton fp32, 512 examples, small to large: seconds per probe ~ MACs^1.000; "
         "1.000 times as long a MAC",
         "hutchinson fp32, middle, by examples in the Hessian batch: peak 1001 MB with 128, "
         "1004 MB with 512",

@@ -46,7 +46,7 @@ def test_filters_that_are_gone_are_counted_first():
     further = plan_further(model, half, left, target_macs=0.4, cost_aware="macs")
     assert further.macs_after <= 0.4 * further.macs_before < half.macs_after
     assert all(set(kept) <= set(half.kept[layer]) for layer, kept in further.kept.items())
-    with pytest.raises(ValueError, match="one a filter that is kept"):
+    with pytest.raises(ValueError, match="one per filter that is kept"):
         plan_further(model, half, scores, prune_ratio=0.5)
 
 
