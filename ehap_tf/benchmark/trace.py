@@ -184,7 +184,7 @@ def time_growth(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
     Returns:
         One line for each case that was measured on several models: the exponent p of
-        seconds ~ MACs^p by least squares (1 is linear), and the time a MAC of the largest model
+        seconds ~ MACs^p by least squares (1 is linear), and the time per MAC of the largest model
         relative to the smallest.
     """
     lines = []
@@ -196,8 +196,8 @@ def time_growth(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         exponent = np.polyfit(np.log(macs), np.log(seconds), 1)[0]
         per_mac = seconds / macs
         lines.append(
-            f"{case}, {examples} examples, {sized[0]['model']} to {sized[-1]['model']}: seconds a "
-            f"probe ~ MACs^{exponent:.3f}; {per_mac[-1] / per_mac[0]:.3f} times as long a MAC"
+            f"{case}, {examples} examples, {sized[0]['model']} to {sized[-1]['model']}: seconds "
+            f"per probe ~ MACs^{exponent:.3f}; {per_mac[-1] / per_mac[0]:.3f} times as long per MAC"
         )
     return lines
 

@@ -49,9 +49,9 @@ def test_every_case_is_measured_and_its_growth_printed(
     for line in (
         # 4^0.1 = 1.149
         "hutchinson fp32, 128 examples, small to large: seconds per probe ~ MACs^1.100; "
-        "1.149 times as long a MAC",
+        "1.149 times as long per MAC",
         "gauss_newton fp32, 512 examples, small to large: seconds per probe ~ MACs^1.000; "
-        "1.000 times as long a MAC",
+        "1.000 times as long per MAC",
         "hutchinson fp32, middle, by examples in the Hessian batch: peak 1001 MB with 128, "
         "1004 MB with 512",
     ):
