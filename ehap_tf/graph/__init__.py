@@ -31,7 +31,7 @@ from ehap_tf.graph.copying import (
     with_policy,
 )
 from ehap_tf.graph.kernels import Kernel, kernel_of, products, rows_at, some_positions
-from ehap_tf.graph.least_squares import Sums
+from ehap_tf.graph.least_squares import Sums, with_ridge
 from ehap_tf.graph.operators import (
     PRODUCTS,
     QUOTIENTS,
@@ -120,4 +120,5 @@ __all__ = [
     "training_argument",
     "traits_of",
     "with_policy",
+    "with_ridge",
 ]

@@ -37,6 +37,11 @@ class Kernel(abc.ABC):
         return np.asarray(getattr(self.layer, self.attribute), np.float32)
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Of `value`."""
+        return tuple(getattr(self.layer, self.attribute).shape)
+
+    @property
     def bias(self) -> Floats | None:
         """Of every filter, where there is one."""
         return np.asarray(self.layer.bias, np.float32) if self.layer.use_bias else None
@@ -178,7 +183,7 @@ class ConvolutionKernel(_Spatial):
 
     def from_matrix(self, matrix: Floats) -> Floats:
         """As `Kernel` says."""
-        return matrix.transpose(1, 0, 2).reshape(self.value.shape)
+        return matrix.transpose(1, 0, 2).reshape(self.shape)
 
 
 class TransposedKernel(_Spatial):
@@ -194,7 +199,7 @@ class TransposedKernel(_Spatial):
 
     def from_matrix(self, matrix: Floats) -> Floats:
         """As `Kernel` says."""
-        *spatial, filters, inputs = self.value.shape
+        *spatial, filters, inputs = self.shape
         return np.swapaxes(matrix.reshape(*spatial, inputs, filters), -1, -2)
 
     def _tables(self, sizes: tuple[int, ...]) -> list[Indices]:
@@ -234,7 +239,7 @@ class DepthwiseKernel(_Spatial):
 
     def from_matrix(self, matrix: Floats) -> Floats:
         """As `Kernel` says."""
-        return matrix.transpose(1, 0, 2).reshape(self.value.shape)
+        return matrix.transpose(1, 0, 2).reshape(self.shape)
 
 
 class SeparableKernel(_Spatial):
@@ -255,7 +260,7 @@ class SeparableKernel(_Spatial):
 
     def from_matrix(self, matrix: Floats) -> Floats:
         """As `Kernel` says."""
-        return matrix.reshape(self.value.shape)
+        return matrix.reshape(self.shape)
 
 
 # The first that fits counts: transposed convolutions are subclasses of plain ones in tf_keras.

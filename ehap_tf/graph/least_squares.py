@@ -19,13 +19,20 @@ class Sums:
     one, a depthwise convolution has one for each channel. Inputs and targets are centered: products
     are taken of what is left after the means of the first rows are subtracted, which keeps float32
     accurate, and the rest of the means is taken out at the end.
+
+    Args:
+        groups: how many systems.
+        inputs: of each.
+        targets: of each.
+        intercept: False makes it a regression without one; nothing is centered then.
     """
 
     ROWS: ClassVar[int] = 8_192
     """Products of so many rows are taken in float32, and added up in float64."""
 
-    def __init__(self, groups: int, inputs: int, targets: int) -> None:
+    def __init__(self, groups: int, inputs: int, targets: int, intercept: bool = True) -> None:
         self.count = 0
+        self._intercept = intercept
         self._gram = np.zeros((groups, inputs, inputs))
         self._cross = np.zeros((groups, inputs, targets))
         self._squares = np.zeros((groups, targets))
@@ -45,10 +52,12 @@ class Sums:
             The inputs less `origin`, for `replace_targets`.
         """
         if self._shift is None:
-            self._shift = tuple(tf.reduce_mean(t, 1, keepdims=True) for t in (inputs, targets))
+            means = (tf.reduce_mean(t, 1, keepdims=True) for t in (inputs, targets))
+            self._shift = tuple(mean * float(self._intercept) for mean in means)
         x = inputs - self._shift[0]
         self._gram += tf.matmul(x, x, transpose_a=True).numpy()
-        self._inputs += tf.reduce_sum(x, 1, keepdims=True).numpy()
+        if self._intercept:
+            self._inputs += tf.reduce_sum(x, 1, keepdims=True).numpy()
         self.count += x.shape[1]
         self._add_targets(x, targets)
         return x
@@ -71,7 +80,8 @@ class Sums:
         y = targets - self._shift[1]
         self._cross += tf.matmul(x, y, transpose_a=True).numpy()
         self._squares += tf.reduce_sum(tf.square(y), 1).numpy()
-        self._targets += tf.reduce_sum(y, 1, keepdims=True).numpy()
+        if self._intercept:
+            self._targets += tf.reduce_sum(y, 1, keepdims=True).numpy()
 
     def solve(self, ridge: float) -> tuple[Floats, Floats]:
         """The regression of the targets on the inputs.
@@ -106,7 +116,7 @@ class Sums:
 
     @property
     def gram(self) -> Floats:
-        """The mean products of centered inputs, shape (groups, inputs, inputs)."""
+        """The mean products of (centered) inputs, shape (groups, inputs, inputs)."""
         x = self._inputs / self.count
         return self._gram / self.count - x.transpose(0, 2, 1) @ x
 
@@ -121,6 +131,16 @@ class Sums:
         return x + self._inputs / self.count, y + self._targets / self.count
 
 
+def with_ridge(gram: Floats, ridge: float) -> Floats:
+    """Gram matrices (..., inputs, inputs) with `ridge` times their mean diagonal on the diagonal.
+
+    Of one that is all zeros the mean diagonal counts as 1.
+    """
+    size = gram.shape[-1]
+    scale = np.trace(gram, axis1=-2, axis2=-1)[..., None, None] / max(size, 1)
+    return gram + ridge * np.where(scale > 0, scale, 1.0) * np.eye(size)
+
+
 def _solver(gram: Floats, ridge: float) -> Callable[[Floats], Floats]:
     """Coefficients of one system from its products; the smallest where they are not determined."""
     size = len(gram)
@@ -129,7 +149,7 @@ def _solver(gram: Floats, ridge: float) -> Callable[[Floats], Floats]:
         return np.zeros_like
     if ridge > 0:
         try:
-            factor = tf.linalg.cholesky(gram + ridge * scale * np.eye(size))
+            factor = tf.linalg.cholesky(with_ridge(gram, ridge))
             if np.isfinite(factor.numpy()).all():
                 return lambda cross: tf.linalg.cholesky_solve(factor, cross).numpy()
         except tf.errors.InvalidArgumentError:

@@ -10,38 +10,14 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.graph import replay
-from ehap_tf.models.kinds import layer_kind
-from ehap_tf.quantization.calibration import CALIBRATION_EXAMPLES
 from ehap_tf.quantization.correction import add_to_output
 from ehap_tf.quantization.integer_graph import IntegerGraph
-from ehap_tf.quantization.registry import KERNELS
-from ehap_tf.quantization.wrappers import unwrapped
-
-BATCH = 64
-"""Examples that are computed at once."""
-LARGEST_TENSOR = 2**24
-"""Floats of one tensor over all examples: 64 MB, of which a network has some alive at a time."""
-FEWEST_EXAMPLES = 4
-"""Of inputs so large that more would not fit; their means are over many positions."""
+from ehap_tf.quantization.side_by_side import Mend, SideBySide, Sides, batched
 
 
-def correction_examples(qat: tf_keras.Model) -> int:
-    """How many examples `correct_biases` can hold the activations of."""
-    shapes = [y.shape[1:] for layer in qat.layers for y in tf.nest.flatten(layer.get_output_at(0))]
-    largest = max(int(np.prod([size or 1 for size in shape])) for shape in shapes)
-    return max(FEWEST_EXAMPLES, min(CALIBRATION_EXAMPLES, LARGEST_TENSOR // largest))
-
-
-@dataclasses.dataclass
-class _Sides:
-    """A tensor of both networks, in batches."""
-
-    exact: list[tf.Tensor]
-    rounded: list[tf.Tensor]
-
-
-def correct_biases(qat: tf_keras.Model, inputs: Sequence[np.ndarray]) -> tuple[str, ...]:
+def correct_biases(
+    qat: tf_keras.Model, inputs: Sequence[np.ndarray], before: Sequence[Mend] = ()
+) -> tuple[str, ...]:
     """Takes out the mean error that quantization leaves in each output channel, in place.
 
     Walks the network in integers and the same network in float side by side. A layer's correction
@@ -57,26 +33,28 @@ def correct_biases(qat: tf_keras.Model, inputs: Sequence[np.ndarray]) -> tuple[s
     Args:
         qat: a calibrated model from `quantize`.
         inputs: one array for each input of the model; the activations of all examples are held in
-            memory, see `correction_examples`.
+            memory, see `examples_in_memory`.
+        before: what else is to be changed of each layer, before its bias is corrected; it stays.
 
     Returns:
         The layers that could not be corrected, having neither a bias nor a BatchNorm.
     """
-    walker = _Walker(qat)
-    batches = -(-len(inputs[0]) // BATCH)
-    sides = []
-    for array in inputs:
-        parts = [tf.constant(part) for part in np.array_split(array, batches)]
-        sides.append(_Sides(parts, parts))
-    weights, graph = qat.get_weights(), IntegerGraph(qat)
-    uncorrected = [graph(list(batch)) for batch in zip(*(s.exact for s in sides), strict=True)]
-    outputs = replay(qat, sides, walker.visit)
-    before = zip(*uncorrected, strict=True)
-    if sum(_relative_error(y.exact, y.rounded) for y in outputs) > sum(
-        _relative_error(y.exact, old) for y, old in zip(outputs, before, strict=True)
+    kernels = {id(one) for layer in qat.layers for one, *_ in getattr(layer, "_weight_vars", ())}
+    biases = [(weight, weight.numpy()) for weight in qat.weights if id(weight) not in kernels]
+    correction = _BiasCorrection()
+    outputs = SideBySide(qat).walk(inputs, [*before, correction])
+    corrected = [weight.numpy() for weight, _ in biases]
+    for weight, value in biases:
+        weight.assign(value)
+    graph = IntegerGraph(qat)
+    uncorrected = [graph(list(batch)) for batch in zip(*batched(inputs), strict=True)]
+    old_outputs = zip(*uncorrected, strict=True)
+    if sum(_relative_error(y.exact, y.rounded) for y in outputs) <= sum(
+        _relative_error(y.exact, old) for y, old in zip(outputs, old_outputs, strict=True)
     ):
-        qat.set_weights(weights)
-    return tuple(walker.skipped)
+        for (weight, _), value in zip(biases, corrected, strict=True):
+            weight.assign(value)
+    return tuple(correction.skipped)
 
 
 def _relative_error(exact: Sequence[tf.Tensor], rounded: Sequence[tf.Tensor]) -> float:
@@ -88,78 +66,45 @@ def _relative_error(exact: Sequence[tf.Tensor], rounded: Sequence[tf.Tensor]) ->
     return error / max(sum(float(tf.reduce_sum(tf.square(y))) for y in exact), 1e-30)
 
 
-class _Walker:
-    """Computes call by call what both networks do, and corrects on the way."""
+class _BiasCorrection:
+    """The correction of one layer after the other; `skipped` are those that have no bias."""
 
-    def __init__(self, qat: tf_keras.Model) -> None:
-        self._exact = IntegerGraph(qat, rounding=False)
-        self._rounded = IntegerGraph(qat)
+    def __init__(self) -> None:
         self.skipped: list[str] = []
 
-    def visit(
-        self, layer: tf_keras.layers.Layer, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        if layer_kind(unwrapped(layer)) in KERNELS:
-            self._correct(layer, args[0])
-        exact = _compute(self._exact, layer, args, kwargs, "exact")
-        rounded = _compute(self._rounded, layer, args, kwargs, "rounded")
-        flat = [
-            _Sides(list(ours), list(theirs))
-            for ours, theirs in zip(
-                zip(*(tf.nest.flatten(y) for y in exact), strict=True),
-                zip(*(tf.nest.flatten(y) for y in rounded), strict=True),
-                strict=True,
-            )
-        ]
-        return tf.nest.pack_sequence_as(exact[0], flat)
-
-    def _correct(self, layer: Any, x: _Sides) -> None:
+    def __call__(self, both: SideBySide, layer: Any, x: Sides) -> None:
         """Adds the correction of a convolution or Dense to its bias, if it helps."""
         name = layer.name
-        exact = [self._exact.products(layer, part) for part in x.exact]
-        rounded = [self._rounded.products(layer, part) for part in x.rounded]
+        exact = [both.exact.products(layer, part) for part in x.exact]
+        rounded = [both.rounded.products(layer, part) for part in x.rounded]
         correction = _mean_error(exact, rounded)
         if not correction.any():
             return
-        wanted = [self._stored(self._exact, layer, y) for y in exact]
+        wanted = [_stored(both.exact, layer, y) for y in exact]
 
         def error(added: np.ndarray | float) -> float:
             pairs = zip(wanted, rounded, strict=True)
             return sum(
-                float(tf.reduce_sum(tf.square(self._stored(self._rounded, layer, y + added) - one)))
+                float(tf.reduce_sum(tf.square(_stored(both.rounded, layer, y + added) - one)))
                 for one, y in pairs
             )
 
         if error(correction) >= error(0.0):
             return
-        own = self._rounded.own_channels(name, correction)
-        if not add_to_output(layer, self._rounded.batch_norm_of(name), own):
+        own = both.rounded.own_channels(name, correction)
+        if not add_to_output(layer, both.rounded.batch_norm_of(name), own):
             self.skipped.append(name)
             return
-        kernel = self._rounded.kernels[name]
-        self._rounded.kernels[name] = dataclasses.replace(kernel, bias=kernel.bias + correction)
-
-    @staticmethod
-    def _stored(graph: IntegerGraph, layer: Any, y: tf.Tensor) -> tf.Tensor:
-        """What is stored of a layer's products: after its activation function, on its grid."""
-        y = graph.on_grid(layer.name, y)
-        for behind in graph.behind(layer.name):
-            y = graph.compute(behind, (y,), {})
-        return y
+        kernel = both.rounded.kernels[name]
+        both.rounded.kernels[name] = dataclasses.replace(kernel, bias=kernel.bias + correction)
 
 
-def _compute(graph: IntegerGraph, layer: Any, args: Any, kwargs: Any, side: str) -> list[Any]:
-    """What a call of `layer` gives on one side, for each batch."""
-    values = [v for v in tf.nest.flatten((args, kwargs)) if isinstance(v, _Sides)]
-    results = []
-    for batch in range(len(getattr(values[0], side))):
-
-        def of_batch(value: Any, batch: int = batch) -> Any:
-            return getattr(value, side)[batch] if isinstance(value, _Sides) else value
-
-        batch_args, batch_kwargs = tf.nest.map_structure(of_batch, (args, kwargs))
-        results.append(graph.compute(layer, batch_args, batch_kwargs))
-    return results
+def _stored(graph: IntegerGraph, layer: Any, y: tf.Tensor) -> tf.Tensor:
+    """What is stored of a layer's products: after its activation function, on its grid."""
+    y = graph.on_grid(layer.name, y)
+    for behind in graph.behind(layer.name):
+        y = graph.compute(behind, (y,), {})
+    return y
 
 
 def _mean_error(exact: list[tf.Tensor], rounded: list[tf.Tensor]) -> np.ndarray:

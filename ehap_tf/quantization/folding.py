@@ -17,6 +17,7 @@ from ehap_tf.quantization.quantizers import (
     EhapWeightQuantizer,
     fake_quantize_symmetric,
     from_channels_last,
+    largest_integer,
     to_channels_last,
     weight_limits,
 )
@@ -52,7 +53,7 @@ class FoldedKernel:
     @property
     def integers(self) -> np.ndarray:
         """The kernel's integers, int8, channels last."""
-        levels = 2 ** (self.bits - 1) - 1
+        levels = largest_integer(self.bits)
         return np.rint(self.values / (self.limits / levels)).astype(np.int8)
 
     def on_input_grid(self, input_step: float) -> FoldedKernel:
@@ -62,7 +63,7 @@ class FoldedKernel:
         dead channel (a BatchNorm gamma near zero) has a step so small that its bias would
         overflow; it then gets the smallest step at which the bias fits.
         """
-        levels = 2 ** (self.bits - 1) - 1
+        levels = largest_integer(self.bits)
         bias = np.abs(self.bias)
         needed = (bias.max() if self.limits.ndim == 0 else bias) * levels
         limits = np.maximum(self.limits, needed / (input_step * LARGEST_BIAS))

@@ -177,6 +177,10 @@ class IntegerGraph:
             return kernel
         return kernel.scattered(scatter.layer.positions, scatter.layer.channels)
 
+    def fold_again(self, wrapper: QuantizeWrapper) -> None:
+        """Takes over the weights of a convolution or Dense, which have changed."""
+        self.kernels[wrapper.name] = self._kernel(wrapper)
+
     def products(self, wrapper: QuantizeWrapper, x: tf.Tensor) -> tf.Tensor:
         """What the accumulators of a convolution or Dense hold, BatchNorm and bias included."""
         kernel, grid = self.kernels[wrapper.name], self._input_grid(wrapper.name)

@@ -12,15 +12,17 @@ import tf_keras
 
 from ehap_tf.graph import kept_random_state
 from ehap_tf.models.keras3 import either_keras
-from ehap_tf.quantization.bias_correction import correct_biases, correction_examples
+from ehap_tf.quantization.bias_correction import correct_biases
 from ehap_tf.quantization.calibration import CALIBRATION_EXAMPLES, calibrate
 from ehap_tf.quantization.correction import reestimate_batch_norm
 from ehap_tf.quantization.finite import require_finite_weights
 from ehap_tf.quantization.flat_graph import output_layers, rebuild
 from ehap_tf.quantization.inputs import input_batches
 from ehap_tf.quantization.islands import require_convertible
+from ehap_tf.quantization.kernel_rounding import LARGEST_SYSTEM, KernelRounding
 from ehap_tf.quantization.layout import float_layers
 from ehap_tf.quantization.scheme import EhapQuantizeScheme, quantization_scope
+from ehap_tf.quantization.side_by_side import SideBySide, examples_in_memory
 from ehap_tf.quantization.wrappers import (
     NAME_PREFIX,
     EhapQuantizeWrapper,
@@ -28,6 +30,7 @@ from ehap_tf.quantization.wrappers import (
 )
 
 METHODS = ("qat", "ptq")
+ROUNDINGS = ("nearest", "gptq")
 
 
 @kept_random_state()
@@ -43,6 +46,7 @@ def quantize(
     allow_float: bool = False,
     reestimate: bool = False,
     bias_correction: bool | None = None,
+    rounding: str = "nearest",
 ) -> tf_keras.Model:
     """Returns a twin of `model` that computes with the numbers of the integer file.
 
@@ -84,6 +88,13 @@ def quantize(
             only if it brings the model's outputs nearer, see `correct_biases`. None does it for
             "ptq". With True a warning names the layers that have neither a bias nor a BatchNorm to
             take it from.
+        rounding: of the kernels of "ptq". "nearest" rounds each weight for itself, with the step at
+            which the largest of its channel is the last integer. "gptq" rounds one after the other,
+            and adjusts those that are left so that the layer's outputs of the representative data
+            stay near to the float model's, with steps that are chosen for it, see `KernelRounding`.
+            It takes the kernels of all convolutions and Dense layers; the slopes of a PReLU and
+            constants are rounded to nearest, and so is a kernel whose filters have more than 8,192
+            inputs, with a warning.
 
     Raises:
         TypeError: `model` is neither Functional nor Sequential, or the data is of another form,
@@ -95,6 +106,13 @@ def quantize(
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {METHODS}. Received: {method!r}")
+    if rounding not in ROUNDINGS:
+        raise ValueError(f"rounding must be one of {ROUNDINGS}. Received: {rounding!r}")
+    if rounding != "nearest" and method != "ptq":
+        raise ValueError(
+            'rounding goes with method="ptq": training rounds to nearest at every step. '
+            f"Received: rounding={rounding!r}, method={method!r}"
+        )
     if (reestimate or bias_correction) and representative_data is None:
         raise ValueError(
             "representative_data is needed for reestimate and bias_correction. Received: None"
@@ -111,8 +129,9 @@ def quantize(
         if reestimate:
             reestimate_batch_norm(qat, _batches(qat, representative_data))
         calibrate(qat, representative_data)
-        if method == "ptq" if bias_correction is None else bias_correction:
-            _correct_biases(qat, representative_data, warn=bool(bias_correction))
+        corrects = method == "ptq" if bias_correction is None else bias_correction
+        if corrects or rounding == "gptq":
+            _mend(qat, representative_data, rounding, corrects, warn=bool(bias_correction))
     return qat
 
 
@@ -147,19 +166,39 @@ def _rewritten(
     return flat, configs
 
 
-def _correct_biases(qat: tf_keras.Model, representative_data: Any, warn: bool) -> None:
-    batches = list(input_batches(qat, representative_data, correction_examples(qat)))
-    skipped = correct_biases(qat, [np.concatenate(parts) for parts in zip(*batches, strict=True)])
+def _mend(
+    qat: tf_keras.Model, representative_data: Any, rounding: str, corrects: bool, warn: bool
+) -> None:
+    """Rounds the kernels for the data, corrects the biases, and sets the ranges anew."""
+    batches = list(input_batches(qat, representative_data, examples_in_memory(qat)))
+    inputs = [np.concatenate(parts) for parts in zip(*batches, strict=True)]
+    kernels = KernelRounding(intercept=corrects)
+    mends = [kernels] if rounding == "gptq" else []
+    if corrects:
+        uncorrected = correct_biases(qat, inputs, mends)
+    else:
+        uncorrected = ()
+        SideBySide(qat).walk(inputs, mends)
     # The ranges of what is corrected.
     calibrate(qat, representative_data)
-    if warn and skipped:
-        names = ", ".join(unwrapped(qat.get_layer(name)).name for name in skipped)
-        warnings.warn(
-            "bias_correction left these layers out, which have neither a bias nor a BatchNorm: "
-            f"{names}",
-            RuntimeWarning,
-            stacklevel=5,
+    if warn and uncorrected:
+        _warn(
+            qat,
+            "bias_correction left these layers out, which have neither a bias nor a BatchNorm",
+            uncorrected,
         )
+    if kernels.skipped:
+        _warn(
+            qat,
+            'rounding="gptq" rounded the kernels of these layers to nearest, whose filters have '
+            f"more than {LARGEST_SYSTEM} inputs",
+            kernels.skipped,
+        )
+
+
+def _warn(qat: tf_keras.Model, what: str, names: Sequence[str]) -> None:
+    called = ", ".join(unwrapped(qat.get_layer(name)).name for name in names)
+    warnings.warn(f"{what}: {called}", RuntimeWarning, stacklevel=6)
 
 
 def _require_fixed_size(model: tf_keras.Model) -> None:

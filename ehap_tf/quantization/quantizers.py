@@ -65,6 +65,11 @@ class EhapWeightQuantizer(quantizers.Quantizer):
     __hash__ = None  # type: ignore[assignment]
 
 
+def largest_integer(bits: int) -> int:
+    """Of a weight; the smallest is its negative."""
+    return 2 ** (bits - 1) - 1
+
+
 GROUPINGS = ("channel", "depthwise", "transposed", "tensor")
 
 

@@ -7,7 +7,8 @@ import pytest
 import tf_keras
 
 from ehap_tf.quantization import quantize
-from ehap_tf.quantization.bias_correction import LARGEST_TENSOR, correct_biases, correction_examples
+from ehap_tf.quantization.bias_correction import correct_biases
+from ehap_tf.quantization.side_by_side import LARGEST_TENSOR, examples_in_memory
 from tests.pruning.nets import computed
 from tests.quantization.nets import build, images, layers, randomize
 
@@ -115,8 +116,8 @@ def test_errors_of_chance_are_not_taken_for_means():
 
 def test_activations_of_all_examples_fit_memory():
     model = tf_keras.Sequential([layers.Input((256, 256, 3)), layers.Conv2D(64, 1)])
-    assert correction_examples(model) == LARGEST_TENSOR // (256 * 256 * 64)
-    assert correction_examples(tf_keras.Sequential([layers.Input((5,)), layers.Dense(3)])) == 2048
+    assert examples_in_memory(model) == LARGEST_TENSOR // (256 * 256 * 64)
+    assert examples_in_memory(tf_keras.Sequential([layers.Input((5,)), layers.Dense(3)])) == 2048
 
 
 def test_layers_that_no_bias_corrects_are_named():
