@@ -59,7 +59,8 @@ class KernelRounding:
             return
         matrix = kernel.matrix(variable.numpy())
         takes_mean = layer.layer.use_bias or both.rounded.batch_norm_of(layer.name) is not None
-        sums = Sums(*matrix.shape, intercept=self._intercept and takes_mean)
+        groups, inputs, targets = matrix.shape
+        sums = Sums(groups, inputs, targets, intercept=self._intercept and takes_mean)
         self._add(sums, kernel, matrix, x)
         wanted = matrix + sums.solve(RIDGE)[0]
         grams = with_ridge(sums.gram, RIDGE)

@@ -22,7 +22,7 @@ from ehap_tf.quantization.islands import require_convertible
 from ehap_tf.quantization.kernel_rounding import LARGEST_SYSTEM, KernelRounding
 from ehap_tf.quantization.layout import float_layers
 from ehap_tf.quantization.scheme import EhapQuantizeScheme, quantization_scope
-from ehap_tf.quantization.side_by_side import SideBySide, examples_in_memory
+from ehap_tf.quantization.side_by_side import Mend, SideBySide, examples_in_memory
 from ehap_tf.quantization.wrappers import (
     NAME_PREFIX,
     EhapQuantizeWrapper,
@@ -173,7 +173,7 @@ def _mend(
     batches = list(input_batches(qat, representative_data, examples_in_memory(qat)))
     inputs = [np.concatenate(parts) for parts in zip(*batches, strict=True)]
     kernels = KernelRounding(intercept=corrects)
-    mends = [kernels] if rounding == "gptq" else []
+    mends: list[Mend] = [kernels] if rounding == "gptq" else []
     if corrects:
         uncorrected = correct_biases(qat, inputs, mends)
     else:
