@@ -96,6 +96,12 @@ def quantize(
             constants are rounded to nearest, and so is a kernel whose filters have more than 8,192
             inputs, with a warning.
 
+    Example:
+        >>> qat = ehap.quantize(
+        ...     model, method="ptq", weight_bits=4, rounding="gptq", representative_data=images[:512]
+        ... )
+        >>> ehap.export_tflite(qat, "model_int4.tflite")
+
     Raises:
         TypeError: `model` is neither Functional nor Sequential, or the data is of another form,
             such as a generator.
