@@ -97,9 +97,8 @@ def quantize(
             inputs, with a warning.
 
     Example:
-        >>> qat = ehap.quantize(
-        ...     model, method="ptq", weight_bits=4, rounding="gptq", representative_data=images[:512]
-        ... )
+        >>> images = train_images[:512]
+        >>> qat = ehap.quantize(model, "ptq", 4, representative_data=images, rounding="gptq")
         >>> ehap.export_tflite(qat, "model_int4.tflite")
 
     Raises:
