@@ -23,6 +23,7 @@ COMMANDS: dict[str, str] = {
     "latency": "milliseconds of float32 and INT8 files, dense and slim, by threads",
     "convert": "every family of tf_keras.applications as a full-integer file, dense and pruned",
     "ptq": "post-training quantization beside plain full-integer conversion: error, bytes",
+    "rounding": "post-training quantization with kernels rounded each way, at 8 and 4 bits",
     "implants": "accuracy with and without neural implants at equal parameters",
     "zoo": "surgery on every family of tf_keras.applications: exactness, size, seconds",
 }

@@ -17,7 +17,12 @@ import tf_keras
 from ehap_tf.benchmark import output
 from ehap_tf.benchmark.contenders import Clock, add_ranking_arguments, rank
 from ehap_tf.benchmark.records import Records, Row, add_records_argument, beside, digest
-from ehap_tf.benchmark.subject import add_subject_arguments, load_images, trained_source
+from ehap_tf.benchmark.subject import (
+    add_subject_arguments,
+    load_images,
+    log_probabilities,
+    trained_source,
+)
 from ehap_tf.data import as_dataset, evaluation_batches, sample_arrays
 from ehap_tf.models import ends_in_softmax
 from ehap_tf.pruning import plan_pruning, prune, recalibrate, repair
@@ -190,8 +195,4 @@ class Subject:
         return images
 
     def _log_probabilities(self, model: tf_keras.Model) -> np.ndarray:
-        outputs = model.predict(self._inputs, batch_size=256, verbose=0).astype(np.float64)
-        if ends_in_softmax(model):
-            outputs = np.log(np.maximum(outputs, 1e-30))
-        outputs -= outputs.max(-1, keepdims=True)
-        return outputs - np.log(np.exp(outputs).sum(-1, keepdims=True))
+        return log_probabilities(model, self._inputs, ends_in_softmax(model))

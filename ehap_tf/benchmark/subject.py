@@ -112,6 +112,21 @@ def load_images(
     return network, loaded, _loss(network)
 
 
+def log_probabilities(network: tf_keras.Model, inputs: np.ndarray, are_outputs: bool) -> np.ndarray:
+    """Of every class, float64.
+
+    Args:
+        network: a classifier, quantized or not.
+        inputs: of it.
+        are_outputs: it returns probabilities, not logits.
+    """
+    outputs = network.predict(inputs, batch_size=256, verbose=0).astype(np.float64)
+    if are_outputs:
+        outputs = np.log(np.maximum(outputs, 1e-30))
+    outputs -= outputs.max(-1, keepdims=True)
+    return outputs - np.log(np.exp(outputs).sum(-1, keepdims=True))
+
+
 def _loss(network: tf_keras.Model) -> tf_keras.losses.Loss:
     return tf_keras.losses.SparseCategoricalCrossentropy(from_logits=not ends_in_softmax(network))
 

@@ -1,0 +1,37 @@
+"""Kernels rounded each way: the figures, and that what is measured stays."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import pytest
+import tf_keras
+
+from ehap_tf.benchmark.__main__ import main
+from tests.pruning.nets import shake
+
+layers = tf_keras.layers
+pytestmark = pytest.mark.usefixtures("eagerly")
+
+
+def test_each_row_is_measured_once(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "rounding.json"
+    inputs = layers.Input((32, 32, 3))
+    x = layers.Conv2D(8, 3, 2, activation="relu")(inputs)
+    x = layers.Conv2D(8, 3, activation="relu")(layers.BatchNormalization()(x))
+    model = tf_keras.Model(inputs, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
+    shake(model).save(tmp_path / "model.keras")
+    arguments = [
+        "rounding", f"--model={tmp_path}/model.keras", "--examples=64", "--test_images=100",
+        f"--output={path}",
+    ]  # fmt: skip
+    assert main(arguments) == 0
+    rows = {row["what"]: row for row in json.loads(path.read_text())["rows"]}
+    ways = [f"{bits} bits, {way}" for bits in (8, 4) for way in ("nearest", "gptq")]
+    assert list(rows) == ["float", *ways]
+    assert rows["float"]["divergence"] < 1e-9 and rows["float"]["ratio_db"] is None
+    assert rows["4 bits, gptq"]["ratio_db"] > rows["4 bits, nearest"]["ratio_db"] + 3
+    assert rows["8 bits, nearest"]["ratio_db"] > rows["4 bits, gptq"]["ratio_db"]
+    assert main(arguments) == 0
+    assert {row["what"]: row for row in json.loads(path.read_text())["rows"]} == rows
