@@ -93,6 +93,7 @@ MISTYPED = [
     (("--batch_size=0",), "batch_size"),
     (("--learning_rate=inf",), "learning_rate"),
     (("--weight_bits=16",), "weight_bits"),
+    (("--rounding=gptq",), "goes with qat_epochs=0. Received: rounding=gptq, qat_epochs=3"),
     (("--flagfile=no_such.cfg",), "no_such.cfg"),
     (("resnet32",), "every argument is a flag"),
     (("--model=",), "model is empty"),

@@ -35,6 +35,7 @@ JUDGED_CRITERIA = ("hessian_trace", "obd", "quadratic")
 NOT_JUDGED_CRITERIA = (
     "obd_joint", "obd_joint_centered", "obs_joint", "taylor_so", "taylor_so_weight",
 )  # fmt: skip
+ROUNDINGS = ("nearest", "gptq")
 ESTIMATORS = ("hutchinson", "gauss_newton", "exact")
 PRECISIONS = ("fp32", "fp16", "bf16", "auto")
 DEFAULT_PRUNE_RATIO = 0.77
@@ -231,6 +232,12 @@ class PipelineConfig:
     weight_bits: int = _setting(
         8, "bits of a convolution weight in the integer file, 8 or 4", unit="bits"
     )
+    rounding: str = _setting(
+        "nearest",
+        "of the kernels: each weight for itself (nearest), or for the outputs of its layer, with "
+        "corrected biases (gptq), which goes with --qat_epochs=0: training rounds to nearest",
+        choices=ROUNDINGS,
+    )
     allow_float: bool = _setting(
         False,
         "keep layers that are not supported in integers (ELU, softplus, your own) in float, "
@@ -274,6 +281,11 @@ class PipelineConfig:
             _check(field, getattr(self, field.name))
         if self.weight_bits not in (4, 8):
             raise ValueError(f"weight_bits must be 4 or 8. Received: {self.weight_bits}")
+        if self.rounding != "nearest" and self.qat_epochs:
+            raise ValueError(
+                "rounding other than nearest goes with qat_epochs=0. "
+                f"Received: rounding={self.rounding}, qat_epochs={self.qat_epochs}"
+            )
         for name in ("tolerance", "target_params", "target_macs"):
             value = getattr(self, name)
             if value is not None and value <= 0:

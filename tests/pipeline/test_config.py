@@ -9,6 +9,7 @@ from ehap_tf.pipeline import config
 from ehap_tf.pipeline.config import PipelineConfig
 from ehap_tf.pipeline.stages import STAGES
 from ehap_tf.pruning import plan_pruning
+from ehap_tf.quantization.qat import ROUNDINGS
 from ehap_tf.sensitivity import ESTIMATOR_NAMES, criterion_names, rank_filters, sampling
 
 
@@ -16,6 +17,7 @@ def test_names_agree_with_the_rooms():
     assert set(config.CRITERIA) == set(criterion_names())
     assert set(config.ESTIMATORS) == set(ESTIMATOR_NAMES)
     assert set(config.PRECISIONS) == set(PRECISIONS)
+    assert config.ROUNDINGS == ROUNDINGS
     assert (config.JUDGED_CRITERIA, config.NOT_JUDGED_CRITERIA) == (
         sampling.JUDGED,
         sampling.NOT_JUDGED,
@@ -91,3 +93,12 @@ def test_a_saved_model_is_not_trained_anew(tmp_path, monkeypatch):
     for model in ("mine.keras", "nets/mine", "mine"):
         with pytest.raises(ValueError, match=f"baseline=train goes with.*Received: model={model}"):
             PipelineConfig(model=model, baseline="train")
+
+
+def test_rounding_reaches_the_stage_that_rounds_and_no_other():
+    plain, gptq = (PipelineConfig(qat_epochs=0, rounding=way) for way in ("nearest", "gptq"))
+    changed = [s.name for s in STAGES if s.settings(plain) != s.settings(gptq)]
+    assert changed == ["quantize"]
+    (stage,) = (s for s in STAGES if s.name == "quantize")
+    # As in run directories from before there was a choice.
+    assert "rounding" not in stage.settings(plain)

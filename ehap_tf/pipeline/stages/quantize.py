@@ -1,4 +1,4 @@
-"""Stage `quantize`: quantization-aware training of the fine-tuned model."""
+"""Stage `quantize`: the fine-tuned model in integers, trained or rounded for what it computes."""
 
 from __future__ import annotations
 
@@ -20,8 +20,11 @@ CALIBRATION_EXAMPLES = 1280
 
 
 def settings(config: PipelineConfig) -> dict[str, Any]:
-    """Data, bits and recipe."""
-    return file_settings(config) | recipes.training_settings(config, "quantize")
+    """Data, bits, rounding and recipe."""
+    values = file_settings(config) | recipes.training_settings(config, "quantize")
+    if config.rounding != "nearest":
+        values |= select(config, "rounding")
+    return values
 
 
 def file_settings(config: PipelineConfig) -> dict[str, Any]:
@@ -49,10 +52,11 @@ def run(job: Job, fingerprint: str) -> Figures:
     representative = sample_arrays(job.dataset, examples, config.seed)
     qat = quantize(
         load_model(job.run.finetuned),
-        method="qat",
+        method="qat" if config.rounding == "nearest" else "ptq",
         weight_bits=config.weight_bits,
         representative_data=representative,
         allow_float=config.allow_float,
+        rounding=config.rounding,
     )
     values = settings(config)
     recipe = TrainingRecipe(
