@@ -151,8 +151,8 @@ class Subject:
         images = self._options.images[0]
         stream = as_dataset(sample_arrays(self._dataset, images, self._options.seed), 128)
         return [
-            self._row("whole", lambda: self._model),
-            self._row("pruned", lambda: slim),
+            self._row("whole", lambda: self._model, timed=False),
+            self._row("pruned", lambda: slim, timed=False),
             self._row("BatchNorm re-estimated", lambda: recalibrate(slim, stream, len(stream))),
         ]
 
@@ -167,7 +167,7 @@ class Subject:
 
         return self._row(name, make)
 
-    def _row(self, name: str, make: Callable[[], tf_keras.Model]) -> Row:
+    def _row(self, name: str, make: Callable[[], tf_keras.Model], timed: bool = True) -> Row:
         def measure() -> Row:
             began = time.monotonic()
             model = make()
@@ -179,7 +179,7 @@ class Subject:
                 "what": name,
                 "accuracy": accuracy,
                 "divergence": float(lost.mean()),
-                "seconds": seconds,
+                **({"seconds": seconds} if timed else {}),
             }
 
         return self._records.row(name, measure)
