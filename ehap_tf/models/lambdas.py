@@ -12,7 +12,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.graph import Copier, nodes_in_order, replay
+from ehap_tf.graph import Copier, is_time_distributed, nodes_in_order, replay
 from ehap_tf.models.checks import require_functional
 from ehap_tf.models.recorded_functions import StaysClosedError, recorded
 
@@ -20,14 +20,20 @@ from ehap_tf.models.recorded_functions import StaysClosedError, recorded
 def has_lambdas(model: tf_keras.Model) -> bool:
     """Whether a Lambda layer is called in the graph of the model, or of one nested in it.
 
-    One inside TimeDistributed is not, and none of a subclassed model or one that was not built.
+    Alone in a TimeDistributed it counts; in a model there it does not, and none of a subclassed
+    model or one that was not built does.
     """
     return bool(model._is_graph_network) and any(
         has_lambdas(layer)
         if isinstance(layer, tf_keras.Model)
-        else type(layer) is tf_keras.layers.Lambda
+        else type(layer) is tf_keras.layers.Lambda or _is_of_each_step(layer)
         for layer in model.layers
     )
+
+
+def _is_of_each_step(layer: Any) -> bool:
+    """Whether a layer is a TimeDistributed that holds a Lambda layer."""
+    return is_time_distributed(layer) and type(layer.layer) is tf_keras.layers.Lambda
 
 
 def open_lambdas(model: tf_keras.Model) -> tf_keras.Model:
@@ -73,6 +79,8 @@ class _Opening(Copier):
         return copy
 
     def call(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if _is_of_each_step(layer):
+            return self._of_each_step(layer)(*args, **kwargs)
         if type(layer) is not tf_keras.layers.Lambda:
             return super().call(layer, args, kwargs)
         try:
@@ -89,6 +97,21 @@ class _Opening(Copier):
 
         outputs = replay(operators, tf.nest.flatten(args), call)
         return tf.nest.pack_sequence_as(operators._nested_outputs, outputs)
+
+    def _of_each_step(self, layer: Any) -> Any:
+        """A TimeDistributed with a model of operators, or a copy of the layer."""
+        if id(layer) not in self._made:
+            batch, _, *step = layer.get_input_shape_at(0)
+            x = tf_keras.Input(batch_shape=(batch, *step), dtype=layer.layer.dtype)
+            try:
+                operators = _operators(layer.layer, (x,), {})
+            except StaysClosedError as reason:
+                self.layer(layer).layer.stays_closed = str(reason)
+            else:
+                named = tf_keras.Model(operators.inputs, operators.outputs, name=layer.layer.name)
+                config = {"name": layer.name, "dtype": layer.dtype_policy.name}
+                self._made[id(layer)] = layer, tf_keras.layers.TimeDistributed(named, **config)
+        return self._made[id(layer)][1]
 
     def _operator_names(self, layer: Any, operators: tf_keras.Model) -> Iterator[str]:
         """A name for each operator in the order of their calls; the last has the Lambda's."""

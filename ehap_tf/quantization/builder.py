@@ -15,6 +15,7 @@ from ehap_tf.models.kinds import function_kind
 from ehap_tf.quantization.integer_operators import EhapOperator, as_json
 from ehap_tf.quantization.own_layers import EhapHardSwish, EhapMean, EhapRsqrt, EhapStopGradient
 from ehap_tf.quantization.registry import ACTIVATION_OUTPUTS
+from ehap_tf.quantization.smooth_activations import SMOOTH_ACTIVATIONS
 
 layers = tf_keras.layers
 
@@ -169,6 +170,8 @@ class GraphBuilder:
             return self.call(EhapHardSwish, name, x)
         if kind == "log_softmax":
             return self.operate("log_softmax", name, x)
+        if kind in SMOOTH_ACTIVATIONS:
+            return SMOOTH_ACTIVATIONS[kind](self, name, x)
         if kind == "leaky_relu":
             return self.call(layers.LeakyReLU, name, x, 0.2)
         # TensorFlow's own sigmoid does not leave its logits for the loss.

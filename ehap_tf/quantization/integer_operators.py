@@ -150,7 +150,7 @@ INTEGER_OPERATORS: dict[str, IntegerOperator] = {
     "tile": _moves(tf.tile),
 }
 """Name -> operator. What the converter leaves in float is not here: elu, erf, floor, pow, sign,
-sin, softplus, cumsum, add_n. Neither is DIV: its kernel stops at a zero, and overflows where a
+sin, cumsum, add_n. Neither is DIV: its kernel stops at a zero, and overflows where a
 quotient is beyond its range."""
 
 

@@ -15,6 +15,7 @@ from ehap_tf.quantization.one_row import behind_axes, in_one_row, padded_causall
 from ehap_tf.quantization.own_layers import EhapMean
 from ehap_tf.quantization.product_rules import attention, dot, einsum_dense
 from ehap_tf.quantization.reducing_operators import l2_normalize
+from ehap_tf.quantization.smooth_activations import elu
 
 layers = tf_keras.layers
 
@@ -148,6 +149,10 @@ def _dense(builder: GraphBuilder, layer: Any, x: Any) -> Any:
 
 def _bias(layer: Any) -> list[np.ndarray]:
     return [layer.bias.numpy()] if layer.use_bias else []
+
+
+def _elu(builder: GraphBuilder, layer: Any, x: Any) -> Any:
+    return elu(builder, layer.name, x, float(layer.alpha))
 
 
 def _relu(builder: GraphBuilder, layer: Any, x: Any) -> Any:
@@ -336,6 +341,7 @@ RULES: dict[str, Callable[..., Any]] = {
     "DepthwiseConv1D": _one_row(layers.DepthwiseConv2D),
     "DepthwiseConv2D": _with_activation,
     "Dot": dot,
+    "ELU": _elu,
     "EinsumDense": einsum_dense,
     "GlobalAveragePooling1D": _one_row(layers.GlobalAveragePooling2D),
     "GlobalMaxPooling1D": _one_row(layers.GlobalMaxPooling2D),

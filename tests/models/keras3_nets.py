@@ -78,6 +78,16 @@ def choices() -> Any:
     return keras.Model(inputs, layers.GlobalAveragePooling2D()(z))
 
 
+def moves_and_pools() -> Any:
+    """Functions that move values, normalize them, or pool them."""
+    inputs = keras.Input((8, 8, 6))
+    x = layers.Conv2D(4, 3, padding="same", name="first")(inputs)
+    z = keras.ops.flip(x, axis=1) + keras.ops.normalize(x, axis=-1)
+    z = keras.ops.take(z, [0, 2, -1, 5], axis=2)
+    z = keras.ops.max_pool(z, 2, strides=1, padding="same") - keras.ops.average_pool(z, (1, 1))
+    return keras.Model(inputs, layers.GlobalAveragePooling2D()(z))
+
+
 def activations() -> Any:
     """Every activation whose name or definition differs, and slopes under other names."""
     x = inputs = keras.Input((8, 8, 3))
@@ -164,7 +174,7 @@ def residual() -> Any:
 NETS = {
     net.__name__: net
     for net in (
-        shared_convolution, operators, choices, activations, normalised, nested, sequential,
+        shared_convolution, operators, choices, moves_and_pools, activations, normalised, nested, sequential,
         residual,
     )
 }  # fmt: skip

@@ -53,6 +53,10 @@ CLOSED: dict[str, tuple[Callable[..., Any], str]] = {
         lambda x: tf.numpy_function(lambda a: a, [x], tf.float32),
         "Expected func to be callable",
     ),
+    "einsum": (
+        lambda x: tf.einsum("bhwc,bhwc->bhw", x, x),
+        "tf_keras does not save what its function calls",
+    ),
     "its type": (lambda x: x * (2.0 if isinstance(x, tf.Tensor) else 3.0), "something else"),
 }
 
@@ -244,5 +248,8 @@ def test_a_lambda_inside_of_time_distributed_keeps_what_it_encloses():
     x = layers.TimeDistributed(layers.Lambda(lambda x: factor * x, name="mine"))(inputs)
     model = tf_keras.Model(inputs, layers.Dense(3, name="logits")(x))
     assert ehap.count_parameters(model) == 21
+    (opened,) = [layer.layer for layer in open_lambdas(model).layers[1:2]]
+    assert [type(layer).__name__ for layer in opened.layers] == ["InputLayer", "TFOpLambda"]
     data = RNG.normal(size=(2, 4, 6)).astype(np.float32)
-    np.testing.assert_allclose(copy_model(model)(data), model(data), rtol=1e-6)
+    for copy in (copy_model(model), open_lambdas(model)):
+        np.testing.assert_allclose(copy(data), model(data), rtol=1e-6)

@@ -7,11 +7,12 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import tf_keras
 from tf_keras.src.layers.core.tf_op_layer import SlicingOpLambda, TFOpLambda
 
-from ehap_tf.graph import made_by, operator_kind, operator_of
+from ehap_tf.graph import is_symbolic, made_by, operator_kind, operator_of
 from ehap_tf.models.keras3.detection import is_built_in
 from ehap_tf.models.keras3.objects import CannotTranslateError
 
@@ -88,6 +89,12 @@ _RULES = [
     _Rule("Max", tf.math.reduce_max, "max", _REDUCED, required={"initial": None}),
     _Rule("Min", tf.math.reduce_min, "min", _REDUCED, required={"initial": None}),
     _Rule("Concatenate", tf.concat, "concatenate", _AXIS),
+    _Rule("Flip", tf.reverse, "flip", {"axis": "axis"}),
+    _Rule("Take", tf.gather, "take", {"axis": "axis"}, {"indices": "indices"}),
+    _Rule(
+        "Normalize", tf.math.l2_normalize, "normalize", {"axis": "axis", "epsilon": "epsilon"},
+        {"epsilon": "epsilon"}, required={"order": 2},
+    ),
     _Rule("Stack", tf.stack, "stack", _AXIS),
     _Rule(
         "Repeat", tf.repeat, "repeat", {"repeats": "repeats", "axis": "axis"},
@@ -132,6 +139,8 @@ def call_in_tf_keras(operation: Any, args: tuple[Any, ...], kwargs: dict[str, An
         return layer(args[0], full_key(key, args[0]))
     if kind in ("HardSigmoid", "HardSilu"):
         return _activation(operation, kind)(*args, **kwargs)
+    if kind in _POOLS:
+        return _pool(operation, kind, args[0])
     if kind == "ReLU":
         return tf_keras.layers.ReLU(
             operation.max_value, operation.negative_slope, operation.threshold, name=operation.name
@@ -148,7 +157,20 @@ def call_in_tf_keras(operation: Any, args: tuple[Any, ...], kwargs: dict[str, An
                 f"can be carried over. Received: {getattr(operation, attribute)}"
             )
     options = {new: getattr(operation, old) for old, new in rule.attributes.items()}
-    if kind == "Pad":
+    if kind in ("Flip", "Take") and not isinstance(operation.axis, int):
+        raise CannotTranslateError(
+            f"the operation {operation.name!r} ({kind}), argument 'axis': must be one axis. "
+            f"Received: {operation.axis}"
+        )
+    if kind == "Flip":
+        options["axis"] = [operation.axis]
+    elif kind == "Take":
+        options["indices"] = _places(operation, args, kwargs)
+        args, kwargs = args[:1], {}
+    elif kind == "Normalize":
+        # Of the norm in Keras 3, of its square in TensorFlow.
+        options["epsilon"] = (operation.epsilon or tf_keras.backend.epsilon()) ** 2
+    elif kind == "Pad":
         options |= _pad_options(operation, args, kwargs)
         args, kwargs = args[:1], {}
     elif kind == "Split" and not isinstance(operation.indices_or_sections, int):
@@ -195,6 +217,15 @@ def call_in_keras3(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
             )
     if rule.operation == "Gelu":
         options.setdefault("approximate", False)  # Keras 3 has the other default.
+    if rule.operation == "Normalize":
+        options["epsilon"] = float(options.get("epsilon", 1e-12)) ** 0.5
+    if rule.operation == "Flip":
+        if len(options["axis"]) != 1:
+            raise CannotTranslateError(
+                f"layer {layer.name!r} (tf.{layer.symbol}), argument 'axis': must be one axis. "
+                f"Received: {options['axis']}"
+            )
+        (options["axis"],) = options["axis"]
     if rule.operation == "Pad":
         options["mode"] = str(options.get("mode", "constant")).lower()
         if options["mode"] != "constant":
@@ -223,6 +254,32 @@ def _activation(operation: Any, kind: str) -> Any:
 
     name = {"HardSigmoid": "hard_sigmoid", "HardSilu": "hard_silu"}[kind]
     return tf_keras.layers.Activation(OF_KERAS3[name], name=operation.name)
+
+
+_POOLS = {"AveragePool": "AveragePooling", "MaxPool": "MaxPooling"}
+
+
+def _pool(operation: Any, kind: str, x: Any) -> Any:
+    layer_class = getattr(tf_keras.layers, f"{_POOLS[kind]}{len(x.shape) - 2}D")
+    return layer_class(
+        operation.pool_size,
+        operation.strides,
+        operation.padding,
+        data_format=operation.data_format,
+        name=operation.name,
+    )(x)
+
+
+def _places(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The indices of a Take, counted from the beginning, as plain numbers."""
+    indices = args[1] if len(args) > 1 else kwargs["indices"]
+    if is_symbolic(indices):
+        raise CannotTranslateError(
+            f"the operation {operation.name!r} (Take), argument 'indices': must be constant. "
+            "Received: a tensor of the model"
+        )
+    places = np.asarray(indices)
+    return np.where(places < 0, places + args[0].shape[operation.axis], places).tolist()
 
 
 def _pad_options(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
