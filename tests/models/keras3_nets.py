@@ -174,7 +174,7 @@ def residual() -> Any:
 NETS = {
     net.__name__: net
     for net in (
-        shared_convolution, operators, choices, moves_and_pools, activations, normalised, nested, sequential,
-        residual,
+        shared_convolution, operators, choices, moves_and_pools, activations, normalised, nested,
+        sequential, residual,
     )
 }  # fmt: skip
