@@ -104,6 +104,23 @@ def test_accuracy_counts_every_position(data, form):
     assert compress.accuracy_on(net, (x, labels[form])) == np.mean(said == pixels)
 
 
+@pytest.mark.slow
+def test_examples_without_weight_do_not_count(model, data, tmp_path):
+    """A half of both sets, with wrong labels, weighs nothing."""
+
+    def half_wrong(x, y):
+        weights = (np.arange(len(y)) % 2).astype(np.float32)
+        return x, np.where(weights > 0, y, (y + 1) % CLASSES), weights
+
+    train, validation = (half_wrong(*pair) for pair in data)
+    options = {**OPTIONS, "finetune_epochs": 3, "qat_epochs": 0}
+    report = ehap.compress(model, train, validation, path=tmp_path / "n.tflite", **options).report
+    for stage in ("baseline", "finetuned", "tflite"):
+        assert report[f"{stage}_accuracy"] > 0.9, stage
+    unweighted = compress.accuracy_on(model, validation[:2])
+    assert unweighted < 0.6
+
+
 def test_accuracy_of_an_output_in_a_dict(model, data):
     x, y = data[1]
     named = tf_keras.Model(model.input, {"logits": model.output})

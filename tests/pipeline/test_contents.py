@@ -78,6 +78,32 @@ def test_filters_that_stay_against_the_ratio_are_told(tmp_path):
     assert run_content(run, records).notes["prune"] == f"{said}."
 
 
+def test_a_command_that_removes_nothing_says_so(tmp_path):
+    """All filters are the model's output."""
+    x = inputs = layers.Input((32, 32, 3))
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(10, 3, strides=4)(x))
+    shake(tf_keras.Model(inputs, x)).save(tmp_path / "frozen.keras")
+    config = PipelineConfig(
+        model=str(tmp_path / "frozen.keras"),
+        dataset="digits",
+        criterion="magnitude",
+        prune_ratio=0.5,
+        repair_images=0,
+        recalibrate_batches=0,
+        precision="fp32",
+        stages=("train", "rank", "prune", "report"),
+        output_dir=str(tmp_path / "run"),
+        verbosity=0,
+    )
+    with pytest.warns(UserWarning, match="0 of them are removed"):
+        runner.run(config)
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["params_after"] == report["params_before"]
+    assert "0 of them are removed" in report["prune_shortfall"]
+    assert "model output" in report["prune_shortfall"]
+    assert "0 of them are removed" in (tmp_path / "run" / "report.html").read_text()
+
+
 def test_a_run_that_was_pruned_before_there_was_repair_goes_on_without(tmp_path):
     x = inputs = layers.Input((32, 32, 3))
     x = layers.ReLU()(layers.Conv2D(8, 3, strides=4, padding="same")(x))
