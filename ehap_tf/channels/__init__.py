@@ -10,7 +10,15 @@ from ehap_tf.channels.graph import (
     weight_axes,
 )
 from ehap_tf.channels.ids import ZERO, ChannelIds, Flags, Ids
-from ehap_tf.channels.rules import Call, Effect, MacTerm, frozen, pass_on, register_channel_rule
+from ehap_tf.channels.rules import (
+    Call,
+    Effect,
+    MacTerm,
+    frozen,
+    pass_on,
+    register_channel_rule,
+    weight_of,
+)
 from ehap_tf.channels.scatter import ScatterChannels
 from ehap_tf.channels.slices import saved_arguments, slice_entries
 
@@ -34,5 +42,6 @@ __all__ = [
     "slice_entries",
     "trace_channels",
     "weight_axes",
+    "weight_of",
     "zero_at_zero",
 ]

@@ -54,6 +54,33 @@ def require_fitting_effect(effect: Any, call: Call, rule: Rule) -> None:
             )
         demand = f"{says} must give as weights[{attribute!r}]"
         _require_ids(axes, weight.shape, demand, f"axes of shape {weight.shape}", optional=True)
+    _require_filters(effect, call, says)
+
+
+def _require_filters(effect: Effect, call: Call, says: str) -> None:
+    """Checks that the ids of a layer's filters are those of the axis that counts them."""
+    ids = call.ids.atoms.get(call.path)
+    if effect.filters is None:
+        if ids is not None:
+            raise ValueError(
+                f"{says} asks for ids of filters by call.ids.filters, so it must say which of the "
+                "layer's weights holds them and on which axis, for instance "
+                "filters=('kernel', -1). Received: filters=None"
+            )
+        return
+    if ids is None and not effect.weights:
+        return  # the layer is left as it is
+    try:
+        attribute, axis = effect.filters
+        counted = effect.weights[attribute][axis]
+    except (TypeError, ValueError, KeyError, IndexError):
+        counted = None
+    if ids is None or counted is None or not np.array_equal(counted, ids):
+        raise ValueError(
+            f"{says} must give as filters the name of one of its weights and the axis that carries "
+            "call.ids.filters(call.path, count): ('kernel', -1) for weights={'kernel': (..., ids)}."
+            f" Received: {effect.filters!r} and weights of {', '.join(effect.weights) or 'none'}"
+        )
 
 
 def _require_ids(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
+from collections.abc import Callable
 
 import numpy as np
 import tf_keras
@@ -12,6 +15,7 @@ from ehap_tf.channels.ids import Ids
 from ehap_tf.channels.rules import (
     Call,
     Effect,
+    Rule,
     frozen,
     one_input,
     register_channel_rule,
@@ -20,8 +24,21 @@ from ehap_tf.channels.rules import (
 layers = tf_keras.layers
 
 
-def _channels_first(call: Call) -> bool:
-    return getattr(call.layer, "data_format", "channels_last") == "channels_first"
+def _channels_last(filters: tuple[str, int] | None) -> Callable[[Rule], Rule]:
+    """The rule of layers with one input whose filters stay where channels come first."""
+
+    def decorate(rule: Rule) -> Rule:
+        @functools.wraps(rule)
+        def checked(call: Call) -> Effect:
+            if getattr(call.layer, "data_format", "channels_last") == "channels_last":
+                return rule(call)
+            reason = f"{call.path!r} is channels_first; only channels_last can be pruned"
+            owned = None if is_depthwise(call.layer) else filters
+            return dataclasses.replace(frozen(call, reason), filters=owned)
+
+        return one_input(checked)
+
+    return decorate
 
 
 def _fused_activation_note(call: Call, out: Ids) -> str | None:
@@ -37,7 +54,7 @@ def _fused_activation_note(call: Call, out: Ids) -> str | None:
 @register_channel_rule(layers.Conv1D)
 @register_channel_rule(layers.Conv2D)
 @register_channel_rule(layers.Conv3D)
-@one_input
+@_channels_last(filters=("kernel", -1))
 def convolution(call: Call) -> Effect:
     """A plain or grouped convolution; kernel (..., input channels / groups, filters).
 
@@ -46,8 +63,6 @@ def convolution(call: Call) -> Effect:
     convolution, and loses groups.
     """
     layer = call.layer
-    if _channels_first(call):
-        return frozen(call, f"{call.path!r} is channels_first; only channels_last can be pruned")
     if is_depthwise(layer):
         return _channel_by_channel(call, "kernel", layer.filters // layer.groups)
     (arriving,) = call.inputs
@@ -63,6 +78,7 @@ def convolution(call: Call) -> Effect:
         [arriving],
         [out],
         weights={"kernel": (*spatial, carried, out), "bias": (out,)},
+        filters=("kernel", -1),
         config={"filters": out},
         implantable=_implantable(call),
         note=_fused_activation_note(call, out),
@@ -103,12 +119,10 @@ def _tie_groups(call: Call, ids: Ids, groups: int) -> Ids:
 @register_channel_rule(layers.Conv1DTranspose)
 @register_channel_rule(layers.Conv2DTranspose)
 @register_channel_rule(layers.Conv3DTranspose)
-@one_input
+@_channels_last(filters=("kernel", -2))
 def transposed_convolution(call: Call) -> Effect:
     """A transposed convolution; kernel (..., filters, input channels)."""
     layer = call.layer
-    if _channels_first(call):
-        return frozen(call, f"{call.path!r} is channels_first; only channels_last can be pruned")
     (arriving,) = call.inputs
     out = call.ids.filters(call.path, layer.filters)
     spatial: tuple[Ids | None, ...] = (None,) * len(layer.kernel_size)
@@ -116,6 +130,7 @@ def transposed_convolution(call: Call) -> Effect:
         [arriving],
         [out],
         weights={"kernel": (*spatial, out, arriving), "bias": (out,)},
+        filters=("kernel", -2),
         config={"filters": out},
         note=_fused_activation_note(call, out),
     )
@@ -123,11 +138,9 @@ def transposed_convolution(call: Call) -> Effect:
 
 @register_channel_rule(layers.DepthwiseConv1D)
 @register_channel_rule(layers.DepthwiseConv2D)
-@one_input
+@_channels_last(filters=None)
 def depthwise_convolution(call: Call) -> Effect:
     """A convolution of every channel alone; its outputs live with its inputs."""
-    if _channels_first(call):
-        return frozen(call, f"{call.path!r} is channels_first; only channels_last can be pruned")
     return _channel_by_channel(call, "depthwise_kernel", call.layer.depth_multiplier)
 
 
@@ -159,12 +172,10 @@ def _channel_by_channel(call: Call, kernel: str, multiplier: int) -> Effect:
 
 @register_channel_rule(layers.SeparableConv1D)
 @register_channel_rule(layers.SeparableConv2D)
-@one_input
+@_channels_last(filters=("pointwise_kernel", -1))
 def separable_convolution(call: Call) -> Effect:
     """A depthwise convolution and a 1x1 convolution in one layer."""
     layer = call.layer
-    if _channels_first(call):
-        return frozen(call, f"{call.path!r} is channels_first; only channels_last can be pruned")
     (arriving,) = call.inputs
     out = call.ids.filters(call.path, layer.filters)
     between = np.repeat(arriving, layer.depth_multiplier)
@@ -177,6 +188,7 @@ def separable_convolution(call: Call) -> Effect:
             "pointwise_kernel": (*spatial, between, out),
             "bias": (out,),
         },
+        filters=("pointwise_kernel", -1),
         config={"filters": out},
         note=_fused_activation_note(call, out),
     )
@@ -193,6 +205,7 @@ def dense(call: Call) -> Effect:
         [arriving],
         [out],
         weights={"kernel": (arriving, out), "bias": (out,)},
+        filters=("kernel", -1),
         config={"units": out},
         note=_fused_activation_note(call, out),
     )

@@ -147,6 +147,14 @@ class ChannelGraph:
         return total
 
     @property
+    def filters(self) -> dict[str, tuple[str, int]]:
+        """Layer path -> the weight that holds the layer's filters, and the axis that counts them.
+
+        Also where none of them can be removed.
+        """
+        return {c.path: c.effect.filters for c in self.calls.values() if c.effect.filters}
+
+    @property
     def implantable(self) -> set[str]:
         """Paths of the layers whose filters can become 1x1."""
         return {call.path for call in self.calls.values() if call.effect.implantable}

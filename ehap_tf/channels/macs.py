@@ -76,7 +76,7 @@ def macs_of(call: Call, effect: Effect) -> tuple[tuple[MacTerm, ...], str | None
     """
     if effect.macs is not None:
         return tuple(effect.macs), None
-    work = work_of(call)
+    work = _of_own_layer(call, effect) or work_of(call)
     terms = []
     for name, uses in work.uses.items():
         shape = weight_of(call.layer, name).shape
@@ -88,6 +88,20 @@ def macs_of(call: Call, effect: Effect) -> tuple[tuple[MacTerm, ...], str | None
     return tuple(terms), work.uncounted
 
 
+def _of_own_layer(call: Call, effect: Effect) -> Work | None:
+    """Of a class with a rule of a user's own: its filters are used once for each of its outputs."""
+    if _is_ours(call.layer) or not effect.weights:
+        return None
+    filters = weight_of(call.layer, effect.filters[0]) if effect.filters else None
+    if any(weight is not filters and len(weight.shape) > 1 for weight in call.layer.weights):
+        return None
+    return Work({effect.filters[0]: positions(call.output_shapes[0])} if effect.filters else {})
+
+
+def _is_ours(layer: tf_keras.layers.Layer) -> bool:
+    return type(layer).__module__.startswith(("tf_keras.", "ehap_tf."))
+
+
 def work_of(call: Call) -> Work:
     """What a call multiplies, by the class of its layer."""
     layer = call.layer
@@ -97,8 +111,7 @@ def work_of(call: Call) -> Work:
                 return _WORK[layer_class](call)
             break
     known = isinstance(layer, _BY_ELEMENT) or all(len(w.shape) < 2 for w in layer.weights)
-    is_ours = type(layer).__module__.startswith(("tf_keras.", "ehap_tf."))
-    if known and is_ours and not isinstance(layer, layers.Lambda):
+    if known and _is_ours(layer) and not isinstance(layer, layers.Lambda):
         return Work()
     return Work(uncounted=f"what {type(layer).__name__} multiplies is not known")
 

@@ -43,6 +43,9 @@ class Effect:
         weights: attribute name of a weight -> for each axis the ids that it carries, or None. A
             weight that the layer can do without is an attribute that is None then. That of a layer
             inside has dots: "cell.kernel".
+        filters: the weight that holds the layer's filters, one of `weights`, and the axis that
+            counts them: ("kernel", -1). Its ids there are those of `call.ids.filters`. Whoever
+            scores, removes or repairs filters takes them from here. None where there are none.
         config: constructor argument -> ids whose alive number it holds, or a function of the
             alive flags that computes it.
         arguments: for operator layers, a function `(alive, args, kwargs) -> (args, kwargs)` that
@@ -59,6 +62,7 @@ class Effect:
     inputs: Sequence[Ids]
     outputs: Sequence[Ids]
     weights: Mapping[str, tuple[Ids | None, ...]] = dataclasses.field(default_factory=dict)
+    filters: tuple[str, int] | None = None
     config: Mapping[str, Ids | Callable[[Flags], Any]] = dataclasses.field(default_factory=dict)
     arguments: Callable[[Flags, Any, Any], Any] | None = None
     macs: Sequence[MacTerm] | None = None

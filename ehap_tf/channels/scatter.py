@@ -80,4 +80,4 @@ class ScatterChannels(tf_keras.layers.Layer):
         }
 
 
-register_traits(ScatterChannels, filters=None, linear=True)
+register_traits(ScatterChannels)

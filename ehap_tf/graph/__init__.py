@@ -30,7 +30,15 @@ from ehap_tf.graph.copying import (
     layer_from,
     with_policy,
 )
-from ehap_tf.graph.kernels import Kernel, kernel_of, products, rows_at, some_positions
+from ehap_tf.graph.kernels import (
+    ConvolutionKernel,
+    DenseKernel,
+    Kernel,
+    kernel_of,
+    products,
+    rows_at,
+    some_positions,
+)
 from ehap_tf.graph.least_squares import Sums, with_ridge
 from ehap_tf.graph.operators import (
     PRODUCTS,
@@ -71,7 +79,9 @@ __all__ = [
     "SUMS",
     "AveragedStatistics",
     "BatchNorm",
+    "ConvolutionKernel",
     "Copier",
+    "DenseKernel",
     "Kernel",
     "Operator",
     "Sums",

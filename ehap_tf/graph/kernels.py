@@ -11,6 +11,8 @@ import numpy.typing as npt
 import tensorflow as tf
 import tf_keras
 
+from ehap_tf.graph.traits import computes_like
+
 Floats = npt.NDArray[Any]
 Indices = npt.NDArray[np.int64]
 
@@ -105,6 +107,10 @@ def some_positions(total: int, most: int, rng: np.random.Generator) -> Indices:
 class DenseKernel(Kernel):
     """Dense, on vectors or on every position of a map."""
 
+    def applied(self, inputs: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
+        """The outputs with another kernel, without bias and activation."""
+        return tf.tensordot(inputs, value, 1)
+
     def output_positions(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """As `Kernel` says."""
         return shape[1:-1]
@@ -167,6 +173,10 @@ def _table(size: int, taps: int, stride: int, dilation: int, padding: str) -> In
 
 class ConvolutionKernel(_Spatial):
     """Conv1D, Conv2D and Conv3D, grouped ones with one system for each group."""
+
+    def applied(self, inputs: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
+        """The outputs with another kernel, without bias and activation, and causal padding."""
+        return self.layer.convolution_op(inputs, value)
 
     def unfolded(self, inputs: tf.Tensor, positions: Indices) -> tf.Tensor:
         """As `Kernel` says."""
@@ -263,24 +273,28 @@ class SeparableKernel(_Spatial):
         return matrix.reshape(self.shape)
 
 
-# The first that fits counts: transposed convolutions are subclasses of plain ones in tf_keras.
-_KERNELS: tuple[tuple[tuple[type, ...], type[Kernel]], ...] = (
-    (
-        (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose),
-        TransposedKernel,
-    ),
-    ((layers.DepthwiseConv1D, layers.DepthwiseConv2D), DepthwiseKernel),
-    ((layers.SeparableConv1D, layers.SeparableConv2D), SeparableKernel),
-    ((layers.Conv1D, layers.Conv2D, layers.Conv3D), ConvolutionKernel),
-    ((layers.Dense,), DenseKernel),
-)
+_KERNELS: dict[type, type[Kernel]] = {
+    layers.Conv1D: ConvolutionKernel,
+    layers.Conv2D: ConvolutionKernel,
+    layers.Conv3D: ConvolutionKernel,
+    layers.Conv1DTranspose: TransposedKernel,
+    layers.Conv2DTranspose: TransposedKernel,
+    layers.Conv3DTranspose: TransposedKernel,
+    layers.DepthwiseConv1D: DepthwiseKernel,
+    layers.DepthwiseConv2D: DepthwiseKernel,
+    layers.SeparableConv1D: SeparableKernel,
+    layers.SeparableConv2D: SeparableKernel,
+    layers.Dense: DenseKernel,
+}
 
 
 def kernel_of(layer: tf_keras.layers.Layer) -> Kernel | None:
-    """How the layer's kernel becomes a matrix; None for other layers and channels_first ones."""
+    """How the layer's kernel becomes a matrix.
+
+    Returns:
+        None for other layers, subclasses that compute something else, and channels_first ones.
+    """
     if getattr(layer, "data_format", "channels_last") == "channels_first":
         return None
-    for classes, kernel in _KERNELS:
-        if isinstance(layer, classes):
-            return kernel(layer)
-    return None
+    base = next((base for base in type(layer).__mro__ if base in _KERNELS), None)
+    return _KERNELS[base](layer) if base is not None and computes_like(layer, base) else None

@@ -24,17 +24,16 @@ class LayerTraits:
     """What holds for every layer of a class.
 
     Attributes:
-        filters: attribute of the weight that owns the layer's filters, and the axis that counts
-            them; None where it owns none.
         piecewise_linear: the outputs are piecewise linear in the inputs and in each weight, the
             activation function left aside, at inference.
         training_only: what the layer does in training, where it is the identity at inference;
             None where it is not.
+        moves: the layer does nothing but put numbers elsewhere.
     """
 
-    filters: tuple[str, int] | None = None
     piecewise_linear: bool = False
     training_only: TrainingOnly | None = None
+    moves: bool = False
 
 
 _TRAITS: dict[type, LayerTraits] = {}
@@ -42,28 +41,25 @@ _TRAITS: dict[type, LayerTraits] = {}
 
 def register_traits(
     *classes: type,
-    filters: tuple[str, int] | None,
-    linear: bool,
+    linear: bool = True,
     training_only: TrainingOnly | None = None,
+    moves: bool = False,
 ) -> None:
-    """Says what the layers of some classes are, and those of subclasses that have no other traits.
+    """Says what the layers of some classes are, and those of subclasses that compute the same.
 
     Args:
         *classes: of layers.
-        filters: as in `LayerTraits`.
         linear: they are piecewise linear.
         training_only: as in `LayerTraits`.
+        moves: as in `LayerTraits`.
     """
-    _TRAITS.update(dict.fromkeys(classes, LayerTraits(filters, linear, training_only)))
+    _TRAITS.update(dict.fromkeys(classes, LayerTraits(linear, training_only, moves)))
 
 
 def traits_of(layer: tf_keras.layers.Layer) -> LayerTraits:
-    """The traits of a layer's class; of a subclass that computes something else its filters."""
-    for base in type(layer).__mro__:
-        if base in _TRAITS:
-            traits = _TRAITS[base]
-            return traits if computes_like(layer, base) else LayerTraits(traits.filters)
-    return LayerTraits()
+    """The traits of the class that a layer's class derives from first, if it computes the same."""
+    base = next((base for base in type(layer).__mro__ if base in _TRAITS), None)
+    return _TRAITS[base] if base is not None and computes_like(layer, base) else LayerTraits()
 
 
 def is_identity_at_inference(layer: tf_keras.layers.Layer) -> bool:
@@ -84,44 +80,31 @@ def computes_like(layer: tf_keras.layers.Layer, base: type) -> bool:
 
 
 register_traits(
-    layers.Conv1D, layers.Conv2D, layers.Conv3D, layers.Dense, filters=("kernel", -1), linear=True
-)
-register_traits(
-    layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose,
-    filters=("kernel", -2), linear=True,
-)  # fmt: skip
-register_traits(
-    layers.SeparableConv1D, layers.SeparableConv2D, filters=("pointwise_kernel", -1), linear=True
-)
-register_traits(
     layers.Dropout, layers.SpatialDropout1D, layers.SpatialDropout2D, layers.SpatialDropout3D,
-    StochasticDepth, filters=None, linear=True, training_only="scaling",
+    StochasticDepth, training_only="scaling",
 )  # fmt: skip
 register_traits(
-    layers.AlphaDropout, layers.GaussianDropout, layers.GaussianNoise,
-    filters=None, linear=True, training_only="noise",
-)  # fmt: skip
+    layers.AlphaDropout, layers.GaussianDropout, layers.GaussianNoise, training_only="noise"
+)
 register_traits(
     layers.RandomBrightness, layers.RandomContrast, layers.RandomFlip, layers.RandomHeight,
     layers.RandomRotation, layers.RandomTranslation, layers.RandomWidth, layers.RandomZoom,
-    filters=None, linear=True, training_only="augmentation",
+    training_only="augmentation",
 )  # fmt: skip
-register_traits(
-    layers.ActivityRegularization, layers.Identity,
-    filters=None, linear=True, training_only="loss",
-)  # fmt: skip
+register_traits(layers.ActivityRegularization, layers.Identity, training_only="loss")
+register_traits(layers.Concatenate, layers.Flatten, layers.Permute, layers.Reshape, moves=True)
 register_traits(
     SlicingOpLambda,
     layers.Activation, layers.Add, layers.Average, layers.AveragePooling1D, layers.AveragePooling2D,
-    layers.AveragePooling3D, layers.BatchNormalization, layers.Concatenate, layers.Cropping1D,
-    layers.Cropping2D, layers.Cropping3D, layers.DepthwiseConv1D, layers.DepthwiseConv2D,
-    layers.Flatten, layers.GlobalAveragePooling1D, layers.GlobalAveragePooling2D,
+    layers.AveragePooling3D, layers.BatchNormalization, layers.Conv1D, layers.Conv1DTranspose,
+    layers.Conv2D, layers.Conv2DTranspose, layers.Conv3D, layers.Conv3DTranspose,
+    layers.Cropping1D, layers.Cropping2D, layers.Cropping3D, layers.Dense, layers.DepthwiseConv1D,
+    layers.DepthwiseConv2D, layers.GlobalAveragePooling1D, layers.GlobalAveragePooling2D,
     layers.GlobalAveragePooling3D, layers.GlobalMaxPooling1D, layers.GlobalMaxPooling2D,
     layers.GlobalMaxPooling3D, layers.InputLayer, layers.LeakyReLU, layers.Maximum,
     layers.MaxPooling1D, layers.MaxPooling2D, layers.MaxPooling3D, layers.Minimum,
-    layers.Normalization, layers.PReLU, layers.Permute, layers.ReLU, layers.RepeatVector,
-    layers.Rescaling, layers.Reshape, layers.Subtract, layers.ThresholdedReLU, layers.UpSampling1D,
-    layers.UpSampling2D, layers.UpSampling3D, layers.ZeroPadding1D, layers.ZeroPadding2D,
-    layers.ZeroPadding3D, layers.experimental.SyncBatchNormalization,
-    filters=None, linear=True,
+    layers.Normalization, layers.PReLU, layers.ReLU, layers.RepeatVector, layers.Rescaling,
+    layers.SeparableConv1D, layers.SeparableConv2D, layers.Subtract, layers.ThresholdedReLU,
+    layers.UpSampling1D, layers.UpSampling2D, layers.UpSampling3D, layers.ZeroPadding1D,
+    layers.ZeroPadding2D, layers.ZeroPadding3D, layers.experimental.SyncBatchNormalization,
 )  # fmt: skip

@@ -18,7 +18,7 @@ import tf_keras
 
 from ehap_tf.channels import ZERO, Flags, TracedCall, trace_channels
 from ehap_tf.data import as_dataset
-from ehap_tf.graph import is_batch_norm, layer_calls, layer_paths
+from ehap_tf.graph import is_batch_norm, kernel_of, layer_calls, layer_paths
 from ehap_tf.models import require_inputs
 from ehap_tf.models.keras3 import either_keras
 from ehap_tf.models.kinds import function_kind
@@ -28,14 +28,6 @@ from ehap_tf.sensitivity.forward import run_graph
 from ehap_tf.sensitivity.gates import find_gates
 
 Floats = npt.NDArray[np.float64]
-
-_READERS = (
-    tf_keras.layers.Conv1D,
-    tf_keras.layers.Conv2D,
-    tf_keras.layers.Conv3D,
-    tf_keras.layers.Dense,
-)
-"""Transposed ones are subclasses, with their kernel's axes the other way round."""
 
 
 @either_keras()
@@ -93,10 +85,11 @@ def _readers(
     }
     found = {}
     for call in calls:
-        if not isinstance(call.layer, _READERS) or "kernel" not in call.effect.weights:
-            continue  # channels_first ones are left as they are
+        owner = call.effect.filters
+        if owner != ("kernel", -1) or kernel_of(call.layer) is None:
+            continue  # a transposed or separable one, or one of the user's own
         if call.effect.weights["kernel"][-2] is not call.effect.inputs[0]:
-            continue  # a transposed or grouped one
+            continue  # a grouped one
         if len(plan.implanted.get(call.path, ())):
             continue
         passed = gates[call.path].passed if call.path in gates else ()

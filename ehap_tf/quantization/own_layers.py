@@ -112,7 +112,7 @@ class EhapStopGradient(tf_keras.layers.Layer):
         return tf.stop_gradient(inputs)
 
 
-register_traits(EhapStopGradient, filters=None, linear=True, training_only="loss")
+register_traits(EhapStopGradient, training_only="loss")
 
 
 class EhapSlice(tf_keras.layers.Layer):

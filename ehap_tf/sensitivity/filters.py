@@ -9,21 +9,25 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.channels import is_depthwise
-from ehap_tf.graph import layer_paths, model_inside, traits_of
+from ehap_tf.channels import trace_channels, weight_of
+from ehap_tf.graph import layer_paths, model_inside
 
 
 @dataclasses.dataclass(frozen=True)
 class PrunableLayer:
-    """A convolution or Dense layer of a model.
+    """A layer of a model that owns filters, as its channel rule says.
 
     Attributes:
         name: the layer's name; a layer of a nested model is `"outer/inner"`.
         layer: the Keras layer.
+        attribute: that holds the weight of the filters.
+        filter_axis: the axis of `weight` that counts the filters.
     """
 
     name: str
     layer: tf_keras.layers.Layer
+    attribute: str
+    filter_axis: int
 
     @property
     def filters(self) -> int:
@@ -33,18 +37,7 @@ class PrunableLayer:
     @property
     def weight(self) -> tf.Variable:
         """The variable that holds the filters: of a separable convolution the pointwise kernel."""
-        return getattr(self.layer, self._owner[0])
-
-    @property
-    def filter_axis(self) -> int:
-        """The axis of `weight` that counts the filters: the last but one of a transposed layer."""
-        return self._owner[1]
-
-    @property
-    def _owner(self) -> tuple[str, int]:
-        owner = traits_of(self.layer).filters
-        assert owner is not None
-        return owner
+        return weight_of(self.layer, self.attribute)
 
     @property
     def filter_size(self) -> int:
@@ -78,21 +71,25 @@ def walk_layers(model: tf_keras.Model) -> Iterator[tuple[str, tf_keras.layers.La
 def find_prunable(model: tf_keras.Model) -> list[PrunableLayer]:
     """The layers of `model` that own filters, in model order, each once, the classifier included.
 
-    Convolutions of one to three dimensions, plain, transposed and separable, and Dense layers. A
-    depthwise convolution owns none: its channels are those of the layer before it. Neither does a
-    grouped convolution with a group for each input channel, which is one.
+    Those whose channel rule says so (`Effect.filters`): convolutions of one to three dimensions,
+    plain, transposed and separable, Dense layers, and layers of a user's own. A depthwise
+    convolution owns none: its channels are those of the layer before it. Neither does a grouped
+    convolution with a group for each input channel, which is one.
 
     Raises:
-        ValueError: the model has no such layer.
+        TypeError: the model is subclassed, or a layer's rule returns no effect.
+        ValueError: the model has no such layer, or a layer's rule does not fit it.
     """
+    owners = trace_channels(model).filters
     found = [
-        PrunableLayer(name, layer)
+        PrunableLayer(name, layer, *owners[name])
         for name, layer in walk_layers(model)
-        if traits_of(layer).filters is not None and not is_depthwise(layer)
+        if name in owners
     ]
     if not found:
         raise ValueError(
-            f"model must have at least one convolution or Dense layer. "
+            "model must have at least one convolution or Dense layer, or another whose channel "
+            "rule names the weight of its filters. "
             f"Received: {model.name!r} with layers "
             f"{sorted({type(layer).__name__ for _, layer in walk_layers(model)})}"
         )
@@ -112,7 +109,7 @@ def filter_sums(tensors: Sequence[tf.Tensor], layers: Sequence[PrunableLayer]) -
     sums = []
     for tensor, layer in zip(tensors, layers, strict=True):
         rank = tensor.shape.rank
-        others = [axis for axis in range(rank) if axis != rank + layer.filter_axis]
+        others = [axis for axis in range(rank) if axis != layer.filter_axis % rank]
         sums.append(tf.reduce_sum(tensor, axis=others))
     return tf.concat(sums, 0)
 

@@ -15,12 +15,15 @@ import tensorflow as tf
 import tf_keras
 
 from ehap_tf.graph import (
+    ConvolutionKernel,
+    DenseKernel,
     arguments,
     batch_norm_coefficients,
     in_training,
     is_batch_norm,
     is_plain_batch_norm,
     is_time_distributed,
+    kernel_of,
     layer_calls,
     model_inside,
     nodes_in_order,
@@ -39,7 +42,7 @@ Before = Callable[[Any, Any], Any]
 
 Inside a TimeDistributed as above."""
 
-_FOLDABLE = (tf_keras.layers.Conv1D, tf_keras.layers.Conv2D, tf_keras.layers.Dense)
+_FOLDABLE = (ConvolutionKernel, DenseKernel)
 
 
 def run_graph(
@@ -249,11 +252,9 @@ def _folded_call(
     inputs, kernel, offset = (
         tf.cast(tensor, layer.compute_dtype) for tensor in (inputs, kernel, offset)
     )
-    if isinstance(layer, tf_keras.layers.Dense):
-        outputs = tf.tensordot(inputs, kernel, 1)
-    else:
-        outputs = layer.convolution_op(inputs, kernel)
-    return tf.nn.bias_add(outputs, offset)
+    owner = kernel_of(layer)
+    assert isinstance(owner, _FOLDABLE)
+    return tf.nn.bias_add(owner.applied(inputs, kernel), offset)
 
 
 # Keyed by the model itself, which is hashable by identity; forgotten with it.
@@ -280,12 +281,10 @@ def _find_folds(model: tf_keras.Model) -> dict[int, Any]:
 
 
 def _is_foldable(layer: tf_keras.layers.Layer) -> bool:
-    # Subclasses may compute anything. Causal padding is no part of the convolution itself. A folded
-    # kernel may leave float16's range.
+    # Causal padding is no part of the convolution. A folded kernel may leave float16's range.
     return (
-        type(layer) in _FOLDABLE
+        isinstance(kernel_of(layer), _FOLDABLE)
         and layer.activation is tf_keras.activations.linear
-        and getattr(layer, "data_format", "channels_last") == "channels_last"
         and getattr(layer, "padding", "valid") != "causal"
         and layer.compute_dtype != "float16"
     )

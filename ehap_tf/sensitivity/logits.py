@@ -16,7 +16,14 @@ import tensorflow as tf
 import tf_keras
 from tf_keras.src.layers.core.tf_op_layer import TFOpLambda
 
-from ehap_tf.graph import arguments, is_identity_at_inference, made_by, operator_kind, readers
+from ehap_tf.graph import (
+    arguments,
+    is_identity_at_inference,
+    made_by,
+    operator_kind,
+    readers,
+    traits_of,
+)
 from ehap_tf.models.kinds import function_kind
 from ehap_tf.sensitivity.losses import SIGMOID, SOFTMAX, Loss
 
@@ -25,7 +32,6 @@ layers = tf_keras.layers
 FINAL_ACTIVATIONS = {SOFTMAX: "softmax", SIGMOID: "sigmoid"}
 """What turns the logits of a kind of loss into probabilities."""
 
-_MOVES = (layers.Reshape, layers.Flatten, layers.Permute, layers.Concatenate)
 _MOVING_OPERATORS = frozenset(
     "reshape transpose squeeze expand_dims concat stack identity getitem".split()
 )
@@ -145,4 +151,4 @@ def _moves(layer: Any) -> bool:
     """Whether a layer only moves numbers."""
     if isinstance(layer, TFOpLambda):
         return operator_kind(layer) in _MOVING_OPERATORS
-    return type(layer) in _MOVES or is_identity_at_inference(layer)
+    return traits_of(layer).moves or is_identity_at_inference(layer)

@@ -40,14 +40,18 @@ def test_the_tutorial_is_one_program(tmp_path, monkeypatch, capsys):
     np.testing.assert_allclose([names["classify"](image) for image in x[:50]], expected, rtol=1e-6)
 
 
-def test_layers_of_your_own(capsys):
-    (code,) = blocks("your_own_layers.md", "python")
+@pytest.mark.parametrize(
+    ("number", "weight"), enumerate(["my_scale.scale", "gained.gain"]), ids=["scale", "filters"]
+)
+def test_layers_of_your_own(capsys, monkeypatch, number, weight):
+    monkeypatch.setattr("ehap_tf.channels.rules._RULES", dict(_RULES))
+    code = blocks("your_own_layers.md", "python")
+    assert len(code) == 2
     names: dict = {"__name__": "your_own_layers"}
-    try:
-        exec(compile(code, "your_own_layers.md", "exec"), names)
-    finally:
-        _RULES.pop(names.get("MyScale"), None)
-    assert names["slim"].get_layer("my_scale").scale.shape[0] < 16
+    exec(compile(code[number], "your_own_layers.md", "exec"), names)
+    layer, attribute = weight.split(".")
+    assert getattr(names["slim"].get_layer(layer), attribute).shape[0] < 16
+    assert not names["plan"].uncounted
     assert names["difference"] < 1e-6
     assert "frozen" not in capsys.readouterr().out
 

@@ -4,7 +4,7 @@ import tensorflow as tf
 import tf_keras
 
 from ehap_tf.channels import ScatterChannels
-from ehap_tf.graph import is_identity_at_inference, is_noise, traits_of
+from ehap_tf.graph import is_identity_at_inference, is_noise, kernel_of, traits_of
 from ehap_tf.quantization.own_layers import EhapStopGradient
 
 layers = tf_keras.layers
@@ -29,22 +29,26 @@ class Squared(layers.Conv2D):
 
 
 @pytest.mark.parametrize(
-    ("layer", "filters", "linear"),
+    ("layer", "kernel", "linear", "moves"),
     [
-        (layers.Dense(2), ("kernel", -1), True),
-        (Renamed(2, 3), ("kernel", -2), True),
-        (Squared(2, 3), ("kernel", -1), False),
-        (layers.SeparableConv2D(2, 3), ("pointwise_kernel", -1), True),
-        (layers.DepthwiseConv2D(3), None, True),
-        (layers.RandomFlip(), None, True),
-        (ScatterChannels([0], 2), None, True),
-        (layers.Softmax(), None, False),
+        (layers.Dense(2), "kernel", True, False),
+        (Renamed(2, 3), "kernel", True, False),
+        (Squared(2, 3), None, False, False),
+        (layers.SeparableConv2D(2, 3), "pointwise_kernel", True, False),
+        (layers.DepthwiseConv2D(3), "depthwise_kernel", True, False),
+        (layers.Conv2D(2, 3, data_format="channels_first"), None, True, False),
+        (layers.RandomFlip(), None, True, False),
+        (layers.Permute((2, 1)), None, True, True),
+        (ScatterChannels([0], 2), None, True, False),
+        (layers.Softmax(), None, False, False),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, layers.Layer) else str(value),
 )
-def test_what_a_layer_is(layer, filters, linear):
-    assert traits_of(layer).filters == filters
+def test_what_a_layer_is(layer, kernel, linear, moves):
+    found = kernel_of(layer)
+    assert (None if found is None else found.attribute) == kernel
     assert traits_of(layer).piecewise_linear is linear
+    assert traits_of(layer).moves is moves
 
 
 @pytest.mark.parametrize(

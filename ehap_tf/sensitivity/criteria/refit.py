@@ -18,8 +18,8 @@ import numpy.typing as npt
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.channels import trace_channels
-from ehap_tf.graph import Kernel, Sums, kernel_of, some_positions, traits_of
+from ehap_tf.channels import TracedCall, trace_channels
+from ehap_tf.graph import Kernel, Sums, kernel_of, some_positions
 from ehap_tf.graph.kernels import Indices
 from ehap_tf.sensitivity.batches import HessianBatch
 from ehap_tf.sensitivity.network import Network
@@ -112,7 +112,7 @@ def find_readers(model: tf_keras.Model) -> dict[str, list[Reader]]:
         if _hands_on(arriving, call.effect.outputs):
             continue
         seen = {owners[place] for place in np.unique(owner_of[arriving]) if place >= 0}
-        rows = _ids_of_rows(call.layer, call.effect.weights)
+        rows = _ids_of_rows(call)
         for owner in seen:
             by_filter = None
             if rows is not None:
@@ -148,16 +148,13 @@ def _rows(kernel: Kernel) -> int:
     return int(kernel.matrix(kernel.value).shape[1])
 
 
-def _ids_of_rows(
-    layer: tf_keras.layers.Layer, weights: Mapping[str, tuple[Indices | None, ...]]
-) -> Indices | None:
+def _ids_of_rows(call: TracedCall) -> Indices | None:
     """The channel id that each row of a layer's kernel matrix reads; None for other layers."""
-    kernel, owner = kernel_of(layer), traits_of(layer).filters
-    if kernel is None or owner is None or getattr(layer, "groups", 1) > 1:
+    kernel, owner = kernel_of(call.layer), call.effect.filters
+    if kernel is None or owner is None or getattr(call.layer, "groups", 1) > 1:
         return None
     attribute, axis = owner
-    axes = weights.get(attribute)
-    ids = None if axes is None else axes[-1 if axis == -2 else -2]
+    ids = call.effect.weights[attribute][-1 if axis == -2 else -2]
     return None if ids is None else np.tile(ids, _rows(kernel) // len(ids))
 
 

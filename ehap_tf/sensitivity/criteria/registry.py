@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -48,7 +49,7 @@ class Request:
     residual: str = "union"
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-    @property
+    @functools.cached_property
     def layers(self) -> list[PrunableLayer]:
         """The layers to score, in model order."""
         return find_prunable(self.model)
