@@ -12,8 +12,8 @@ import tf_keras
 
 from ehap_tf.benchmark.records import Records, Row
 from ehap_tf.channels import trace_channels
-from ehap_tf.sensitivity import FilterScores, criterion_names, rank_filters
-from ehap_tf.sensitivity.criteria import find_criterion
+from ehap_tf.criteria import criterion_names, find_criterion
+from ehap_tf.sensitivity import FilterScores, rank_filters
 
 # Slow by nature (the oracle), or another name of one that is listed.
 LEFT_OUT = ("oracle", "magnitude_l2")

@@ -29,10 +29,10 @@ from ehap_tf.benchmark.contenders import (
 from ehap_tf.benchmark.gated_model import GatedModel
 from ehap_tf.benchmark.records import Records, Row, add_records_argument, beside, digest
 from ehap_tf.benchmark.subject import add_subject_arguments, load_images, trained_source
+from ehap_tf.criteria import find_criterion
 from ehap_tf.data import evaluation_batches, sample_arrays, training_batches
 from ehap_tf.pruning import PruningPlan, plan_pruning, prune, repair
 from ehap_tf.sensitivity import FilterScores
-from ehap_tf.sensitivity.criteria import find_criterion
 
 MODES = ("one_shot", "repaired", "steps", "recalibrated_steps")
 STEPWISE = ("steps", "recalibrated_steps")

@@ -12,29 +12,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from ehap_tf.criteria import check_tolerance, criterion_names, find_criterion
+
 STAGE_NAMES = ("train", "rank", "prune", "finetune", "quantize", "export", "report")
-CRITERIA = (
-    "hessian_trace",
-    "obd",
-    "quadratic",
-    "obd_joint",
-    "obd_joint_centered",
-    "obs_joint",
-    "taylor_fo",
-    "taylor_so",
-    "taylor_fo_weight",
-    "taylor_so_weight",
-    "magnitude",
-    "magnitude_l1",
-    "magnitude_l2",
-    "bn_scale",
-    "random",
-    "oracle",
-)
-JUDGED_CRITERIA = ("hessian_trace", "obd", "quadratic")
-NOT_JUDGED_CRITERIA = (
-    "obd_joint", "obd_joint_centered", "obs_joint", "taylor_so", "taylor_so_weight",
-)  # fmt: skip
 ROUNDINGS = ("nearest", "gptq")
 ESTIMATORS = ("hutchinson", "gauss_newton", "exact")
 PRECISIONS = ("fp32", "fp16", "bf16", "auto")
@@ -107,7 +87,10 @@ class PipelineConfig:
         choices=PRECISIONS,
     )
     criterion: str = _setting(
-        "hessian_trace", "what a filter is worth (docs/method.md has a table)", choices=CRITERIA
+        "hessian_trace",
+        "what a filter is worth. "
+        + "; ".join(f"{name}: {find_criterion(name).help}" for name in criterion_names()),
+        choices=criterion_names(),
     )
     estimator: str = _setting(
         "hutchinson",
@@ -119,7 +102,8 @@ class PipelineConfig:
     tolerance: float | None = _setting(
         None,
         "stop probing when the expected share of filters on the wrong side of the threshold is "
-        "below this; none: take all probes. For the criteria hessian_trace, obd and quadratic",
+        "below this; none: take all probes. Of the criteria that sample, for "
+        + ", ".join(name for name in criterion_names() if find_criterion(name).judged),
         unit="fraction of filters",
         low=0,
         below=1,
@@ -290,12 +274,7 @@ class PipelineConfig:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name} must be above 0. Received: {value}")
-        if self.tolerance is not None and self.criterion in NOT_JUDGED_CRITERIA:
-            raise ValueError(
-                f"tolerance goes with the criteria {', '.join(JUDGED_CRITERIA)}, whose scores are "
-                "linear in what is sampled: leave it out, or =none where a --flagfile gives it. "
-                f"Received: tolerance={self.tolerance}, criterion={self.criterion}"
-            )
+        check_tolerance(self.criterion, self.tolerance)
         amounts = [
             name
             for name in ("prune_ratio", "target_params", "target_macs")

@@ -13,6 +13,7 @@ import tensorflow as tf
 import tf_keras
 
 from ehap_tf.channels import RESIDUAL_MODES, ChannelGraph, Flags, trace_channels
+from ehap_tf.criteria import check_tolerance, find_criterion
 from ehap_tf.pruning.gate_terms import GateTerms, find_gate_terms
 from ehap_tf.pruning.plan import PruningPlan
 from ehap_tf.pruning.schedule import Schedule, Target, removed
@@ -29,8 +30,6 @@ from ehap_tf.pruning.training_state import PruningState
 from ehap_tf.pruning.units import Floats
 from ehap_tf.pruning.zeroing import not_removable_by_zeros, weight_masks
 from ehap_tf.sensitivity import rank_filters
-from ehap_tf.sensitivity.criteria import find_criterion
-from ehap_tf.sensitivity.sampling import check_tolerance
 
 _LOG = logging.getLogger(__name__)
 

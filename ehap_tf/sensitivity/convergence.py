@@ -13,7 +13,7 @@ import tf_keras
 from ehap_tf.models.precision import resolve_precision
 from ehap_tf.sensitivity.batches import HessianBatch
 from ehap_tf.sensitivity.criteria.hessian_trace import relative_factors
-from ehap_tf.sensitivity.criteria.registry import Request
+from ehap_tf.sensitivity.criteria.request import Request
 from ehap_tf.sensitivity.estimators import prepare, trace_samples
 from ehap_tf.sensitivity.sampling import CHUNK
 from ehap_tf.sensitivity.statistics import Floats, RunningMoments

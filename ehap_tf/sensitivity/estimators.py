@@ -36,7 +36,7 @@ from ehap_tf.sensitivity.scaling import Scales
 from ehap_tf.sensitivity.statistics import Floats
 
 if TYPE_CHECKING:
-    from ehap_tf.sensitivity.criteria.registry import Request
+    from ehap_tf.sensitivity.criteria.request import Request
 
 _LOG = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from ehap_tf.progress import ProgressCallback, no_progress
 from ehap_tf.sensitivity.batches import HessianBatch
 from ehap_tf.sensitivity.criteria import Request
 from ehap_tf.sensitivity.network import Network, agree
-from ehap_tf.sensitivity.rank import rank_with_options
+from ehap_tf.sensitivity.rank import RankOptions, rank_with_options
 from ehap_tf.sensitivity.scores import FilterScores
 from ehap_tf.sensitivity.statistics import Floats
 
@@ -71,25 +71,19 @@ def oracle_importance(
         ValueError: as for `rank_filters`, or the checkpoint belongs to another model, data, loss or
             precision.
     """
-    options: dict[str, Any] = {}
+    further: dict[str, Any] = {}
     if checkpoint is not None:
-        options["checkpoint"] = _Checkpoint(pathlib.Path(checkpoint))
-    scores = rank_with_options(
-        model,
-        data,
-        loss,
+        further["checkpoint"] = _Checkpoint(pathlib.Path(checkpoint))
+    options = RankOptions(
         "oracle",
-        "hutchinson",
-        precision,
-        1,
-        None,
-        batch_size,
-        0,
-        strategy,
-        progress,
-        options,
-        residual,
+        precision=precision,
+        batch_size=batch_size,
+        strategy=strategy,
+        progress=progress,
+        residual=residual,
+        further=further,
     )
+    scores = rank_with_options(model, data, loss, options)
     if checkpoint is not None:
         pathlib.Path(checkpoint).unlink(missing_ok=True)
     return scores

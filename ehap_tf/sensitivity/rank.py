@@ -12,17 +12,17 @@ import tensorflow as tf
 import tf_keras
 
 from ehap_tf.channels import RESIDUAL_MODES
+from ehap_tf.criteria import check_tolerance, find_criterion
 from ehap_tf.models import require_rankable
 from ehap_tf.models.keras3 import either_keras
 from ehap_tf.models.precision import resolve_precision
 from ehap_tf.progress import ProgressCallback, no_progress
 from ehap_tf.sensitivity.batches import HessianBatch
-from ehap_tf.sensitivity.criteria import Request, Result, find_criterion
+from ehap_tf.sensitivity.criteria import Request, Result
 from ehap_tf.sensitivity.devices import Replicas
 from ehap_tf.sensitivity.estimators import ESTIMATOR_NAMES
 from ehap_tf.sensitivity.filters import PrunableLayer, split_filters
 from ehap_tf.sensitivity.memory import PeakMemory
-from ehap_tf.sensitivity.sampling import check_tolerance
 from ehap_tf.sensitivity.scores import FilterScores, Provenance
 from ehap_tf.sensitivity.statistics import Floats
 from ehap_tf.sensitivity.supervised import supervised_part
@@ -65,8 +65,8 @@ def rank_filters(
         probes: number of random vectors, the budget when `tolerance` is given; "exact" needs
             neither.
         tolerance: stop as soon as the expected share of filters on the wrong side of a pruning
-            threshold is below this number, in (0, 1). For "hessian_trace", "obd" and "quadratic",
-            whose scores are linear in what is sampled; the other sampled criteria refuse it.
+            threshold is below this number, in (0, 1). Criteria that sample and whose scores are
+            not linear in what is sampled refuse it: all but "hessian_trace", "obd", "quadratic".
         batch_size: examples differentiated at once: bounds the memory, changes no score beyond
             rounding.
         seed: of the random vectors.
@@ -95,70 +95,85 @@ def rank_filters(
         model,
         data,
         loss,
-        criterion,
-        estimator,
-        precision,
-        probes,
-        tolerance,
-        batch_size,
-        seed,
-        strategy,
-        progress,
-        {},
-        residual,
+        RankOptions(
+            criterion,
+            estimator,
+            precision,
+            probes,
+            tolerance,
+            batch_size,
+            seed,
+            strategy,
+            progress,
+            residual,
+        ),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class RankOptions:
+    """What `rank_filters` takes besides a model, data and a loss, and more for the criterion.
+
+    Attributes:
+        further: `options` of the criterion's `Request`.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    criterion: str = "hessian_trace"
+    estimator: str = "hutchinson"
+    precision: str = "fp32"
+    probes: int = 300
+    tolerance: float | None = None
+    batch_size: int | None = None
+    seed: int = 0
+    strategy: tf.distribute.Strategy | None = None
+    progress: ProgressCallback = no_progress
+    residual: str = "union"
+    further: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        find_criterion(self.criterion)
+        _check_choice("estimator", self.estimator, ESTIMATOR_NAMES)
+        _check_choice("residual", self.residual, RESIDUAL_MODES)
+        _check_numbers(self.probes, self.tolerance, self.seed)
+        check_tolerance(self.criterion, self.tolerance)
 
 
 def rank_with_options(
-    model: tf_keras.Model,
-    data: Any,
-    loss: Any,
-    criterion: str,
-    estimator: str,
-    precision: str,
-    probes: int,
-    tolerance: float | None,
-    batch_size: int | None,
-    seed: int,
-    strategy: tf.distribute.Strategy | None,
-    progress: ProgressCallback,
-    options: Mapping[str, Any],
-    residual: str = "union",
+    model: tf_keras.Model, data: Any, loss: Any, options: RankOptions
 ) -> FilterScores:
     """`rank_filters` with further arguments for the criterion."""
     start, memory = time.perf_counter(), PeakMemory()
-    chosen = find_criterion(criterion)
-    if chosen.needs_data:
+    criterion, name = find_criterion(options.criterion), options.criterion
+    if criterion.needs_data:
         require_rankable(model)
         model, data, loss = supervised_part(model, data, loss)
-    _check_choice("estimator", estimator, ESTIMATOR_NAMES)
-    _check_choice("residual", residual, RESIDUAL_MODES)
-    _check_numbers(probes, tolerance, seed)
-    check_tolerance(criterion, tolerance)
     request = Request(
         model,
         loss=loss,
-        estimator=estimator,
-        precision=_precision_for(estimator, precision),
-        probes=int(probes),
-        tolerance=tolerance,
-        seed=int(seed),
-        replicas=Replicas(strategy),
-        progress=progress,
-        residual=residual,
-        options=options,
+        estimator=options.estimator,
+        precision=_precision_for(options.estimator, options.precision),
+        probes=int(options.probes),
+        tolerance=options.tolerance,
+        seed=int(options.seed),
+        replicas=Replicas(options.strategy),
+        progress=options.progress,
+        residual=options.residual,
+        options=options.further,
     )
     require_rankable(model)
-    if chosen.needs_data:
-        batch = HessianBatch(data, batch_size)
+    if criterion.needs_data:
+        batch = HessianBatch(data, options.batch_size)
         batch.require_fit(model, loss)
         request = dataclasses.replace(request, data=batch)
     layers = request.layers
-    result = _as_result(chosen.function(request), layers, criterion)
+    result = _as_result(criterion.score(request), layers, name)
     if not np.isfinite(result.scores).all():
-        raise ValueError(f"criterion {criterion!r} gave scores that are NaN or infinite")
+        raise ValueError(f"criterion {name!r} gave scores that are NaN or infinite")
     provenance = Provenance(
-        criterion=criterion,
+        criterion=name,
         estimator=result.estimator,
         precision=result.precision or "fp32",
         probes=result.probes,
@@ -168,7 +183,7 @@ def rank_with_options(
         examples=request.data.examples if request.data else 0,
         quantity=result.quantity,
         notes=result.notes,
-        residual=residual if result.grouped else "union",
+        residual=options.residual if criterion.grouped else "union",
     )
     pieces = {
         kind: split_filters(values, layers)

@@ -16,14 +16,6 @@ CHUNK = 8
 MIN_PROBES = 8
 """Before that many, standard errors are too rough to stop on."""
 
-JUDGED = ("hessian_trace", "obd", "quadratic")
-"""Criteria whose scores are linear in what is sampled, so that their errors are known."""
-
-NOT_JUDGED = (
-    "obd_joint", "obd_joint_centered", "obs_joint", "taylor_so", "taylor_so_weight",
-)  # fmt: skip
-"""Criteria whose scores are sampled and not linear in it: a tolerance means nothing to them."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
@@ -77,19 +69,6 @@ def estimate(
         if tolerance is not None and moments.count >= MIN_PROBES and misranked < tolerance:
             break
     return Estimate(moments.mean, moments.standard_error, moments.count, misranked)
-
-
-def check_tolerance(criterion: str, tolerance: float | None) -> None:
-    """Checks that the ranking by `criterion` can be judged.
-
-    Raises:
-        ValueError: a tolerance for scores whose errors are not known.
-    """
-    if tolerance is not None and criterion in NOT_JUDGED:
-        raise ValueError(
-            f"tolerance must be None for criterion {criterion!r}, whose scores are not linear in "
-            f"what is sampled; {', '.join(JUDGED)} take one. Received: {tolerance!r}"
-        )
 
 
 def chunks(probes: int) -> list[np.ndarray]:

@@ -61,10 +61,10 @@ def test_layers_of_your_own(capsys, monkeypatch, number, weight):
     "number", range(5), ids=["pipeline", "loss", "while you train", "criterion", "two outputs"]
 )
 def test_your_own_data(tmp_path, monkeypatch, capsys, number):
-    from ehap_tf.sensitivity.criteria import registry
+    from ehap_tf import criteria
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(registry, "_CRITERIA", dict(registry._CRITERIA))
+    monkeypatch.setattr(criteria, "_CRITERIA", dict(criteria._CRITERIA))
     code = blocks("your_own_data.md", "python")
     assert len(code) == 5
     names: dict = {}

@@ -10,18 +10,13 @@ from ehap_tf.pipeline.config import PipelineConfig
 from ehap_tf.pipeline.stages import STAGES
 from ehap_tf.pruning import plan_pruning
 from ehap_tf.quantization.qat import ROUNDINGS
-from ehap_tf.sensitivity import ESTIMATOR_NAMES, criterion_names, rank_filters, sampling
+from ehap_tf.sensitivity import ESTIMATOR_NAMES, rank_filters
 
 
 def test_names_agree_with_the_rooms():
-    assert set(config.CRITERIA) == set(criterion_names())
     assert set(config.ESTIMATORS) == set(ESTIMATOR_NAMES)
     assert set(config.PRECISIONS) == set(PRECISIONS)
     assert config.ROUNDINGS == ROUNDINGS
-    assert (config.JUDGED_CRITERIA, config.NOT_JUDGED_CRITERIA) == (
-        sampling.JUDGED,
-        sampling.NOT_JUDGED,
-    )
     assert tuple(stage.name for stage in STAGES) == config.STAGE_NAMES
 
 

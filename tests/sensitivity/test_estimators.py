@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
+from ehap_tf.criteria import criterion_names, find_criterion
 from ehap_tf.progress import no_progress
 from ehap_tf.sensitivity import estimators, gauss_newton, hutchinson, sampling
 from ehap_tf.sensitivity.probes import example_signs, kernel_signs
@@ -258,7 +259,11 @@ def test_tolerance_stops_early_and_says_after_how_many(relu_net: tf_keras.Model)
     assert strict.probes == 400
 
 
-@pytest.mark.parametrize("criterion", sampling.JUDGED)
+JUDGED = [name for name in criterion_names() if find_criterion(name).judged]
+NOT_JUDGED = [n for n in criterion_names() if find_criterion(n).samples and n not in JUDGED]
+
+
+@pytest.mark.parametrize("criterion", JUDGED)
 def test_the_ranking_that_is_judged_is_the_one_that_is_returned(
     relu_net: tf_keras.Model, criterion: str
 ) -> None:
@@ -283,7 +288,7 @@ def test_scores_that_tie_take_all_probes_however_well_their_curvature_is_known()
     assert apart.probes == 8 and tied.probes == 64
 
 
-@pytest.mark.parametrize("criterion", sampling.NOT_JUDGED)
+@pytest.mark.parametrize("criterion", NOT_JUDGED)
 def test_scores_that_are_not_linear_in_what_is_sampled_are_not_judged(
     relu_net: tf_keras.Model, criterion: str
 ) -> None:

@@ -11,6 +11,7 @@ import tf_keras
 
 import ehap_tf as ehap
 from ehap_tf.channels import trace_channels
+from ehap_tf.criteria import criterion_names, find_criterion
 from ehap_tf.pruning.selection import plan_from_flags
 from ehap_tf.sensitivity.criteria.joint_removal import joint_removal_losses
 from tests.sensitivity.networks import batch_norm, cross_entropy, examples, initializer, joined
@@ -197,3 +198,12 @@ def test_such_scores_plan_tied_pruning_only(model: tf_keras.Model, tmp_path: Any
     ehap.plan_pruning(model, tied, 0.3)
     with pytest.raises(ValueError, match="residual must be one of"):
         ehap.rank_filters(model, criterion="magnitude", residual="both")
+
+
+@pytest.mark.parametrize("criterion", [name for name in criterion_names() if name != "bn_scale"])
+def test_criteria_score_groups_where_their_registration_says_so(
+    model: tf_keras.Model, criterion: str
+) -> None:
+    provenance = rank(model, criterion, probes=1).provenance
+    by_groups = any("groups that go together" in note for note in provenance.notes)
+    assert by_groups == find_criterion(criterion).grouped == (provenance.residual == "tied")

@@ -11,8 +11,8 @@ import tf_keras
 
 import ehap_tf as ehap
 from ehap_tf.channels import trace_channels
+from ehap_tf.criteria import criterion_names, find_criterion
 from ehap_tf.pruning.selection import plan_from_flags
-from ehap_tf.sensitivity import criterion_names
 from tests.sensitivity.networks import cross_entropy, joined
 
 layers = tf_keras.layers
@@ -85,6 +85,7 @@ EVERY_KIND = ("hessian_trace", "obd", "obd_joint")
 def test_every_filter_gets_a_score_that_plans(criterion: str, kind: str, models: Any) -> None:
     model = models[kind]
     scores = ehap.rank_filters(model, data(kind), cross_entropy(), criterion, probes=2)
+    assert (scores.provenance.probes > 0) == find_criterion(criterion).samples
     atoms = trace_channels(model).ids.atoms
     assert {name: len(values) for name, values in scores.items()} == {
         name: len(ids) for name, ids in atoms.items()

@@ -11,9 +11,10 @@ import tensorflow as tf
 import tf_keras
 
 import ehap_tf as ehap
+from ehap_tf import criteria
 from ehap_tf.files import CorruptFileError
 from ehap_tf.sensitivity import criterion_names, oracle_importance, register_criterion
-from ehap_tf.sensitivity.criteria import Result, registry
+from ehap_tf.sensitivity.criteria import Result
 from tests.fresh_processes import FreshProcesses
 from tests.sensitivity.networks import cross_entropy, examples, joined, residual_net
 
@@ -156,7 +157,7 @@ def test_criteria_without_data_take_none(model: tf_keras.Model) -> None:
 def test_a_custom_criterion_is_one_function(
     model: tf_keras.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry, "_CRITERIA", dict(registry._CRITERIA))
+    monkeypatch.setattr(criteria, "_CRITERIA", dict(criteria._CRITERIA))
 
     @register_criterion("range", needs_data=False)
     def kernel_range(request: Any) -> dict[str, np.ndarray]:
@@ -176,6 +177,11 @@ def test_a_custom_criterion_is_one_function(
 
     with pytest.raises(ValueError, match=r"3 scores for layer 'first'.*\(2,\)"):
         ehap.rank_filters(model, criterion="wrong")
+    with pytest.raises(ValueError, match=r"for criterion 'range', which is not .* judged.*0\.1"):
+        ehap.rank_filters(model, criterion="range", tolerance=0.1)
+    # One that draws nothing at random takes any, as it takes any number of probes.
+    register_criterion("narrow", needs_data=False, samples=False)(kernel_range)
+    assert len(ehap.rank_filters(model, criterion="narrow", tolerance=0.1)) == len(scores)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +205,7 @@ def test_what_a_custom_criterion_returns_is_checked(
     error: type[Exception],
     message: str,
 ) -> None:
-    monkeypatch.setattr(registry, "_CRITERIA", dict(registry._CRITERIA))
+    monkeypatch.setattr(criteria, "_CRITERIA", dict(criteria._CRITERIA))
     register_criterion("mine", needs_data=False)(lambda request: result)
     with pytest.raises(error, match=message):
         ehap.rank_filters(model, criterion="mine")

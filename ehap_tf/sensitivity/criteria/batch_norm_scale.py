@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ehap_tf.sensitivity.criteria.registry import Request, Result, register_criterion
+from ehap_tf.sensitivity.criteria.request import Request, Result
 from ehap_tf.sensitivity.gates import find_gates
 
 
-@register_criterion("bn_scale", needs_data=False)
 def batch_norm_scale(request: Request) -> Result:
     """|gamma| of the BatchNorm that follows the layer.
 

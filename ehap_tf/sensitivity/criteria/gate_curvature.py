@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ehap_tf.sensitivity import sampling
-from ehap_tf.sensitivity.criteria.registry import Request, Result, register_criterion
+from ehap_tf.sensitivity.criteria.request import Request, Result
 from ehap_tf.sensitivity.estimators import exact_sum, make_runner, prepare
 from ehap_tf.sensitivity.gate_derivatives import (
     gate_count,
@@ -24,7 +24,6 @@ from ehap_tf.sensitivity.sampling import Estimate
 from ehap_tf.sensitivity.statistics import Floats
 
 
-@register_criterion("obd")
 def gate_curvature(request: Request) -> Result:
     """h_c / 2, the curvature half of the loss change when the filter's gate closes.
 
@@ -36,7 +35,6 @@ def gate_curvature(request: Request) -> Result:
     return _result(request, network, curvature, scores=curvature.mean / 2, signed=None)
 
 
-@register_criterion("quadratic")
 def quadratic(request: Request) -> Result:
     """-g_c + h_c / 2: the predicted loss change when this one filter is removed, signed.
 
@@ -140,4 +138,4 @@ def by_filter(network: Network, result: Result) -> Result:
         f"{len(groups.of_filter)} filters scored in {groups.count} groups that go together, a "
         "filter by its share"
     )
-    return dataclasses.replace(result, **vectors, notes=(*result.notes, note), grouped=True)
+    return dataclasses.replace(result, **vectors, notes=(*result.notes, note))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from ehap_tf.sensitivity.criteria.registry import Request, Result, register_criterion
+from ehap_tf.sensitivity.criteria.request import Request, Result
 from ehap_tf.sensitivity.estimators import estimate_trace, prepare
 from ehap_tf.sensitivity.filters import PrunableLayer
 from ehap_tf.sensitivity.statistics import Floats
 
 
-@register_criterion("hessian_trace")
 def hessian_trace(request: Request) -> Result:
     """Second-order sensitivity: average curvature of a filter's weights times its energy."""
     factors = np.concatenate([relative_factors(layer) for layer in request.layers])

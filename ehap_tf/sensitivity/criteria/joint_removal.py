@@ -27,7 +27,7 @@ from ehap_tf.sensitivity.batches import MicroBatch
 from ehap_tf.sensitivity.closing_gates import channel_means_step, gate_rows_step
 from ehap_tf.sensitivity.criteria.gate_curvature import by_filter, curvature_notes
 from ehap_tf.sensitivity.criteria.refit import Refit, refits
-from ehap_tf.sensitivity.criteria.registry import Request, Result, register_criterion
+from ehap_tf.sensitivity.criteria.request import Request, Result
 from ehap_tf.sensitivity.estimators import exact_sum, make_runner, prepare
 from ehap_tf.sensitivity.gate_derivatives import gate_count
 from ehap_tf.sensitivity.gauss_newton import Vectors, basis_vectors, sign_vectors
@@ -38,7 +38,6 @@ from ehap_tf.sensitivity.scaling import Scales
 from ehap_tf.sensitivity.statistics import Floats
 
 
-@register_criterion("obd_joint")
 def joint(request: Request) -> Result:
     """The predicted loss change of a filter's removal after the cheaper ones of its layer.
 
@@ -47,13 +46,11 @@ def joint(request: Request) -> Result:
     return _joint(request, centered=False)
 
 
-@register_criterion("obd_joint_centered")
 def joint_centered(request: Request) -> Result:
     """The same when the mean of what is removed is made up for, as recalibration does."""
     return _joint(request, centered=True)
 
 
-@register_criterion("obs_joint")
 def joint_refit(request: Request) -> Result:
     """The same when the layers that read the filters are repaired: optimal brain surgeon.
 

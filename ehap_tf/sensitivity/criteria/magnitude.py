@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ehap_tf.sensitivity.criteria.registry import Request, Result, register_criterion
+from ehap_tf.sensitivity.criteria.request import Request, Result
 
 
-@register_criterion("magnitude", needs_data=False)
-@register_criterion("magnitude_l2", needs_data=False)
 def mean_square(request: Request) -> Result:
     """|w_c|_2^2 / n_c: comparable between layers of different filter size."""
     values = [
@@ -17,7 +15,6 @@ def mean_square(request: Request) -> Result:
     return Result(np.concatenate(values), quantity="mean square of a filter's weights")
 
 
-@register_criterion("magnitude_l1", needs_data=False)
 def mean_absolute(request: Request) -> Result:
     """|w_c|_1 / n_c (Li et al., arXiv 1608.08710, divided by the filter's size)."""
     values = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ehap_tf.sensitivity.criteria.gate_curvature import by_filter
-from ehap_tf.sensitivity.criteria.registry import Request, Result, register_criterion
+from ehap_tf.sensitivity.criteria.request import Request, Result
 from ehap_tf.sensitivity.estimators import make_runner, prepare
 from ehap_tf.sensitivity.gate_derivatives import gate_count, removal_loss_step
 from ehap_tf.sensitivity.scaling import Scales
@@ -15,7 +15,6 @@ TOGETHER = 16
 """Filters whose loss is computed in one call."""
 
 
-@register_criterion("oracle")
 def oracle(request: Request) -> Result:
     """|L without the filter - L|, one filter at a time; `signed` has the change with its sign.
 

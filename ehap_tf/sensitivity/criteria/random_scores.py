@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ehap_tf.sensitivity.criteria.registry import Request, Result, register_criterion
+from ehap_tf.sensitivity.criteria.request import Request, Result
 
 
-@register_criterion("random", needs_data=False)
 def random_scores(request: Request) -> Result:
     """Uniform in [0, 1), from the seed alone."""
     filters = sum(layer.filters for layer in request.layers)

@@ -17,7 +17,7 @@ from ehap_tf.sensitivity.criteria.gate_curvature import (
     estimate_curvature,
 )
 from ehap_tf.sensitivity.criteria.hessian_trace import relative_factors
-from ehap_tf.sensitivity.criteria.registry import Request, Result, register_criterion
+from ehap_tf.sensitivity.criteria.request import Request, Result
 from ehap_tf.sensitivity.estimators import estimate_trace, make_runner, prepare
 from ehap_tf.sensitivity.gate_derivatives import gate_gradient_step
 from ehap_tf.sensitivity.hutchinson import Step
@@ -29,21 +29,18 @@ MINIBATCH = 32
 """Examples whose mean gradient is squared."""
 
 
-@register_criterion("taylor_fo")
 def first_order(request: Request) -> Result:
     """g_c^2 on gates, where removal acts."""
     network = prepare(request, by_group=True)
     return by_filter(network, _first_order(request, network, gate_gradient_step(network), "gates"))
 
 
-@register_criterion("taylor_fo_weight")
 def first_order_weights(request: Request) -> Result:
     """(sum of gradient times weight over a filter's weights)^2."""
     network = prepare(request)
     return _first_order(request, network, weight_gradient_step(network), "weights")
 
 
-@register_criterion("taylor_so")
 def second_order(request: Request) -> Result:
     """(-g_c + h_c / 2)^2 on gates; g a minibatch, h over all data by the Gauss-Newton sketch."""
     network = prepare(request, by_group=True)
@@ -64,7 +61,6 @@ def second_order(request: Request) -> Result:
     return by_filter(network, result)
 
 
-@register_criterion("taylor_so_weight")
 def second_order_weights(request: Request) -> Result:
     """(-g_c . w_c + w_c' H_c w_c / 2)^2, with Tr(H_c) / n_c * |w_c|^2 for the quadratic form."""
     network = prepare(request)

@@ -1,13 +1,12 @@
-"""Criteria by name: what a criterion gets, what it returns, and how one is added."""
+"""What a criterion gets, and what it returns."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import tf_keras
 
 from ehap_tf.progress import ProgressCallback, no_progress
@@ -77,7 +76,6 @@ class Result:
         probes: random vectors used.
         quantity: what was estimated.
         notes: what a reader should know.
-        grouped: the scores of filters that go together add up to that of their removal at once.
     """
 
     scores: Floats
@@ -90,66 +88,3 @@ class Result:
     probes: int = 0
     quantity: str = ""
     notes: tuple[str, ...] = ()
-    grouped: bool = False
-
-
-CriterionFunction = Callable[[Request], "Result | Mapping[str, np.ndarray]"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Criterion:
-    """A registered criterion."""
-
-    function: CriterionFunction
-    needs_data: bool
-
-
-_CRITERIA: dict[str, Criterion] = {}
-
-
-def register_criterion(
-    name: str, needs_data: bool = True
-) -> Callable[[CriterionFunction], CriterionFunction]:
-    """Makes a function available as `rank_filters(..., criterion=name)`.
-
-    Example:
-        >>> @register_criterion("kernel_range", needs_data=False)
-        ... def kernel_range(request):
-        ...     return {l.name: np.ptp(l.kernel.reshape(-1, l.filters), axis=0)
-        ...             for l in request.layers}
-
-    Args:
-        name: not yet taken.
-        needs_data: whether `rank_filters` has to be given data and a loss.
-
-    Returns:
-        A decorator for a function that takes a `Request` and returns a `Result`, or a mapping
-        from layer name to one score a filter.
-
-    Raises:
-        ValueError: the name is taken.
-    """
-    if name in _CRITERIA:
-        raise ValueError(f"name must not be a registered criterion. Received: {name!r}")
-
-    def register(function: CriterionFunction) -> CriterionFunction:
-        _CRITERIA[name] = Criterion(function, needs_data)
-        return function
-
-    return register
-
-
-def criterion_names() -> tuple[str, ...]:
-    """All registered names."""
-    return tuple(_CRITERIA)
-
-
-def find_criterion(name: str) -> Criterion:
-    """The criterion called `name`.
-
-    Raises:
-        ValueError: there is none; lists the valid names.
-    """
-    if name not in _CRITERIA:
-        raise ValueError(f"criterion must be one of {', '.join(_CRITERIA)}. Received: {name!r}")
-    return _CRITERIA[name]
