@@ -1,13 +1,21 @@
-"""Files that are either whole or absent: atomic writes, and damaged files set aside."""
+"""Files that are either whole or absent: atomic writes, and damaged files set aside.
+
+Arrays lie in `.npz` files without pickle, with all else in a JSON header among them.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import io
+import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
 
 
 class CorruptFileError(ValueError):
@@ -80,6 +88,46 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
     """Writes `content` to `path` atomically."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
+
+
+def arrays_to_bytes(
+    header: Mapping[str, Any], arrays: Mapping[str, np.ndarray], compressed: bool = False
+) -> bytes:
+    """The content of a `.npz` file of arrays and a header of JSON values."""
+    whole = {"header": np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays}
+    buffer = io.BytesIO()
+    (np.savez_compressed if compressed else np.savez)(buffer, **whole)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def arrays_from(source: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The header and the arrays of a path or stream; anything is raised where it is damaged."""
+    with np.load(source, allow_pickle=False) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    return json.loads(arrays.pop("header").tobytes()), arrays
+
+
+@contextlib.contextmanager
+def reading(path: str | os.PathLike[str], kind: str, advice: str = "") -> Iterator[None]:
+    """What goes wrong inside the block, whatever it is, means that the file is damaged.
+
+    Args:
+        path: of the file.
+        kind: what it should be: "a scores file".
+        advice: what to do, for the message.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CorruptFileError: it is damaged, or something else; names the file.
+    """
+    try:
+        yield
+    except (FileNotFoundError, PermissionError, IsADirectoryError):
+        raise
+    except Exception as error:  # zip, zlib, struct, syntax and runtime errors
+        raise CorruptFileError(
+            f"{os.fspath(path)} is damaged or truncated, or not {kind}: {error}{advice}"
+        ) from error
 
 
 def set_aside(path: str | os.PathLike[str]) -> pathlib.Path:

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from ehap_tf.native_output import NativeErrorOutput
 from ehap_tf.pipeline.config import PipelineConfig
-from ehap_tf.pipeline.native_output import NativeErrorOutput
 from ehap_tf.startup import prepare_environment
 
 USAGE = """\

@@ -10,7 +10,7 @@ from typing import Any
 
 from ehap_tf.benchmark.isolation import MeasurementError
 from ehap_tf.files import require_writable
-from ehap_tf.pipeline.native_output import NativeErrorOutput
+from ehap_tf.native_output import NativeErrorOutput
 from ehap_tf.startup import prepare_environment
 
 COMMANDS: dict[str, str] = {

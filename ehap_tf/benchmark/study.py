@@ -46,22 +46,13 @@ from ehap_tf.data import (
     Split,
     evaluation_batches,
     sample_arrays,
-    training_batches,
 )
 from ehap_tf.models import clone_with_policy
 from ehap_tf.models.precision import policy_of, resolve_precision
-from ehap_tf.pipeline.trainer import Evaluator
+from ehap_tf.pipeline.adaptation import adapted_on_images
+from ehap_tf.pipeline.evaluation import Evaluator
 from ehap_tf.pipeline.training import TrainingRecipe, fit
-from ehap_tf.pruning import (
-    PruningPlan,
-    compensate,
-    count_macs,
-    count_parameters,
-    plan_pruning,
-    prune,
-    recalibrate,
-    repair,
-)
+from ehap_tf.pruning import count_macs, count_parameters, plan_pruning, prune
 
 SETTINGS = (
     "dataset",
@@ -273,7 +264,12 @@ class Study:
             )
             slim = prune(model, plan)
             pruned = self._accuracy(Evaluator(slim), self._dataset.validation)
-            slim = self._adapted(slim, model, plan, cell.seed)
+            slim = adapted_on_images(
+                slim, model, plan, self._dataset,
+                repair_images=self._options.repair_images,
+                batches=self._options.recalibrate_batches,
+                batch_size=self._options.finetune_batch, order=0, seed=cell.seed,
+            )  # fmt: skip
             evaluator = Evaluator(slim)
             recalibrated = self._accuracy(evaluator, self._dataset.validation)
             finetune_began = time.monotonic()
@@ -291,20 +287,6 @@ class Study:
             "rank_seconds": rank_seconds,
             "seconds": time.monotonic() - began,
         }
-
-    def _adapted(
-        self, slim: tf_keras.Model, model: tf_keras.Model, plan: PruningPlan, seed: int
-    ) -> tf_keras.Model:
-        """What the command does after surgery: repair, or biases, then BatchNorm's statistics."""
-        if self._options.repair_images:
-            images, _ = sample_arrays(self._dataset, self._options.repair_images, seed)
-            return repair(slim, model, plan, images, len(images), seed=seed)
-        count = self._options.recalibrate_batches
-        if not count:
-            return slim
-        stream = training_batches(self._dataset, self._options.finetune_batch, 0, epochs=1_000)
-        batches = stream.take(count)
-        return recalibrate(compensate(slim, model, plan, batches, count), batches, batches=count)
 
     def _finetune(self, slim: tf_keras.Model, cell: Cell, part: int, parts: int) -> None:
         """Trains in place, so that what is compiled for `slim` measures it afterwards too."""

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import json
 import os
-import pathlib
-import zipfile
-import zlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from ehap_tf.files import CorruptFileError, write_bytes
+from ehap_tf.files import arrays_from, arrays_to_bytes, reading, write_bytes
 
 FORMAT = 1
 
@@ -59,13 +55,12 @@ class TrainingState:
             "history": self.history,
             "settings": self.settings,
         }
-        arrays = {"header": np.frombuffer(json.dumps(header).encode(), np.uint8)}
-        for kind in ("weights", "optimizer"):
-            for index, array in enumerate(getattr(self, kind)):
-                arrays[f"{kind}/{index}"] = _plain(array)
-        buffer = io.BytesIO()
-        np.savez(buffer, **arrays)  # type: ignore[arg-type]
-        return buffer.getvalue()
+        arrays = {
+            f"{kind}/{index}": _plain(array)
+            for kind in ("weights", "optimizer")
+            for index, array in enumerate(getattr(self, kind))
+        }
+        return arrays_to_bytes(header, arrays)
 
     @classmethod
     def from_bytes(cls, content: bytes) -> TrainingState:
@@ -80,30 +75,18 @@ class TrainingState:
             CorruptFileError: the file is truncated, damaged, or something else.
             FileNotFoundError: there is no file.
         """
-        path = pathlib.Path(path)
-        try:
+        with reading(path, "a checkpoint"):
             return cls._read(path)
-        except FileNotFoundError:
-            raise
-        except (ValueError, KeyError, TypeError, EOFError, OSError, zlib.error) as error:
-            raise _corrupt(path, error) from error
-        except (zipfile.BadZipFile, NotImplementedError, AttributeError) as error:
-            raise _corrupt(path, error) from error
 
     @classmethod
     def _read(cls, source: Any) -> TrainingState:
-        with np.load(source, allow_pickle=False) as archive:
-            header = json.loads(archive["header"].tobytes())
-            if header.pop("format") != FORMAT:
-                raise ValueError("unknown format")
-            for kind in ("weights", "optimizer"):
-                header[kind] = [archive[f"{kind}/{i}"] for i in range(header[kind])]
-            header["history"] = tuple(header["history"])
-            return cls(**header)
-
-
-def _corrupt(path: pathlib.Path, error: Exception) -> CorruptFileError:
-    return CorruptFileError(f"The checkpoint {path} is damaged or truncated ({error})")
+        header, arrays = arrays_from(source)
+        if header.pop("format") != FORMAT:
+            raise ValueError("unknown format")
+        for kind in ("weights", "optimizer"):
+            header[kind] = [arrays[f"{kind}/{i}"] for i in range(header[kind])]
+        header["history"] = tuple(header["history"])
+        return cls(**header)
 
 
 def _plain(array: np.ndarray) -> np.ndarray:

@@ -19,6 +19,8 @@ from ehap_tf.models import (
     require_functional,
 )
 from ehap_tf.models.keras3 import either_keras, to_keras3
+from ehap_tf.pipeline.adaptation import adapted
+from ehap_tf.pipeline.evaluation import Evaluator
 from ehap_tf.pipeline.finetuning import (
     batches_of,
     count_examples,
@@ -26,16 +28,7 @@ from ehap_tf.pipeline.finetuning import (
     known_loss,
     require_fit,
 )
-from ehap_tf.pruning import (
-    PruningPlan,
-    compensate,
-    count_macs,
-    count_parameters,
-    plan_pruning,
-    prune,
-    repair,
-)
-from ehap_tf.pruning import recalibrate as recalibrate_model
+from ehap_tf.pruning import PruningPlan, count_macs, count_parameters, plan_pruning, prune
 from ehap_tf.quantization import (
     TFLiteFile,
     evaluate_tflite,
@@ -44,7 +37,6 @@ from ehap_tf.quantization import (
     require_quantizable,
     round_biases,
 )
-from ehap_tf.quantization.evaluate import Accuracy, class_labels, classes
 from ehap_tf.sensitivity import FilterScores, rank_filters
 from ehap_tf.sensitivity.losses import resolve_loss
 
@@ -199,11 +191,9 @@ def compress(
             prune_ratio_limit=prune_ratio_limit, residual=residual, implant_ratio=implant_ratio,
             round_to=round_to, keep_layers=keep_layers, cost_aware=cost_aware,
         )  # fmt: skip
-        slim = prune(model, plan)
-        if repair_images:
-            slim = repair(slim, model, plan, drawn, repair_images, seed=seed)
-        else:
-            slim = recalibrate_model(compensate(slim, model, plan, drawn), drawn)
+        slim = adapted(
+            prune(model, plan), model, plan, drawn, repair_images=repair_images, seed=seed
+        )
     report: dict[str, Any] = _costs(model, slim) | {
         "criterion": scores.criterion,
         "estimator": scores.estimator,
@@ -248,15 +238,8 @@ def compress(
 
 
 def accuracy_on(model: tf_keras.Model, data: Any) -> float:
-    """Share of the examples (or positions) whose largest output is their label.
-
-    Counted as `evaluate_tflite` does.
-    """
-    score = Accuracy()
-    for x, y, *weights in batches_of(data, 256):
-        outputs = only_array(model(x, training=False), "outputs")
-        score.add(classes(outputs), class_labels(y, outputs), *weights)
-    return score.result()
+    """Share of the examples (or positions) whose largest output is their label."""
+    return Evaluator(model)(batches_of(data, 256))
 
 
 def first_examples(data: Any, count: int) -> tuple[np.ndarray, ...]:

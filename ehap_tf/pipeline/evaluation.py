@@ -2,37 +2,57 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.data import ImageDataset, Split, evaluation_batches
+from ehap_tf.data import ImageDataset, Split, evaluation_batches, only_array
+from ehap_tf.quantization.evaluate import Accuracy, class_labels, classes
 
 
-def accuracy(
-    model: tf_keras.Model, split: Split, dataset: ImageDataset, batch_size: int = 256
-) -> float:
+class Evaluator:
+    """Accuracy of one model in inference mode, compiled once."""
+
+    def __init__(self, model: tf_keras.Model) -> None:
+        self._model = model
+
+        @tf.function(reduce_retracing=True)
+        def outputs(inputs: Any) -> Any:
+            return model(inputs, training=False)
+
+        self._outputs = outputs
+
+    def __call__(self, batches: tf.data.Dataset, finite: bool = False) -> float:
+        """The share of examples, or of their positions, whose largest output is their label.
+
+        Args:
+            batches: a finite stream of (inputs, labels) or (inputs, labels, weights), with class
+                numbers or one-hot labels; counted as `evaluate_tflite` does.
+            finite: whether outputs that are NaN or infinite are an error.
+
+        Raises:
+            ValueError: the stream is empty, or outputs are not finite.
+        """
+        score, is_empty = Accuracy(), True
+        for x, y, *weights in batches:
+            outputs = only_array(self._outputs(x), "outputs")
+            if finite and not np.isfinite(outputs).all():
+                raise ValueError(
+                    f"The outputs of {self._model.name!r} are not finite (NaN or infinity)"
+                )
+            score.add(classes(outputs), class_labels(y, outputs), *weights)
+            is_empty = False
+        if is_empty:
+            raise ValueError("There is nothing to evaluate on: the data set is empty")
+        return score.result()
+
+
+def accuracy(model: tf_keras.Model, split: Split, dataset: ImageDataset) -> float:
     """Share of the images of `split` whose largest output is their label.
-
-    Runs the model in inference mode; its compile state is neither used nor changed.
 
     Raises:
         ValueError: the split is empty, or the outputs are not finite.
     """
-    if not len(split):
-        raise ValueError(f"The data set {dataset.name!r} has no images to measure accuracy on")
-
-    @tf.function(reduce_retracing=True)
-    def count(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        outputs = model(images, training=False)
-        right = tf.argmax(outputs, axis=-1, output_type=tf.int64) == tf.cast(labels, tf.int64)
-        return tf.math.count_nonzero(right), tf.reduce_all(tf.math.is_finite(outputs))
-
-    total, finite = 0, True
-    for images, labels in evaluation_batches(split, dataset, batch_size):
-        right, batch_finite = count(images, labels)
-        total += int(right)
-        finite = finite and bool(batch_finite)
-    if not finite:
-        raise ValueError(f"The outputs of {model.name!r} are not finite (NaN or infinity)")
-    return float(np.float64(total) / len(split))
+    return Evaluator(model)(evaluation_batches(split, dataset, 256), finite=True)

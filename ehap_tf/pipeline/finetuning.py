@@ -97,7 +97,7 @@ def fit_best(
         raise ValueError(f"epochs must be at least 0. Received: {epochs}")
     if epochs == 0:
         return
-    batches = training_batches(train_data, batch_size)
+    batches = shuffled_batches(train_data, batch_size)
     if steps is None:
         steps = count_batches(batches_of(train_data, batch_size))
     metrics: Any = ["accuracy"]
@@ -170,7 +170,7 @@ def batches_of(data: Any, batch_size: int, name: str = "data") -> tf.data.Datase
     return as_dataset(data, None if own else batch_size, name=name, weighted=True)
 
 
-def training_batches(data: Any, batch_size: int) -> tf.data.Dataset:
+def shuffled_batches(data: Any, batch_size: int) -> tf.data.Dataset:
     """Arrays in another order in every epoch; a dataset in its own."""
     batches = batches_of(data, batch_size)
     if isinstance(data, tf.data.Dataset):

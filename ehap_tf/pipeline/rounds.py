@@ -10,10 +10,10 @@ from typing import Any
 import tf_keras
 
 from ehap_tf import files
-from ehap_tf.data import sample_arrays, training_batches
 from ehap_tf.models import clone_with_policy, load_model, save_model
 from ehap_tf.models.precision import policy_of, resolve_precision
 from ehap_tf.pipeline import recipes
+from ehap_tf.pipeline.adaptation import adapted_on_images
 from ehap_tf.pipeline.config import PipelineConfig
 from ehap_tf.pipeline.evaluation import accuracy
 from ehap_tf.pipeline.job import Job
@@ -21,15 +21,12 @@ from ehap_tf.pipeline.ranking import rank_network, ranking_settings
 from ehap_tf.pipeline.training import TrainingRecipe
 from ehap_tf.pruning import (
     PruningPlan,
-    compensate,
     count_macs,
     count_parameters,
     plan_further,
     plan_on_slim,
     plan_pruning,
     prune,
-    recalibrate,
-    repair,
 )
 from ehap_tf.sensitivity import FilterScores
 
@@ -113,19 +110,18 @@ def adapted(
     Repaired on --repair_images images; with none its biases and BatchNorm's statistics are adapted,
     on --recalibrate_batches batches; with none of these either it stays as it is.
     """
-    images = min(job.config.repaired_images, len(job.dataset.train))
-    if images:
-        sample, _ = sample_arrays(job.dataset, images, job.config.seed)
-        with job.console.progress(title, "layers") as progress:
-            return repair(
-                slim, model, plan, sample, images, seed=job.config.seed, progress=progress
-            )
-    count = job.config.recalibrate_batches
-    if not count:
-        return slim
-    stream = training_batches(job.dataset, job.config.batch_size, job.config.seed, epochs=1_000)
-    batches = stream.take(count)
-    return recalibrate(compensate(slim, model, plan, batches, count), batches, batches=count)
+    config = job.config
+    settings = {
+        "repair_images": config.repaired_images,
+        "batches": config.recalibrate_batches,
+        "batch_size": config.batch_size,
+        "order": config.seed,
+        "seed": config.seed,
+    }
+    if not config.repaired_images:
+        return adapted_on_images(slim, model, plan, job.dataset, **settings)
+    with job.console.progress(title, "layers") as progress:
+        return adapted_on_images(slim, model, plan, job.dataset, **settings, progress=progress)
 
 
 def plan_options(config: PipelineConfig) -> dict[str, Any]:

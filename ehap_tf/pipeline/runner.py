@@ -14,12 +14,12 @@ from typing import Any
 import tensorflow as tf
 
 from ehap_tf import files
+from ehap_tf.native_output import NativeErrorOutput
 from ehap_tf.pipeline.config import STAGE_NAMES, PipelineConfig
 from ehap_tf.pipeline.console import RunConsole
 from ehap_tf.pipeline.contents import run_content
 from ehap_tf.pipeline.following import call, call_off, follow
 from ehap_tf.pipeline.job import Job, Stage
-from ehap_tf.pipeline.native_output import NativeErrorOutput
 from ehap_tf.pipeline.records import (
     StageRecord,
     changed_settings,

@@ -14,13 +14,14 @@ import tf_keras
 from ehap_tf.graph import is_batch_norm
 from ehap_tf.models import copy_model
 from ehap_tf.pipeline.checkpoint import TrainingState
+from ehap_tf.pipeline.evaluation import Evaluator
 from ehap_tf.pipeline.training_step import (
     WarmupCosine,
     build_optimizer,
     build_step,
-    optimizer_variables,
 )
 from ehap_tf.progress import ProgressCallback
+from ehap_tf.pruning import optimizer_variables
 
 STEPS_BETWEEN_CHECKS = 10
 
@@ -56,28 +57,6 @@ class TrainingRecipe:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must be finite and at least 0. Received: {value}")
-
-
-class Evaluator:
-    """Accuracy of one model, compiled once."""
-
-    def __init__(self, model: tf_keras.Model) -> None:
-        @tf.function(reduce_retracing=True)
-        def count(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-            guesses = tf.argmax(model(images, training=False), axis=-1, output_type=tf.int64)
-            return tf.math.count_nonzero(guesses == tf.cast(labels, tf.int64))
-
-        self._count = count
-
-    def __call__(self, batches: tf.data.Dataset) -> float:
-        """The share of right answers over all of `batches`, a finite stream."""
-        right, examples = 0, 0
-        for images, labels in batches:
-            right += int(self._count(images, labels))
-            examples += int(labels.shape[0])
-        if not examples:
-            raise ValueError("There is nothing to evaluate on: the data set is empty")
-        return right / examples
 
 
 class Trainer:
@@ -189,7 +168,9 @@ class Trainer:
         settings: dict[str, Any],
     ) -> TrainingState:
         """The present state, copied."""
-        optimizer = [np.array(v.numpy()) for v in optimizer_variables(self._optimizer)]
+        optimizer = [
+            np.array(v.numpy()) for v in optimizer_variables(self._optimizer, listed_only=True)
+        ]
         weights = self._model.get_weights()
         return TrainingState(
             epoch, weights, optimizer, best_epoch, best_accuracy, history, settings
@@ -198,9 +179,12 @@ class Trainer:
     def load(self, state: TrainingState) -> None:
         """Goes back to `state`."""
         self._model.set_weights(state.weights)
-        variables = optimizer_variables(self._optimizer)
-        for variable, value in zip(variables, state.optimizer, strict=True):
+        for variable, value in zip(self._optimizer_variables(), state.optimizer, strict=True):
             variable.assign(value)
+
+    def _optimizer_variables(self) -> list[tf.Variable]:
+        """Those that files of checkpoints have held from the first version on."""
+        return optimizer_variables(self._optimizer, listed_only=True)
 
 
 def _copied(model: tf_keras.Model) -> tf_keras.Model:

@@ -17,11 +17,12 @@ from ehap_tf.data import ImageDataset, evaluation_batches, steps_per_epoch, trai
 from ehap_tf.files import CorruptFileError, set_aside
 from ehap_tf.pipeline.checkpoint import TrainingState
 from ehap_tf.pipeline.devices import distributed_batches
-from ehap_tf.pipeline.trainer import Evaluator, Trainer, TrainingRecipe
+from ehap_tf.pipeline.evaluation import Evaluator
+from ehap_tf.pipeline.trainer import Trainer, TrainingRecipe
 from ehap_tf.pipeline.workers import Workers
 from ehap_tf.progress import ProgressCallback, no_progress
 
-__all__ = ["TrainingRecipe", "TrainingResult", "evaluate", "fit"]
+__all__ = ["TrainingRecipe", "TrainingResult", "fit"]
 
 CHECKPOINTS = ("last.npz", "best.npz")
 """Names of the files that hold the state after the last epoch, and after the best."""
@@ -50,15 +51,6 @@ class TrainingResult:
     history: tuple[dict[str, float], ...]
     resumed_epochs: int
     notes: tuple[str, ...]
-
-
-def evaluate(model: tf_keras.Model, batches: tf.data.Dataset) -> float:
-    """Top-1 accuracy of `model` in inference mode over a finite stream of (images, labels).
-
-    Raises:
-        ValueError: the stream is empty.
-    """
-    return Evaluator(model)(batches)
 
 
 def fit(
@@ -162,7 +154,7 @@ def fit(
     finally:
         trainer.unfreeze()
     trainer.hand_over()
-    accuracy = best.best_accuracy if best.epoch else evaluate(model, validation)
+    accuracy = best.best_accuracy if best.epoch else Evaluator(model)(validation)
     return TrainingResult(
         state.epoch, best.best_epoch, accuracy, state.history, first_epoch, tuple(notes)
     )

@@ -61,15 +61,6 @@ def build_optimizer(
     return optimizer
 
 
-def optimizer_variables(optimizer: Any) -> list[tf.Variable]:
-    """All that the optimizer remembers from step to step."""
-    if isinstance(optimizer, tf_keras.mixed_precision.LossScaleOptimizer):
-        scale = optimizer._loss_scale
-        own = [scale._current_loss_scale, scale._counter]
-        return [*optimizer.inner_optimizer.variables, *own]
-    return list(optimizer.variables)
-
-
 def is_kernel(variable: tf.Variable) -> bool:
     """Whether weight decay applies: kernels of any kind, but no bias, gamma, beta or range."""
     return bool(variable.name.split("/")[-1].split(":")[0].endswith("kernel"))

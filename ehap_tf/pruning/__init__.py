@@ -11,6 +11,7 @@ from ehap_tf.pruning.repair import repair
 from ehap_tf.pruning.rounds import plan_further, plan_on_slim
 from ehap_tf.pruning.selection import plan_pruning
 from ehap_tf.pruning.surgery import prune
+from ehap_tf.pruning.training_hook import optimizer_variables
 from ehap_tf.pruning.training_state import PruningState
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "count_macs",
     "count_parameters",
     "mask",
+    "optimizer_variables",
     "plan_further",
     "plan_on_slim",
     "plan_pruning",

@@ -121,17 +121,23 @@ def inner_optimizer(optimizer: Any) -> Any:
     return getattr(optimizer, "inner_optimizer", optimizer)
 
 
-def optimizer_variables(optimizer: Any) -> list[tf.Variable]:
-    """All that an optimizer remembers from step to step, learning rate and loss scale included."""
+def optimizer_variables(optimizer: Any, listed_only: bool = False) -> list[tf.Variable]:
+    """All that an optimizer remembers from step to step, loss scale included.
+
+    Args:
+        optimizer: built.
+        listed_only: leaves out what Keras does not list: the learning rate, and the running product
+            of Nadam.
+    """
     inner = inner_optimizer(optimizer)
     variables = list(inner.variables)
     listed = {id(variable) for variable in variables}
-    # Keras lists neither the learning rate nor the running product of Nadam.
-    variables += [
-        variable
-        for variable in vars(inner).values()
-        if isinstance(variable, tf.Variable) and id(variable) not in listed
-    ]
+    if not listed_only:
+        variables += [
+            variable
+            for variable in vars(inner).values()
+            if isinstance(variable, tf.Variable) and id(variable) not in listed
+        ]
     if isinstance(optimizer, tf_keras.mixed_precision.LossScaleOptimizer):
         scale = optimizer._loss_scale
         if optimizer.dynamic:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ehap_tf.channels import Flags
-from ehap_tf.files import CorruptFileError, atomic_path
+from ehap_tf.files import arrays_from, arrays_to_bytes, reading, write_bytes
 
 _FORMAT = "ehap_tf.PruningState/2"
 
@@ -62,15 +61,11 @@ class PruningState:
             "weights": len(self.weights),
             "optimizer": len(self.optimizer),
         }
-        arrays = {
-            "header": np.frombuffer(json.dumps(header).encode(), np.uint8),
-            "squares": self.squares,
-        }
-        arrays |= {f"alive/{i}": flags for i, flags in enumerate(self.alive.values())}
-        arrays |= {f"weights/{i}": values for i, values in enumerate(self.weights)}
-        arrays |= {f"optimizer/{i}": values for i, values in enumerate(self.optimizer)}
-        with atomic_path(path) as temporary, open(temporary, "wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
+        arrays = {"squares": self.squares}
+        lists = {"alive": self.alive.values(), "weights": self.weights, "optimizer": self.optimizer}
+        for kind, values in lists.items():
+            arrays |= {f"{kind}/{i}": value for i, value in enumerate(values)}
+        write_bytes(path, arrays_to_bytes(header, arrays))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> PruningState:
@@ -80,25 +75,18 @@ class PruningState:
             FileNotFoundError: there is no such file.
             CorruptFileError: the file is damaged, of another version, or something else.
         """
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                header = json.loads(archive["header"].tobytes())
-                found = header.pop("format")
-                if found != _FORMAT:
-                    raise ValueError(
-                        f"its format must be {_FORMAT!r}. Received: {found!r}; remove the file to "
-                        "start again"
-                    )
-                layers = header.pop("layers")
-                header["alive"] = {name: archive[f"alive/{i}"] for i, name in enumerate(layers)}
-                header["squares"] = archive["squares"]
-                header["history"] = tuple(header["history"])
-                for kind in ("weights", "optimizer"):
-                    header[kind] = [archive[f"{kind}/{i}"] for i in range(header[kind])]
-                return cls(**header)
-        except (FileNotFoundError, PermissionError, IsADirectoryError):
-            raise
-        except Exception as error:  # damage surfaces as almost anything
-            raise CorruptFileError(
-                f"{os.fspath(path)} is not a readable pruning checkpoint: {error}"
-            ) from error
+        with reading(path, "a pruning checkpoint"):
+            header, arrays = arrays_from(path)
+            found = header.pop("format")
+            if found != _FORMAT:
+                raise ValueError(
+                    f"its format must be {_FORMAT!r}. Received: {found!r}; remove the file to "
+                    "start again"
+                )
+            layers = header.pop("layers")
+            header["alive"] = {name: arrays[f"alive/{i}"] for i, name in enumerate(layers)}
+            header["squares"] = arrays["squares"]
+            header["history"] = tuple(header["history"])
+            for kind in ("weights", "optimizer"):
+                header[kind] = [arrays[f"{kind}/{i}"] for i in range(header[kind])]
+            return cls(**header)

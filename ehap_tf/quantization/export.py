@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 import os
 import pathlib
-import sys
-import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +17,7 @@ import tf_keras
 from ehap_tf.files import atomic_path
 from ehap_tf.graph import kept_random_state
 from ehap_tf.models.keras3 import either_keras
+from ehap_tf.native_output import native_errors_kept
 from ehap_tf.quantization.canonical import canonical_model
 from ehap_tf.quantization.correction import round_biases
 from ehap_tf.quantization.evaluate import TFLiteModel, classes
@@ -288,26 +286,6 @@ def _converter(model: tf_keras.Model, graph: Any) -> Any:
 
 
 def _convert(converter: Any) -> bytes:
-    with warnings.catch_warnings(), _native_stderr_kept():
+    with warnings.catch_warnings(), native_errors_kept():
         warnings.simplefilter("ignore")
         return converter.convert()
-
-
-@contextlib.contextmanager
-def _native_stderr_kept() -> Iterator[None]:
-    """Keeps what the converter's C++ code writes to the terminal, and shows it on an error only."""
-    sys.stderr.flush()
-    terminal = os.dup(2)
-    try:
-        with tempfile.TemporaryFile() as kept:
-            os.dup2(kept.fileno(), 2)
-            try:
-                yield
-            except BaseException:
-                kept.seek(0)
-                os.write(terminal, kept.read())
-                raise
-            finally:
-                os.dup2(terminal, 2)
-    finally:
-        os.close(terminal)

@@ -11,7 +11,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from ehap_tf.pipeline.native_output import NativeErrorOutput
+from ehap_tf.native_output import NativeErrorOutput
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.files import CorruptFileError, atomic_path
+from ehap_tf.files import atomic_path, reading
 from ehap_tf.models.keras3 import either_keras
 from ehap_tf.progress import ProgressCallback, no_progress
 from ehap_tf.sensitivity.batches import HessianBatch
@@ -134,13 +134,12 @@ class _Checkpoint:
 
 
 def _read(path: pathlib.Path) -> list[np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return [archive[name] for name in ("losses", *_ORIGIN)]
-    except Exception as error:  # damage surfaces as almost anything
-        raise CorruptFileError(
-            f"{path} is not a readable oracle checkpoint: {error}; remove it to start again"
-        ) from error
+    advice = "; remove it to start again"
+    with (
+        reading(path, "an oracle checkpoint", advice),
+        np.load(path, allow_pickle=False) as archive,
+    ):
+        return [archive[name] for name in ("losses", *_ORIGIN)]
 
 
 def _fingerprint(request: Request, network: Network) -> int:

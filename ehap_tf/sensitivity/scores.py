@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ehap_tf.files import CorruptFileError, atomic_path
+from ehap_tf.files import arrays_from, arrays_to_bytes, reading, write_bytes
 
 FORMAT = "ehap_tf.scores"
 VERSION = 1
@@ -154,14 +153,13 @@ class FilterScores(Mapping[str, np.ndarray]):
             "layers": list(self),
             "provenance": dataclasses.asdict(self.provenance),
         }
-        arrays: dict[str, Any] = {"header": np.frombuffer(json.dumps(header).encode(), np.uint8)}
+        arrays: dict[str, Any] = {}
         for number, name in enumerate(self):
             for kind, group in self._groups().items():
                 if name in group:
                     # Layer names may hold "/" and anything else: arrays go by number.
                     arrays[f"{kind}_{number}"] = group[name]
-        with atomic_path(path) as temporary, open(temporary, "wb") as file:
-            np.savez_compressed(file, **arrays)
+        write_bytes(path, arrays_to_bytes(header, arrays, compressed=True))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> FilterScores:
@@ -171,10 +169,8 @@ class FilterScores(Mapping[str, np.ndarray]):
             FileNotFoundError: there is no such file.
             CorruptFileError: the file is damaged or no scores file; names the file.
         """
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
-            header = json.loads(arrays.pop("header").tobytes())
+        with reading(path, "a scores file"):
+            header, arrays = arrays_from(path)
             if header["format"] != FORMAT or header["version"] != VERSION:
                 raise ValueError(f"format {header['format']!r} version {header['version']!r}")
             names = list(header["layers"])
@@ -190,13 +186,6 @@ class FilterScores(Mapping[str, np.ndarray]):
                 trace_standard_error=groups.get("trace_standard_error"),
                 signed=groups.get("signed"),
             )
-        except (FileNotFoundError, PermissionError, IsADirectoryError):
-            raise
-        except Exception as error:
-            # Damage surfaces as almost anything: zip, zlib, struct, syntax and runtime errors.
-            raise CorruptFileError(
-                f"{os.fspath(path)} is not a readable scores file: {error}"
-            ) from error
 
     def _groups(self) -> dict[str, Mapping[str, np.ndarray]]:
         return {

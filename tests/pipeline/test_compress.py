@@ -214,7 +214,7 @@ def test_arrays_sorted_by_class_are_mixed(several):
     y = np.repeat([0, 1], 200)
     x = [np.arange(400.0), 2.0 * np.arange(400.0)] if several else np.arange(400.0)
     epochs = []
-    batches = finetuning.training_batches((x, y), 50)
+    batches = finetuning.shuffled_batches((x, y), 50)
     for _ in range(2):
         inputs, labels = next(iter(batches))
         first = np.asarray(inputs[0] if several else inputs)

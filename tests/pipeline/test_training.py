@@ -12,7 +12,8 @@ import tf_keras
 
 from ehap_tf.data import ImageDataset, Split, evaluation_batches, load_dataset
 from ehap_tf.pipeline.checkpoint import TrainingState
-from ehap_tf.pipeline.training import TrainingRecipe, evaluate, fit
+from ehap_tf.pipeline.evaluation import Evaluator
+from ehap_tf.pipeline.training import TrainingRecipe, fit
 from tests.fresh_processes import FreshProcesses
 
 layers = tf_keras.layers
@@ -94,7 +95,7 @@ def test_a_training_learns_and_keeps_its_best_epoch(digits: ImageDataset, uninte
     assert result.history[-1]["loss"] < 0.9 * result.history[0]["loss"]
     assert result.best_accuracy == max(accuracies) > 0.25
     assert result.best_epoch == 1 + accuracies.index(max(accuracies))
-    measured = evaluate(model, evaluation_batches(digits.validation, digits, 7))
+    measured = Evaluator(model)(evaluation_batches(digits.validation, digits, 7))
     assert measured == result.best_accuracy
     assert (result.epochs, result.resumed_epochs, result.notes) == (4, 0, ())
     assert {p.name for p in directory.iterdir()} == {"last.npz", "best.npz"}
@@ -315,7 +316,7 @@ def test_figures_out_of_range():
 def test_an_empty_stream_cannot_be_evaluated(digits: ImageDataset):
     batches = evaluation_batches(digits.validation, digits, 10).take(0)
     with pytest.raises(ValueError, match="empty"):
-        evaluate(small_net(), batches)
+        Evaluator(small_net())(batches)
 
 
 @pytest.mark.slow

@@ -8,6 +8,33 @@ import pathlib
 import sys
 import tempfile
 from collections.abc import Iterator
+from typing import IO
+
+
+@contextlib.contextmanager
+def native_errors_in(file: IO[bytes]) -> Iterator[None]:
+    """Sends what is written to file descriptor 2 inside the block to a file."""
+    sys.stderr.flush()
+    original = os.dup(2)
+    try:
+        os.dup2(file.fileno(), 2)
+        yield
+    finally:
+        os.dup2(original, 2)
+        os.close(original)
+
+
+@contextlib.contextmanager
+def native_errors_kept() -> Iterator[None]:
+    """Shows what is written to file descriptor 2 inside the block on an error only."""
+    with tempfile.TemporaryFile() as kept:
+        try:
+            with native_errors_in(kept):
+                yield
+        except BaseException:
+            kept.seek(0)
+            os.write(2, kept.read())
+            raise
 
 
 class NativeErrorOutput:
@@ -25,16 +52,13 @@ class NativeErrorOutput:
     @contextlib.contextmanager
     def captured(self) -> Iterator[None]:
         """Collects what is written to descriptor 2 inside the block."""
-        original, python_stderr = os.dup(2), sys.stderr
-        try:
-            python_stderr.flush()
-            os.dup2(self._file.fileno(), 2)
-            sys.stderr = self._stderr
-            yield
-        finally:
-            sys.stderr = python_stderr
-            os.dup2(original, 2)
-            os.close(original)
+        python_stderr = sys.stderr
+        with native_errors_in(self._file):
+            try:
+                sys.stderr = self._stderr
+                yield
+            finally:
+                sys.stderr = python_stderr
 
     def to_file(self, path: pathlib.Path) -> None:
         """Sends the output to the end of `path` from now on, that collected so far included."""

@@ -1,7 +1,7 @@
 import logging
 import os
 
-from ehap_tf.pipeline.native_output import NativeErrorOutput
+from ehap_tf.native_output import NativeErrorOutput
 
 
 def test_descriptor_2_is_silent_and_python_is_not(capfd):
