@@ -111,7 +111,7 @@ def adapted(
     on --recalibrate_batches batches; with none of these either it stays as it is.
     """
     config = job.config
-    settings = {
+    settings: dict[str, Any] = {
         "repair_images": config.repaired_images,
         "batches": config.recalibrate_batches,
         "batch_size": config.batch_size,
