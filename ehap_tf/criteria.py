@@ -46,79 +46,40 @@ class Criterion:
         return getattr(home, name)(request)
 
 
-_CRITERIA = {
-    "hessian_trace": Criterion(
-        "hessian_trace.hessian_trace",
-        "curvature of its weights times their energy (HAP, EHAP)",
-        judged=True,
-    ),
-    "obd": Criterion(
-        "gate_curvature.gate_curvature",
-        "curvature of the loss on its gate, half of it",
-        judged=True,
-        grouped=True,
-    ),
-    "quadratic": Criterion(
-        "gate_curvature.quadratic",
-        "predicted change of the loss when it alone is removed",
-        judged=True,
-        grouped=True,
-    ),
-    "obd_joint": Criterion(
-        "joint_removal.joint",
-        "predicted change of the loss when it goes after the cheaper ones of its layer",
-        grouped=True,
-    ),
-    "obd_joint_centered": Criterion(
-        "joint_removal.joint_centered",
-        "obd_joint where means are made up for, as recalibration does",
-        grouped=True,
-    ),
-    "obs_joint": Criterion(
-        "joint_removal.joint_refit",
-        "obd_joint_centered where the layers behind are solved again, as repair does",
-        grouped=True,
-    ),
-    "taylor_fo": Criterion(
-        "taylor.first_order", "squared gradient on its gate", samples=False, grouped=True
-    ),
-    "taylor_fo_weight": Criterion(
-        "taylor.first_order_weights", "squared gradient times weight, added up", samples=False
-    ),
-    "taylor_so": Criterion(
-        "taylor.second_order", "taylor_fo with curvature, squared", grouped=True
-    ),
-    "taylor_so_weight": Criterion(
-        "taylor.second_order_weights", "taylor_fo_weight with curvature, squared"
-    ),
-    "magnitude_l2": Criterion(
-        "magnitude.mean_square", "mean square of its weights", needs_data=False, samples=False
-    ),
-    "magnitude": Criterion(
-        "magnitude.mean_square", "another name of magnitude_l2", needs_data=False, samples=False
-    ),
-    "magnitude_l1": Criterion(
-        "magnitude.mean_absolute",
-        "mean absolute value of its weights",
-        needs_data=False,
-        samples=False,
-    ),
-    "bn_scale": Criterion(
-        "batch_norm_scale.batch_norm_scale",
-        "scale of the BatchNorm behind it",
-        needs_data=False,
-        samples=False,
-    ),
-    "random": Criterion(
-        "random_scores.random_scores", "nothing: a baseline", needs_data=False, samples=False
-    ),
-    "oracle": Criterion(
-        "oracle.oracle",
-        "measured change of the loss when it alone is removed (slow)",
-        samples=False,
-        grouped=True,
-    ),
-}
+_CRITERIA: dict[str, Criterion] = {
+    "hessian_trace": Criterion("hessian_trace.hessian_trace", judged=True,
+        help="curvature of its weights times their energy (HAP, EHAP)"),
+    "obd": Criterion("gate_curvature.gate_curvature", judged=True, grouped=True,
+        help="curvature of the loss on its gate, half of it"),
+    "quadratic": Criterion("gate_curvature.quadratic", judged=True, grouped=True,
+        help="predicted change of the loss when it alone is removed"),
+    "obd_joint": Criterion("joint_removal.joint", grouped=True,
+        help="predicted change of the loss when it goes after the cheaper ones of its layer"),
+    "obd_joint_centered": Criterion("joint_removal.joint_centered", grouped=True,
+        help="obd_joint where means are made up for, as recalibration does"),
+    "obs_joint": Criterion("joint_removal.joint_refit", grouped=True,
+        help="obd_joint_centered where the layers behind are solved again, as repair does"),
+    "taylor_fo": Criterion("taylor.first_order", samples=False, grouped=True,
+        help="squared gradient on its gate"),
+    "taylor_fo_weight": Criterion("taylor.first_order_weights", samples=False,
+        help="squared gradient times weight, added up"),
+    "taylor_so": Criterion("taylor.second_order", grouped=True,
+        help="taylor_fo with curvature, squared"),
+    "taylor_so_weight": Criterion("taylor.second_order_weights",
+        help="taylor_fo_weight with curvature, squared"),
+    "magnitude_l2": Criterion("magnitude.mean_square", needs_data=False, samples=False,
+        help="mean square of its weights"),
+    "magnitude": Criterion("magnitude.mean_square", needs_data=False, samples=False,
+        help="another name of magnitude_l2"),
+    "magnitude_l1": Criterion("magnitude.mean_absolute", needs_data=False, samples=False,
+        help="mean absolute value of its weights"),
+    "bn_scale": Criterion("batch_norm_scale.batch_norm_scale", needs_data=False, samples=False,
+        help="scale of the BatchNorm behind it"),
+    "random": Criterion("random_scores.random_scores", needs_data=False, samples=False,
+        help="nothing: a baseline"),
+    "oracle": Criterion("oracle.oracle", samples=False, grouped=True,
+        help="measured change of the loss when it alone is removed (slow)"),
+}  # fmt: skip
 
 
 def register_criterion(

@@ -49,7 +49,7 @@ from ehap_tf.data import (
 )
 from ehap_tf.models import clone_with_policy
 from ehap_tf.models.precision import policy_of, resolve_precision
-from ehap_tf.pipeline.adaptation import adapted_on_images
+from ehap_tf.pipeline.adaptation import adapted, adapting_data
 from ehap_tf.pipeline.evaluation import Evaluator
 from ehap_tf.pipeline.training import TrainingRecipe, fit
 from ehap_tf.pruning import count_macs, count_parameters, plan_pruning, prune
@@ -264,12 +264,15 @@ class Study:
             )
             slim = prune(model, plan)
             pruned = self._accuracy(Evaluator(slim), self._dataset.validation)
-            slim = adapted_on_images(
-                slim, model, plan, self._dataset,
-                repair_images=self._options.repair_images,
-                batches=self._options.recalibrate_batches,
-                batch_size=self._options.finetune_batch, order=0, seed=cell.seed,
-            )  # fmt: skip
+            images, count = self._options.repair_images, self._options.recalibrate_batches
+            if images or count:
+                data = adapting_data(
+                    self._dataset, repair_images=images, seed=cell.seed,
+                    batch_size=self._options.finetune_batch, order=0,
+                )  # fmt: skip
+                slim = adapted(
+                    slim, model, plan, data, repair_images=images, seed=cell.seed, batches=count
+                )
             evaluator = Evaluator(slim)
             recalibrated = self._accuracy(evaluator, self._dataset.validation)
             finetune_began = time.monotonic()
@@ -281,7 +284,7 @@ class Study:
             "params_left": count_parameters(model) / count_parameters(self._model),
             "pruned": pruned,
             "recalibrated": recalibrated,
-            **({"repair_images": images} if (images := self._options.repair_images) else {}),
+            **({"repair_images": images} if images else {}),
             "finetuned": self._accuracy(evaluator, self._dataset.validation),
             "test": self._accuracy(evaluator, self._dataset.test),
             "rank_seconds": rank_seconds,

@@ -12,14 +12,7 @@ import tf_keras
 
 from ehap_tf.channels.activations import activation_name, mixes_channels, zero_at_zero
 from ehap_tf.channels.ids import Ids
-from ehap_tf.channels.rules import (
-    Call,
-    Effect,
-    Rule,
-    frozen,
-    one_input,
-    register_channel_rule,
-)
+from ehap_tf.channels.rules import Call, Effect, Rule, frozen, one_input, rule_for
 
 layers = tf_keras.layers
 
@@ -51,9 +44,7 @@ def _fused_activation_note(call: Call, out: Ids) -> str | None:
     return reason
 
 
-@register_channel_rule(layers.Conv1D)
-@register_channel_rule(layers.Conv2D)
-@register_channel_rule(layers.Conv3D)
+@rule_for(layers.Conv1D, layers.Conv2D, layers.Conv3D)
 @_channels_last(filters=("kernel", -1))
 def convolution(call: Call) -> Effect:
     """A plain or grouped convolution; kernel (..., input channels / groups, filters).
@@ -116,9 +107,7 @@ def _tie_groups(call: Call, ids: Ids, groups: int) -> Ids:
     return by_group[0]
 
 
-@register_channel_rule(layers.Conv1DTranspose)
-@register_channel_rule(layers.Conv2DTranspose)
-@register_channel_rule(layers.Conv3DTranspose)
+@rule_for(layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
 @_channels_last(filters=("kernel", -2))
 def transposed_convolution(call: Call) -> Effect:
     """A transposed convolution; kernel (..., filters, input channels)."""
@@ -136,8 +125,7 @@ def transposed_convolution(call: Call) -> Effect:
     )
 
 
-@register_channel_rule(layers.DepthwiseConv1D)
-@register_channel_rule(layers.DepthwiseConv2D)
+@rule_for(layers.DepthwiseConv1D, layers.DepthwiseConv2D)
 @_channels_last(filters=None)
 def depthwise_convolution(call: Call) -> Effect:
     """A convolution of every channel alone; its outputs live with its inputs."""
@@ -170,8 +158,7 @@ def _channel_by_channel(call: Call, kernel: str, multiplier: int) -> Effect:
     )
 
 
-@register_channel_rule(layers.SeparableConv1D)
-@register_channel_rule(layers.SeparableConv2D)
+@rule_for(layers.SeparableConv1D, layers.SeparableConv2D)
 @_channels_last(filters=("pointwise_kernel", -1))
 def separable_convolution(call: Call) -> Effect:
     """A depthwise convolution and a 1x1 convolution in one layer."""
@@ -194,7 +181,7 @@ def separable_convolution(call: Call) -> Effect:
     )
 
 
-@register_channel_rule(layers.Dense)
+@rule_for(layers.Dense)
 @one_input
 def dense(call: Call) -> Effect:
     """A dense layer on vectors or on the last axis of a feature map; kernel (inputs, units)."""

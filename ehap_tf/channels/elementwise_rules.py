@@ -8,13 +8,13 @@ from tf_keras.src.applications.convnext import LayerScale, StochasticDepth
 
 from ehap_tf.channels.activations import activation_name, mixes_channels, zero_at_zero
 from ehap_tf.channels.ids import Flags, Ids
-from ehap_tf.channels.rules import Call, Effect, frozen, one_input, pass_on, register_channel_rule
+from ehap_tf.channels.rules import Call, Effect, frozen, one_input, pass_on, rule_for
 from ehap_tf.graph import BatchNorm
 
 layers = tf_keras.layers
 
 
-@register_channel_rule(BatchNorm)
+@rule_for(BatchNorm)
 @one_input
 def batch_normalization(call: Call) -> Effect:
     """One scale, shift, mean and variance a channel."""
@@ -30,7 +30,7 @@ def batch_normalization(call: Call) -> Effect:
     return Effect([ids], [ids], weights=dict.fromkeys(names, (ids,)))
 
 
-@register_channel_rule(layers.Activation)
+@rule_for(layers.Activation)
 def activation(call: Call) -> Effect:
     """An activation by name or function."""
     function = call.layer.activation
@@ -41,34 +41,30 @@ def activation(call: Call) -> Effect:
     return pass_on(call, preserves_zero=zero_at_zero(function, rank))
 
 
-@register_channel_rule(layers.Softmax)
+@rule_for(layers.Softmax)
 def softmax(call: Call) -> Effect:
     """Mixes the channels of its axis."""
     return frozen(call, f"softmax in {call.path!r} mixes channels")
 
 
-@register_channel_rule(layers.ReLU)
+@rule_for(layers.ReLU)
 def relu(call: Call) -> Effect:
     """Zero at zero, unless a slope starts below a threshold: then it is -slope * threshold."""
     layer = call.layer
     return pass_on(call, preserves_zero=not (layer.negative_slope and layer.threshold))
 
 
-@register_channel_rule(layers.Identity)
-@register_channel_rule(layers.ThresholdedReLU)
-@register_channel_rule(layers.LeakyReLU)
-@register_channel_rule(layers.ELU)
-@register_channel_rule(layers.SpatialDropout1D)
-@register_channel_rule(layers.SpatialDropout2D)
-@register_channel_rule(layers.SpatialDropout3D)
-@register_channel_rule(layers.ActivityRegularization)
-@register_channel_rule(StochasticDepth)
+@rule_for(
+    layers.Identity, layers.ThresholdedReLU, layers.LeakyReLU, layers.ELU,
+    layers.SpatialDropout1D, layers.SpatialDropout2D, layers.SpatialDropout3D,
+    layers.ActivityRegularization, StochasticDepth,
+)  # fmt: skip
 def zero_to_zero(call: Call) -> Effect:
     """Elementwise with f(0) = 0."""
     return pass_on(call, preserves_zero=True)
 
 
-@register_channel_rule(layers.Dropout)
+@rule_for(layers.Dropout)
 @one_input
 def dropout(call: Call) -> Effect:
     """The identity at inference; a mask that states the number of channels is stated anew."""
@@ -83,15 +79,13 @@ def dropout(call: Call) -> Effect:
     return pass_on(call, config={"noise_shape": noise_shape}, preserves_zero=True)
 
 
-@register_channel_rule(layers.GaussianNoise)
-@register_channel_rule(layers.GaussianDropout)
-@register_channel_rule(layers.AlphaDropout)
+@rule_for(layers.GaussianNoise, layers.GaussianDropout, layers.AlphaDropout)
 def noise(call: Call) -> Effect:
     """The identity at inference; while training a zero channel is noisy."""
     return pass_on(call)
 
 
-@register_channel_rule(layers.PReLU)
+@rule_for(layers.PReLU)
 @one_input
 def prelu(call: Call) -> Effect:
     """One slope per position and channel, or shared over positions."""
@@ -103,7 +97,7 @@ def prelu(call: Call) -> Effect:
     return Effect([ids], [ids], weights={"alpha": tuple(axes)}, preserves_zero=True)
 
 
-@register_channel_rule(layers.GroupNormalization)
+@rule_for(layers.GroupNormalization)
 @one_input
 def group_normalization(call: Call) -> Effect:
     """With a group for each channel: one scale, shift, mean and variance a channel."""
@@ -116,7 +110,7 @@ def group_normalization(call: Call) -> Effect:
     return Effect([ids], [ids], config={"groups": ids}, weights=weights)
 
 
-@register_channel_rule(layers.LayerNormalization)
+@rule_for(layers.LayerNormalization)
 def layer_normalization(call: Call) -> Effect:
     """Over positions alone every channel has its mean, and all have the same scale and shift."""
     rank = len(call.input_shapes[0])
@@ -125,13 +119,13 @@ def layer_normalization(call: Call) -> Effect:
     return pass_on(call)
 
 
-@register_channel_rule(layers.UnitNormalization)
+@rule_for(layers.UnitNormalization)
 def statistics_over_channels(call: Call) -> Effect:
     """Every output depends on the mean over channels, so no channel can go without a change."""
     return frozen(call, f"{type(call.layer).__name__} {call.path!r} takes means over channels")
 
 
-@register_channel_rule(LayerScale)
+@rule_for(LayerScale)
 @one_input
 def layer_scale(call: Call) -> Effect:
     """ConvNeXt's factor a channel."""
@@ -145,7 +139,7 @@ def layer_scale(call: Call) -> Effect:
     )
 
 
-@register_channel_rule(layers.Rescaling)
+@rule_for(layers.Rescaling)
 def rescaling(call: Call) -> Effect:
     """Scale and offset, with numbers that serve all channels."""
     layer = call.layer
@@ -154,7 +148,7 @@ def rescaling(call: Call) -> Effect:
     return pass_on(call, preserves_zero=bool(np.all(np.asarray(layer.offset) == 0)))
 
 
-@register_channel_rule(layers.Normalization)
+@rule_for(layers.Normalization)
 def normalization(call: Call) -> Effect:
     """(x - mean) / sqrt(variance) with constants per channel; stands at inputs, so it is kept."""
     return frozen(call, f"{call.path!r} holds constants per channel")

@@ -9,16 +9,12 @@ import tf_keras
 from tf_keras.src.applications.inception_resnet_v2 import CustomScaleLayer
 
 from ehap_tf.channels.ids import Ids
-from ehap_tf.channels.rules import Call, Effect, frozen, register_channel_rule
+from ehap_tf.channels.rules import Call, Effect, frozen, rule_for
 
 layers = tf_keras.layers
 
 
-@register_channel_rule(layers.Add)
-@register_channel_rule(layers.Subtract)
-@register_channel_rule(layers.Average)
-@register_channel_rule(layers.Maximum)
-@register_channel_rule(layers.Minimum)
+@rule_for(layers.Add, layers.Subtract, layers.Average, layers.Maximum, layers.Minimum)
 def elementwise_sum(call: Call) -> Effect:
     """Functions of several tensors that are zero where all of them are.
 
@@ -37,7 +33,7 @@ def elementwise_sum(call: Call) -> Effect:
     return Effect(wanted, [out], preserves_zero=not alone)
 
 
-@register_channel_rule(layers.Multiply)
+@rule_for(layers.Multiply)
 def product(call: Call) -> Effect:
     """A gate and what it gates live and die together."""
     wide, _ = _split_broadcast(call)
@@ -58,7 +54,7 @@ def _split_broadcast(call: Call) -> tuple[list[Ids], list[Ids]]:
     return wide, alone
 
 
-@register_channel_rule(layers.Concatenate)
+@rule_for(layers.Concatenate)
 def concatenate(call: Call) -> Effect:
     """Along the channels the ids follow one another; along another axis they line up."""
     return concatenate_along(call, call.layer.axis)
@@ -77,16 +73,13 @@ def concatenate_along(call: Call, axis: int) -> Effect:
     return Effect([out] * len(call.inputs), [out], preserves_zero=True)
 
 
-@register_channel_rule(CustomScaleLayer)
+@rule_for(CustomScaleLayer)
 def scaled_sum(call: Call) -> Effect:
     """Inception-ResNet's `shortcut + scale * branch`."""
     return elementwise_sum(call)
 
 
-@register_channel_rule(layers.Dot)
-@register_channel_rule(layers.Attention)
-@register_channel_rule(layers.AdditiveAttention)
-@register_channel_rule(layers.MultiHeadAttention)
+@rule_for(layers.Dot, layers.Attention, layers.AdditiveAttention, layers.MultiHeadAttention)
 def contraction(call: Call) -> Effect:
     """Products over whole axes: left as they are, heads included."""
     return frozen(call, f"{type(call.layer).__name__} {call.path!r} is kept whole")

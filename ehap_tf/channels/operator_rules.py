@@ -14,14 +14,7 @@ from tf_keras.src.layers.core.tf_op_layer import TFOpLambda
 
 from ehap_tf.channels.ids import ZERO, Flags
 from ehap_tf.channels.merge_rules import concatenate_along, elementwise_sum, product
-from ehap_tf.channels.rules import (
-    Call,
-    Effect,
-    frozen,
-    one_input,
-    pass_on,
-    register_channel_rule,
-)
+from ehap_tf.channels.rules import Call, Effect, frozen, one_input, pass_on, rule_for
 from ehap_tf.graph import PRODUCTS, SUMS, arguments, operator_kind, operator_symbol
 
 _ELEMENTWISE = frozenset(
@@ -32,7 +25,7 @@ _ELEMENTWISE = frozenset(
 _REDUCTIONS = frozenset(["reduce_mean", "reduce_sum", "reduce_max"])
 
 
-@register_channel_rule(TFOpLambda)
+@rule_for(TFOpLambda)
 def operator(call: Call) -> Effect:
     """Looks the function up by its TensorFlow name; one that is not listed freezes."""
     kind = operator_kind(call.layer)

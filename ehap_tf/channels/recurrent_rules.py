@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import tf_keras
 
-from ehap_tf.channels.rules import Call, Effect, channels, frozen, one_input, register_channel_rule
+from ehap_tf.channels.rules import Call, Effect, channels, frozen, one_input, rule_for
 
 layers = tf_keras.layers
 
 _PLAIN = (layers.LSTM, layers.GRU, layers.SimpleRNN)
 
 
-@register_channel_rule(layers.LSTM)
-@register_channel_rule(layers.GRU)
-@register_channel_rule(layers.SimpleRNN)
+@rule_for(layers.LSTM, layers.GRU, layers.SimpleRNN)
 @one_input
 def recurrent(call: Call) -> Effect:
     """The input kernel, (inputs, units or gates * units), reads the channels that arrive."""
     return _reads_channels(call, ["cell.kernel"])
 
 
-@register_channel_rule(layers.Bidirectional)
+@rule_for(layers.Bidirectional)
 @one_input
 def bidirectional(call: Call) -> Effect:
     """Both directions read the same channels."""

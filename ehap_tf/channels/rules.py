@@ -134,15 +134,18 @@ def register_channel_rule(layer_class: type, rule: Rule | None = None) -> Any:
         ...     (ids,) = call.inputs
         ...     return Effect([ids], [ids], weights={"scale": (ids,)}, preserves_zero=True)
     """
-    if rule is None:
+    decorate = rule_for(layer_class)
+    return decorate if rule is None else decorate(rule)
 
-        def decorate(function: Rule) -> Rule:
-            _RULES[layer_class] = function
-            return function
 
-        return decorate
-    _RULES[layer_class] = rule
-    return rule
+def rule_for(*layer_classes: type) -> Callable[[Rule], Rule]:
+    """Registers a rule for several classes."""
+
+    def decorate(rule: Rule) -> Rule:
+        _RULES.update(dict.fromkeys(layer_classes, rule))
+        return rule
+
+    return decorate
 
 
 def rule_of(layer: tf_keras.layers.Layer) -> Rule:

@@ -8,33 +8,21 @@ import numpy as np
 import tf_keras
 
 from ehap_tf.channels.ids import ZERO, Flags
-from ehap_tf.channels.rules import Call, Effect, frozen, one_input, pass_on, register_channel_rule
+from ehap_tf.channels.rules import Call, Effect, frozen, one_input, pass_on, rule_for
 from ehap_tf.channels.scatter import ScatterChannels
 
 layers = tf_keras.layers
 
 
-@register_channel_rule(layers.AveragePooling1D)
-@register_channel_rule(layers.AveragePooling2D)
-@register_channel_rule(layers.AveragePooling3D)
-@register_channel_rule(layers.MaxPooling1D)
-@register_channel_rule(layers.MaxPooling2D)
-@register_channel_rule(layers.MaxPooling3D)
-@register_channel_rule(layers.GlobalAveragePooling1D)
-@register_channel_rule(layers.GlobalAveragePooling2D)
-@register_channel_rule(layers.GlobalAveragePooling3D)
-@register_channel_rule(layers.GlobalMaxPooling1D)
-@register_channel_rule(layers.GlobalMaxPooling2D)
-@register_channel_rule(layers.GlobalMaxPooling3D)
-@register_channel_rule(layers.ZeroPadding1D)
-@register_channel_rule(layers.ZeroPadding2D)
-@register_channel_rule(layers.ZeroPadding3D)
-@register_channel_rule(layers.Cropping1D)
-@register_channel_rule(layers.Cropping2D)
-@register_channel_rule(layers.Cropping3D)
-@register_channel_rule(layers.UpSampling1D)
-@register_channel_rule(layers.UpSampling2D)
-@register_channel_rule(layers.UpSampling3D)
+@rule_for(
+    layers.AveragePooling1D, layers.AveragePooling2D, layers.AveragePooling3D,
+    layers.MaxPooling1D, layers.MaxPooling2D, layers.MaxPooling3D,
+    layers.GlobalAveragePooling1D, layers.GlobalAveragePooling2D, layers.GlobalAveragePooling3D,
+    layers.GlobalMaxPooling1D, layers.GlobalMaxPooling2D, layers.GlobalMaxPooling3D,
+    layers.ZeroPadding1D, layers.ZeroPadding2D, layers.ZeroPadding3D, layers.Cropping1D,
+    layers.Cropping2D, layers.Cropping3D, layers.UpSampling1D, layers.UpSampling2D,
+    layers.UpSampling3D,
+)  # fmt: skip
 def over_positions(call: Call) -> Effect:
     """Moves, picks or averages positions of each channel."""
     if getattr(call.layer, "data_format", "channels_last") == "channels_first":
@@ -42,7 +30,7 @@ def over_positions(call: Call) -> Effect:
     return pass_on(call, preserves_zero=True)
 
 
-@register_channel_rule(layers.Flatten)
+@rule_for(layers.Flatten)
 @one_input
 def flatten(call: Call) -> Effect:
     """Channels last: feature `c + C * position` is channel c."""
@@ -57,7 +45,7 @@ def flatten(call: Call) -> Effect:
     return Effect([ids], [np.tile(ids, features // len(ids))], preserves_zero=True)
 
 
-@register_channel_rule(layers.Reshape)
+@rule_for(layers.Reshape)
 @one_input
 def reshape(call: Call) -> Effect:
     """Keeps channels apart when the last axis stays, is flattened into, or is folded back out.
@@ -93,13 +81,13 @@ def reshape(call: Call) -> Effect:
     return Effect([ids], [out], config={"target_shape": target_shape}, preserves_zero=True)
 
 
-@register_channel_rule(layers.InputLayer)
+@rule_for(layers.InputLayer)
 def input_layer(call: Call) -> Effect:
     """An input that is nested in another model passes on what it is given."""
     return pass_on(call, preserves_zero=True)
 
 
-@register_channel_rule(ScatterChannels)
+@rule_for(ScatterChannels)
 @one_input
 def scatter(call: Call) -> Effect:
     """Moves channels to their places. One that only fills in zeros is made anew where needed."""

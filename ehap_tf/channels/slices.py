@@ -9,11 +9,11 @@ from tf_keras.src.layers.core.tf_op_layer import SlicingOpLambda
 
 from ehap_tf.channels.ids import Flags
 from ehap_tf.channels.operator_rules import replaced
-from ehap_tf.channels.rules import Call, Effect, frozen, one_input, register_channel_rule
+from ehap_tf.channels.rules import Call, Effect, frozen, one_input, rule_for
 from ehap_tf.graph import operator_kind, operator_symbol
 
 
-@register_channel_rule(SlicingOpLambda)
+@rule_for(SlicingOpLambda)
 @one_input
 def slicing(call: Call) -> Effect:
     """Slices of positions keep the channels; a slice of channels keeps its ids."""

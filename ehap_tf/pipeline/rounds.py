@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Mapping
@@ -12,13 +13,14 @@ import tf_keras
 from ehap_tf import files
 from ehap_tf.models import clone_with_policy, load_model, save_model
 from ehap_tf.models.precision import policy_of, resolve_precision
-from ehap_tf.pipeline import recipes
-from ehap_tf.pipeline.adaptation import adapted_on_images
+from ehap_tf.pipeline import adaptation, recipes
+from ehap_tf.pipeline.adaptation import adapting_data
 from ehap_tf.pipeline.config import PipelineConfig
 from ehap_tf.pipeline.evaluation import accuracy
 from ehap_tf.pipeline.job import Job
 from ehap_tf.pipeline.ranking import rank_network, ranking_settings
 from ehap_tf.pipeline.training import TrainingRecipe
+from ehap_tf.progress import no_progress
 from ehap_tf.pruning import (
     PruningPlan,
     count_macs,
@@ -111,17 +113,19 @@ def adapted(
     on --recalibrate_batches batches; with none of these either it stays as it is.
     """
     config = job.config
-    settings: dict[str, Any] = {
-        "repair_images": config.repaired_images,
-        "batches": config.recalibrate_batches,
-        "batch_size": config.batch_size,
-        "order": config.seed,
-        "seed": config.seed,
-    }
-    if not config.repaired_images:
-        return adapted_on_images(slim, model, plan, job.dataset, **settings)
-    with job.console.progress(title, "layers") as progress:
-        return adapted_on_images(slim, model, plan, job.dataset, **settings, progress=progress)
+    images, count = min(config.repaired_images, len(job.dataset.train)), config.recalibrate_batches
+    if not (images or count):
+        return slim
+    data = adapting_data(
+        job.dataset, repair_images=images, seed=config.seed, batch_size=config.batch_size,
+        order=config.seed,
+    )  # fmt: skip
+    # Only a repair takes long.
+    with job.console.progress(title, "layers") if images else contextlib.nullcontext() as progress:
+        return adaptation.adapted(
+            slim, model, plan, data, repair_images=images, seed=config.seed, batches=count,
+            progress=progress or no_progress,
+        )  # fmt: skip
 
 
 def plan_options(config: PipelineConfig) -> dict[str, Any]:

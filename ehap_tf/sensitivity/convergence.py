@@ -64,14 +64,9 @@ def convergence(
     if list(counts) != sorted(set(counts)) or not counts or counts[0] < 1:
         raise ValueError(f"counts must be increasing numbers of at least 1. Received: {counts}")
     request = Request(
-        model,
-        HessianBatch(data, batch_size),
-        loss,
-        estimator,
-        resolve_precision(precision),
-        probes=counts[-1],
-        seed=seed,
-    )
+        model=model, data=HessianBatch(data, batch_size), loss=loss, estimator=estimator,
+        precision=resolve_precision(precision), probes=counts[-1], seed=seed,
+    )  # fmt: skip
     network = prepare(request)
     sample, _ = trace_samples(request, network)
     factors = np.concatenate([relative_factors(layer) for layer in request.layers])

@@ -16,9 +16,9 @@ from ehap_tf.files import atomic_path, reading
 from ehap_tf.models.keras3 import either_keras
 from ehap_tf.progress import ProgressCallback, no_progress
 from ehap_tf.sensitivity.batches import HessianBatch
-from ehap_tf.sensitivity.criteria import Request
+from ehap_tf.sensitivity.criteria.request import RankOptions, Request
 from ehap_tf.sensitivity.network import Network, agree
-from ehap_tf.sensitivity.rank import RankOptions, rank_with_options
+from ehap_tf.sensitivity.rank import rank_with_options
 from ehap_tf.sensitivity.scores import FilterScores
 from ehap_tf.sensitivity.statistics import Floats
 
@@ -75,14 +75,9 @@ def oracle_importance(
     if checkpoint is not None:
         further["checkpoint"] = _Checkpoint(pathlib.Path(checkpoint))
     options = RankOptions(
-        "oracle",
-        precision=precision,
-        batch_size=batch_size,
-        strategy=strategy,
-        progress=progress,
-        residual=residual,
-        further=further,
-    )
+        criterion="oracle", precision=precision, probes=1, batch_size=batch_size,
+        strategy=strategy, progress=progress, residual=residual, options=further,
+    )  # fmt: skip
     scores = rank_with_options(model, data, loss, options)
     if checkpoint is not None:
         pathlib.Path(checkpoint).unlink(missing_ok=True)

@@ -11,16 +11,15 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.channels import RESIDUAL_MODES
-from ehap_tf.criteria import check_tolerance, find_criterion
+from ehap_tf.criteria import find_criterion
 from ehap_tf.models import require_rankable
 from ehap_tf.models.keras3 import either_keras
 from ehap_tf.models.precision import resolve_precision
 from ehap_tf.progress import ProgressCallback, no_progress
 from ehap_tf.sensitivity.batches import HessianBatch
 from ehap_tf.sensitivity.criteria import Request, Result
+from ehap_tf.sensitivity.criteria.request import RankOptions
 from ehap_tf.sensitivity.devices import Replicas
-from ehap_tf.sensitivity.estimators import ESTIMATOR_NAMES
 from ehap_tf.sensitivity.filters import PrunableLayer, split_filters
 from ehap_tf.sensitivity.memory import PeakMemory
 from ehap_tf.sensitivity.scores import FilterScores, Provenance
@@ -91,54 +90,12 @@ def rank_filters(
             one; the weights, outputs or loss are not finite.
         FloatingPointError: curvature overflows in the chosen precision.
     """
-    return rank_with_options(
-        model,
-        data,
-        loss,
-        RankOptions(
-            criterion,
-            estimator,
-            precision,
-            probes,
-            tolerance,
-            batch_size,
-            seed,
-            strategy,
-            progress,
-            residual,
-        ),
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class RankOptions:
-    """What `rank_filters` takes besides a model, data and a loss, and more for the criterion.
-
-    Attributes:
-        further: `options` of the criterion's `Request`.
-
-    Raises:
-        ValueError: an argument is out of range.
-    """
-
-    criterion: str = "hessian_trace"
-    estimator: str = "hutchinson"
-    precision: str = "fp32"
-    probes: int = 300
-    tolerance: float | None = None
-    batch_size: int | None = None
-    seed: int = 0
-    strategy: tf.distribute.Strategy | None = None
-    progress: ProgressCallback = no_progress
-    residual: str = "union"
-    further: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        find_criterion(self.criterion)
-        _check_choice("estimator", self.estimator, ESTIMATOR_NAMES)
-        _check_choice("residual", self.residual, RESIDUAL_MODES)
-        _check_numbers(self.probes, self.tolerance, self.seed)
-        check_tolerance(self.criterion, self.tolerance)
+    options = RankOptions(
+        criterion=criterion, estimator=estimator, precision=precision, probes=probes,
+        tolerance=tolerance, batch_size=batch_size, seed=seed, strategy=strategy,
+        progress=progress, residual=residual,
+    )  # fmt: skip
+    return rank_with_options(model, data, loss, options)
 
 
 def rank_with_options(
@@ -150,19 +107,8 @@ def rank_with_options(
     if criterion.needs_data:
         require_rankable(model)
         model, data, loss = supervised_part(model, data, loss)
-    request = Request(
-        model,
-        loss=loss,
-        estimator=options.estimator,
-        precision=_precision_for(options.estimator, options.precision),
-        probes=int(options.probes),
-        tolerance=options.tolerance,
-        seed=int(options.seed),
-        replicas=Replicas(options.strategy),
-        progress=options.progress,
-        residual=options.residual,
-        options=options.further,
-    )
+    asked = vars(options) | {"precision": _precision_for(options.estimator, options.precision)}
+    request = Request(**asked, model=model, loss=loss, replicas=Replicas(options.strategy))
     require_rankable(model)
     if criterion.needs_data:
         batch = HessianBatch(data, options.batch_size)
@@ -177,7 +123,7 @@ def rank_with_options(
         estimator=result.estimator,
         precision=result.precision or "fp32",
         probes=result.probes,
-        seed=request.seed,
+        seed=int(options.seed),
         seconds=time.perf_counter() - start,
         peak_bytes=memory.bytes(),
         examples=request.data.examples if request.data else 0,
@@ -203,20 +149,6 @@ def _precision_for(estimator: str, precision: str) -> str:
             f"not be exact. Received: {precision!r}"
         )
     return "fp32"
-
-
-def _check_choice(argument: str, value: Any, valid: tuple[str, ...]) -> None:
-    if value not in valid:
-        raise ValueError(f"{argument} must be one of {', '.join(valid)}. Received: {value!r}")
-
-
-def _check_numbers(probes: int, tolerance: float | None, seed: int) -> None:
-    if isinstance(probes, bool) or not isinstance(probes, (int, np.integer)) or probes < 1:
-        raise ValueError(f"probes must be an integer of at least 1. Received: {probes!r}")
-    if tolerance is not None and not 0 < tolerance < 1:
-        raise ValueError(f"tolerance must be in (0, 1) or None. Received: {tolerance!r}")
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise ValueError(f"seed must be an integer of at least 0. Received: {seed!r}")
 
 
 def _as_result(result: Any, layers: list[PrunableLayer], criterion: str) -> Result:
