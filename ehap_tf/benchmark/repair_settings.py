@@ -23,10 +23,10 @@ from ehap_tf.benchmark.subject import (
     log_probabilities,
     trained_source,
 )
+from ehap_tf.criteria import find_criterion
 from ehap_tf.data import as_dataset, evaluation_batches, sample_arrays
 from ehap_tf.models import ends_in_softmax
 from ehap_tf.pruning import plan_pruning, prune, recalibrate, repair
-from ehap_tf.criteria import find_criterion
 
 COLUMNS = {
     "what": "network",
