@@ -73,7 +73,7 @@ _HOMES = {
     "inspect_tflite": "ehap_tf.quantization",
     "read_metadata": "ehap_tf.quantization",
     "compress": "ehap_tf.pipeline.compress",
-    "finetune": "ehap_tf.pipeline.finetuning",
+    "finetune": "ehap_tf.pipeline.training.finetuning",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]

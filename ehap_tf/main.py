@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from ehap_tf.native_output import NativeErrorOutput
-from ehap_tf.pipeline.config import PipelineConfig
+from ehap_tf.pipeline.command.config import PipelineConfig
 from ehap_tf.startup import prepare_environment
 
 USAGE = """\
@@ -148,7 +148,7 @@ def _run(config: PipelineConfig, command: str) -> None:
     output = NativeErrorOutput()
     with output.captured():
         # Here, not above: this import takes seconds, and a mistyped flag needs none of it.
-        from ehap_tf.pipeline import runner
+        from ehap_tf.pipeline.command import runner
 
         runner.run(config, command=command, native_output=output)
 

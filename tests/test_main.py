@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from ehap_tf import main as command
-from ehap_tf.pipeline.config import STAGE_NAMES, PipelineConfig
+from ehap_tf.pipeline.command.config import STAGE_NAMES, PipelineConfig
 
 # fmt: off
 CONTRACT_FLAGS = [
@@ -168,7 +168,7 @@ def test_flags_are_read_before_tensorflow_is_loaded(flag, status):
         text=True,
     )
     assert done.returncode == status
-    assert "ehap_tf.pipeline.config" in done.stderr and "tensorflow" not in done.stderr
+    assert "ehap_tf.pipeline.command.config" in done.stderr and "tensorflow" not in done.stderr
 
 
 @pytest.mark.parametrize(

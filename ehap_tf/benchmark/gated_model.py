@@ -24,7 +24,7 @@ from ehap_tf.channels import (
 )
 from ehap_tf.channels.rules import Call, Effect
 from ehap_tf.graph import AveragedStatistics, batch_norms
-from ehap_tf.pruning.rebuild import Rebuilder
+from ehap_tf.pruning.surgery.rebuild import Rebuilder
 
 
 class ChannelGates(tf_keras.layers.Layer):

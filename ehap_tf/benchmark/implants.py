@@ -20,8 +20,8 @@ from ehap_tf.benchmark.output import add_output_arguments, save, show
 from ehap_tf.benchmark.records import Records, Row, add_records_argument, beside, digest
 from ehap_tf.benchmark.subject import add_subject_arguments, load_images, trained_source
 from ehap_tf.data import ImageDataset, sample_arrays, training_batches
-from ehap_tf.pipeline.evaluation import accuracy
-from ehap_tf.pipeline.training import TrainingRecipe, fit
+from ehap_tf.pipeline.training.evaluation import accuracy
+from ehap_tf.pipeline.training.fitting import TrainingRecipe, fit
 from ehap_tf.pruning import count_macs, count_parameters, plan_pruning, prune, recalibrate
 
 SETTINGS = (

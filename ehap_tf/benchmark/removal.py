@@ -302,7 +302,7 @@ class Subject:
 
 def rank_nothing(model: tf_keras.Model) -> dict[str, np.ndarray]:
     """A score for every filter, for a plan that removes none."""
-    from ehap_tf.sensitivity.filters import find_prunable
+    from ehap_tf.sensitivity.network.filters import find_prunable
 
     return {layer.name: np.ones(layer.filters) for layer in find_prunable(model)}
 

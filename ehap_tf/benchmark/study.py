@@ -49,9 +49,9 @@ from ehap_tf.data import (
 )
 from ehap_tf.models import clone_with_policy
 from ehap_tf.models.precision import policy_of, resolve_precision
-from ehap_tf.pipeline.adaptation import adapted, adapting_data
-from ehap_tf.pipeline.evaluation import Evaluator
-from ehap_tf.pipeline.training import TrainingRecipe, fit
+from ehap_tf.pipeline.training.adaptation import adapted, adapting_data
+from ehap_tf.pipeline.training.evaluation import Evaluator
+from ehap_tf.pipeline.training.fitting import TrainingRecipe, fit
 from ehap_tf.pruning import count_macs, count_parameters, plan_pruning, prune
 
 SETTINGS = (

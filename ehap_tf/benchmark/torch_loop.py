@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ehap_tf.sensitivity.memory import PeakMemory
+from ehap_tf.sensitivity.running.memory import PeakMemory
 
 
 def measure_torch_loop(model: str, examples: int, probes: int, seed: int) -> dict[str, float]:

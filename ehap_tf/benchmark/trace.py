@@ -126,7 +126,7 @@ def measure_trace(
     """
     from ehap_tf.pruning import count_macs
     from ehap_tf.sensitivity import rank_filters
-    from ehap_tf.sensitivity.memory import PeakMemory
+    from ehap_tf.sensitivity.running.memory import PeakMemory
 
     if estimator == PEER:
         return measure_torch_loop(subject["model"], subject["examples"], probes, subject["seed"])

@@ -19,9 +19,9 @@ from ehap_tf.models import (
     require_functional,
 )
 from ehap_tf.models.keras3 import either_keras, to_keras3
-from ehap_tf.pipeline.adaptation import adapted
-from ehap_tf.pipeline.evaluation import Evaluator
-from ehap_tf.pipeline.finetuning import (
+from ehap_tf.pipeline.training.adaptation import adapted
+from ehap_tf.pipeline.training.evaluation import Evaluator
+from ehap_tf.pipeline.training.finetuning import (
     batches_of,
     count_examples,
     fit_best,
@@ -38,7 +38,7 @@ from ehap_tf.quantization import (
     round_biases,
 )
 from ehap_tf.sensitivity import FilterScores, rank_filters
-from ehap_tf.sensitivity.losses import resolve_loss
+from ehap_tf.sensitivity.network.losses import resolve_loss
 
 DRAWN = 4096
 """Training examples that BatchNorm is estimated anew on, and others are taken from."""

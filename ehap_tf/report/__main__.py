@@ -46,8 +46,8 @@ def write_report(run_paths: Sequence[pathlib.Path], output: str | None = None) -
         ValueError: a directory is no run directory, or a file in it is damaged.
     """
     from ehap_tf import files
-    from ehap_tf.pipeline.contents import run_content
-    from ehap_tf.pipeline.run_directory import RunDirectory
+    from ehap_tf.pipeline.command.report_content import run_content
+    from ehap_tf.pipeline.command.run_directory import RunDirectory
     from ehap_tf.report import render_page
 
     for path in run_paths:

@@ -1,9 +1,9 @@
 """What a filter is worth: curvature estimators, criteria, and the scores that they give."""
 
 from ehap_tf.criteria import criterion_names, register_criterion
-from ehap_tf.sensitivity.convergence import Snapshot, convergence
 from ehap_tf.sensitivity.criteria import Request, Result
-from ehap_tf.sensitivity.estimators import ESTIMATOR_NAMES
+from ehap_tf.sensitivity.estimators.convergence import Snapshot, convergence
+from ehap_tf.sensitivity.estimators.estimation import ESTIMATOR_NAMES
 from ehap_tf.sensitivity.oracle import oracle_importance
 from ehap_tf.sensitivity.rank import rank_filters
 from ehap_tf.sensitivity.scores import FilterScores, Provenance

@@ -16,12 +16,12 @@ from ehap_tf.models import require_rankable
 from ehap_tf.models.keras3 import either_keras
 from ehap_tf.models.precision import resolve_precision
 from ehap_tf.progress import ProgressCallback, no_progress
-from ehap_tf.sensitivity.batches import HessianBatch
 from ehap_tf.sensitivity.criteria import Request, Result
 from ehap_tf.sensitivity.criteria.request import RankOptions
-from ehap_tf.sensitivity.devices import Replicas
-from ehap_tf.sensitivity.filters import PrunableLayer, split_filters
-from ehap_tf.sensitivity.memory import PeakMemory
+from ehap_tf.sensitivity.network.batches import HessianBatch
+from ehap_tf.sensitivity.network.filters import PrunableLayer, split_filters
+from ehap_tf.sensitivity.running.devices import Replicas
+from ehap_tf.sensitivity.running.memory import PeakMemory
 from ehap_tf.sensitivity.scores import FilterScores, Provenance
 from ehap_tf.sensitivity.statistics import Floats
 from ehap_tf.sensitivity.supervised import supervised_part

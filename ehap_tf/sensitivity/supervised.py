@@ -9,7 +9,7 @@ import tensorflow as tf
 import tf_keras
 
 from ehap_tf.models import output_names
-from ehap_tf.sensitivity.losses import compiled_weights, weights_by_output
+from ehap_tf.sensitivity.network.losses import compiled_weights, weights_by_output
 
 
 def losses_by_output(model: tf_keras.Model, loss: Any) -> dict[str, Any]:

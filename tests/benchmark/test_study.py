@@ -15,7 +15,7 @@ import tf_keras
 from ehap_tf.benchmark import study, study_table
 from ehap_tf.benchmark.__main__ import main
 from ehap_tf.benchmark.study import Study
-from ehap_tf.pipeline import trainer
+from ehap_tf.pipeline.training import trainer
 from ehap_tf.sensitivity import criterion_names
 from tests.pruning.nets import shake
 

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import tf_keras
 
-from ehap_tf.pipeline import job as job_module
-from ehap_tf.pipeline import runner
-from ehap_tf.pipeline.config import PipelineConfig
-from ehap_tf.pipeline.devices import make_strategy
-from ehap_tf.pipeline.training import fit
-from ehap_tf.pipeline.workers import Workers, lost_connections
+from ehap_tf.pipeline.command import job as job_module
+from ehap_tf.pipeline.command import runner
+from ehap_tf.pipeline.command.config import PipelineConfig
+from ehap_tf.pipeline.training.devices import make_strategy
+from ehap_tf.pipeline.training.fitting import fit
+from ehap_tf.pipeline.training.workers import Workers, lost_connections
 from ehap_tf.sensitivity import rank_filters
 
 STRATEGY = make_strategy("multi_worker")  # before anything else uses TensorFlow

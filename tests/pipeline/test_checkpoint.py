@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ehap_tf.files import CorruptFileError
-from ehap_tf.pipeline.checkpoint import TrainingState
+from ehap_tf.pipeline.training.checkpoint import TrainingState
 
 STATE = TrainingState(
     epoch=3,

@@ -4,7 +4,8 @@ import tensorflow as tf
 import tf_keras
 
 import ehap_tf as ehap
-from ehap_tf.pipeline import compress, finetuning
+from ehap_tf.pipeline import compress
+from ehap_tf.pipeline.training import finetuning
 
 CLASSES = 3
 

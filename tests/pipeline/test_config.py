@@ -5,9 +5,9 @@ import inspect
 import pytest
 
 from ehap_tf.models import PRECISIONS
-from ehap_tf.pipeline import config
-from ehap_tf.pipeline.config import PipelineConfig
-from ehap_tf.pipeline.stages import STAGES
+from ehap_tf.pipeline.command import config
+from ehap_tf.pipeline.command.config import PipelineConfig
+from ehap_tf.pipeline.command.stages import STAGES
 from ehap_tf.pruning import plan_pruning
 from ehap_tf.quantization.qat import ROUNDINGS
 from ehap_tf.sensitivity import ESTIMATOR_NAMES, rank_filters
@@ -35,7 +35,7 @@ def test_defaults_agree_with_the_library():
 
 
 def test_every_file_of_the_job_has_one_stage_that_writes_it(tmp_path):
-    from ehap_tf.pipeline.run_directory import RunDirectory
+    from ehap_tf.pipeline.command.run_directory import RunDirectory
 
     run = RunDirectory(tmp_path)
     written = [path for stage in STAGES for path in stage.outputs(run)]
@@ -45,8 +45,8 @@ def test_every_file_of_the_job_has_one_stage_that_writes_it(tmp_path):
 
 
 def test_counting_per_cost_touches_the_pruning_of_runs_that_ask_for_it_alone():
-    from ehap_tf.pipeline.rounds import plan_options
-    from ehap_tf.pipeline.stages import prune
+    from ehap_tf.pipeline.command.rounds import plan_options
+    from ehap_tf.pipeline.command.stages import prune
 
     plain, counted = config.PipelineConfig(), config.PipelineConfig(cost_aware="macs")
     # Runs of before the flag are not pruned again.
@@ -57,7 +57,7 @@ def test_counting_per_cost_touches_the_pruning_of_runs_that_ask_for_it_alone():
 
 @pytest.mark.parametrize(("flag", "mirrored"), [(None, False), (True, True), (False, False)])
 def test_images_are_mirrored_as_the_flag_says(flag, mirrored):
-    from ehap_tf.pipeline.job import Job
+    from ehap_tf.pipeline.command.job import Job
 
     settings = PipelineConfig(dataset="digits", mirror_images=flag)
     assert Job(settings, None, None).dataset.flip is mirrored

@@ -5,8 +5,8 @@ import pytest
 import rich.console
 import rich.table
 
-from ehap_tf.pipeline import console as console_module
-from ehap_tf.pipeline.console import RunConsole
+from ehap_tf.pipeline.command import console as console_module
+from ehap_tf.pipeline.command.console import RunConsole
 
 
 def make(verbosity=1, terminal=False):

@@ -7,11 +7,11 @@ import json
 import pytest
 import tf_keras
 
-from ehap_tf.pipeline import runner
-from ehap_tf.pipeline.config import PipelineConfig
-from ehap_tf.pipeline.contents import OPTIONAL_KEYS, report_figures, run_content
-from ehap_tf.pipeline.records import StageRecord
-from ehap_tf.pipeline.run_directory import RunDirectory
+from ehap_tf.pipeline.command import runner
+from ehap_tf.pipeline.command.config import PipelineConfig
+from ehap_tf.pipeline.command.report_content import OPTIONAL_KEYS, report_figures, run_content
+from ehap_tf.pipeline.command.run_directory import RunDirectory
+from ehap_tf.pipeline.command.stage_records import StageRecord
 from ehap_tf.report import summary_rows
 from tests.pruning.nets import shake
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ehap_tf.pipeline.config import PipelineConfig
-from ehap_tf.pipeline.devices import distributed_batches, divided_batch, make_strategy
-from ehap_tf.pipeline.following import call, call_off, follow
-from ehap_tf.pipeline.job import Job, Stage
-from ehap_tf.pipeline.run_directory import RunDirectory
-from ehap_tf.pipeline.tensorboard import epoch_log
-from ehap_tf.pipeline.workers import Workers, lost_connections, require_cluster
+from ehap_tf.pipeline.command.config import PipelineConfig
+from ehap_tf.pipeline.command.job import Job, Stage
+from ehap_tf.pipeline.command.multi_worker import call, call_off, follow
+from ehap_tf.pipeline.command.run_directory import RunDirectory
+from ehap_tf.pipeline.training.devices import distributed_batches, divided_batch, make_strategy
+from ehap_tf.pipeline.training.tensorboard import epoch_log
+from ehap_tf.pipeline.training.workers import Workers, lost_connections, require_cluster
 from tests.pipeline.test_console import make
 
 

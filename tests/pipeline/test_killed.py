@@ -13,7 +13,7 @@ import sklearn.datasets
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.pipeline.contents import REPORT_KEYS
+from ehap_tf.pipeline.command.report_content import REPORT_KEYS
 from ehap_tf.quantization import load_qat
 from ehap_tf.sensitivity import FilterScores
 
@@ -27,7 +27,7 @@ import contextlib, os, signal, sys, traceback
 flags = sys.argv[1:]
 sys.argv[0] = "-m"
 from ehap_tf import main
-from ehap_tf.pipeline import console, job
+from ehap_tf.pipeline.command import console, job
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)

@@ -9,9 +9,9 @@ import tf_keras
 
 from ehap_tf.main import help_text, parse_config
 from ehap_tf.models import build_model
-from ehap_tf.pipeline import runner
-from ehap_tf.pipeline.config import PipelineConfig
-from ehap_tf.pipeline.ranking import wanted_blocks
+from ehap_tf.pipeline.command import runner
+from ehap_tf.pipeline.command.config import PipelineConfig
+from ehap_tf.pipeline.command.ranking import wanted_blocks
 from ehap_tf.pruning import PruningPlan, count_macs, count_parameters, remove_blocks
 from ehap_tf.sensitivity import FilterScores
 from tests.pruning.nets import shake

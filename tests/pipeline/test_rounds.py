@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import tf_keras
 
-from ehap_tf.pipeline import rounds, runner
-from ehap_tf.pipeline.config import PipelineConfig
-from ehap_tf.pipeline.stages import prune
+from ehap_tf.pipeline.command import rounds, runner
+from ehap_tf.pipeline.command.config import PipelineConfig
+from ehap_tf.pipeline.command.stages import prune
 from ehap_tf.pruning import PruningPlan
 from ehap_tf.sensitivity import FilterScores
 

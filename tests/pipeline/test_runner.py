@@ -12,11 +12,11 @@ import rich.console
 import tensorflow as tf
 
 from ehap_tf import files
-from ehap_tf.pipeline import runner
-from ehap_tf.pipeline.config import PipelineConfig
-from ehap_tf.pipeline.console import RunConsole
-from ehap_tf.pipeline.job import Stage
-from ehap_tf.pipeline.run_directory import RunDirectory
+from ehap_tf.pipeline.command import runner
+from ehap_tf.pipeline.command.config import PipelineConfig
+from ehap_tf.pipeline.command.console import RunConsole
+from ehap_tf.pipeline.command.job import Stage
+from ehap_tf.pipeline.command.run_directory import RunDirectory
 
 
 class FakeJob:

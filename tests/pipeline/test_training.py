@@ -11,9 +11,9 @@ import tensorflow as tf
 import tf_keras
 
 from ehap_tf.data import ImageDataset, Split, evaluation_batches, load_dataset
-from ehap_tf.pipeline.checkpoint import TrainingState
-from ehap_tf.pipeline.evaluation import Evaluator
-from ehap_tf.pipeline.training import TrainingRecipe, fit
+from ehap_tf.pipeline.training.checkpoint import TrainingState
+from ehap_tf.pipeline.training.evaluation import Evaluator
+from ehap_tf.pipeline.training.fitting import TrainingRecipe, fit
 from tests.fresh_processes import FreshProcesses
 
 layers = tf_keras.layers

@@ -8,7 +8,7 @@ import tensorflow as tf
 import tf_keras
 
 from ehap_tf.models import clone_with_policy
-from ehap_tf.pipeline.training_step import (
+from ehap_tf.pipeline.training.training_step import (
     WarmupCosine,
     build_optimizer,
     build_step,

@@ -10,10 +10,10 @@ import tensorflow as tf
 import tf_keras
 
 from ehap_tf.models import build_model, save_model
-from ehap_tf.pipeline import job, runner
-from ehap_tf.pipeline.config import PipelineConfig
-from ehap_tf.pipeline.console import RunConsole
-from ehap_tf.pipeline.run_directory import digest
+from ehap_tf.pipeline.command import job, runner
+from ehap_tf.pipeline.command.config import PipelineConfig
+from ehap_tf.pipeline.command.console import RunConsole
+from ehap_tf.pipeline.command.run_directory import digest
 
 
 @pytest.fixture

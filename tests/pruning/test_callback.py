@@ -12,7 +12,7 @@ import tf_keras
 
 import ehap_tf as ehap
 from ehap_tf.channels import trace_channels
-from ehap_tf.pruning.gate_terms import find_gate_terms
+from ehap_tf.pruning.while_training.gate_terms import find_gate_terms
 from tests.pruning.callback_nets import LOSS, compiled, data, net
 from tests.pruning.nets import relative_error, shake, small_residual_net
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ehap_tf.channels import trace_channels
 from ehap_tf.pruning import count_macs, count_parameters, mask, plan_pruning, prune
-from ehap_tf.pruning.zeroing import not_removable_by_zeros, weight_masks
+from ehap_tf.pruning.while_training.zeroing import not_removable_by_zeros, weight_masks
 from tests.pruning.nets import batch, random_scores, relative_error, shake
 from tests.pruning.random_models import build, recipes
 

@@ -14,7 +14,7 @@ from ehap_tf.pruning import (
     plan_pruning,
     prune,
 )
-from ehap_tf.pruning.units import _savings
+from ehap_tf.pruning.plan.units import _savings
 from tests.pruning.nets import random_scores, small_residual_net
 
 layers = tf_keras.layers

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.pruning.stable_text import stable_text
+from ehap_tf.pruning.while_training.stable_text import stable_text
 
 
 def own_loss(labels: Any, outputs: Any, power: float = 2.0) -> tf.Tensor:

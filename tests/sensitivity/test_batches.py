@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ehap_tf.sensitivity import batches
-from ehap_tf.sensitivity.batches import HessianBatch
+from ehap_tf.sensitivity.network import batches
+from ehap_tf.sensitivity.network.batches import HessianBatch
 
 
 def data(count: int = 10) -> tuple[np.ndarray, np.ndarray]:

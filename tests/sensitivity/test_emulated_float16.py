@@ -8,7 +8,7 @@ import tensorflow as tf
 import tf_keras
 
 from ehap_tf.models import clone_with_policy
-from ehap_tf.sensitivity.emulated_float16 import emulated_call, is_emulated, round_kernels
+from ehap_tf.sensitivity.network.emulated_float16 import emulated_call, is_emulated, round_kernels
 
 layers = tf_keras.layers
 LAYERS: dict[str, tuple[Callable[[], tf_keras.layers.Layer], tuple[int, ...]]] = {

@@ -9,9 +9,10 @@ import tf_keras
 
 from ehap_tf.criteria import criterion_names, find_criterion
 from ehap_tf.progress import no_progress
-from ehap_tf.sensitivity import estimators, gauss_newton, hutchinson, sampling
-from ehap_tf.sensitivity.probes import example_signs, kernel_signs
-from ehap_tf.sensitivity.scaling import Scales
+from ehap_tf.sensitivity.estimators import estimation as estimators
+from ehap_tf.sensitivity.estimators import gauss_newton, hutchinson, sampling
+from ehap_tf.sensitivity.estimators.probes import example_signs, kernel_signs
+from ehap_tf.sensitivity.estimators.scaling import Scales
 from ehap_tf.sensitivity.statistics import misranked_share
 from tests.sensitivity.networks import (
     CLASSES,

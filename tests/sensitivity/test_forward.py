@@ -10,7 +10,7 @@ import tf_keras
 import ehap_tf as ehap
 from ehap_tf.graph import layer_paths
 from ehap_tf.models import clone_with_policy
-from ehap_tf.sensitivity.forward import run_graph
+from ehap_tf.sensitivity.network.forward import run_graph
 from tests.sensitivity.networks import batch_norm, cross_entropy, examples, residual_net
 
 layers = tf_keras.layers
@@ -292,8 +292,10 @@ def test_a_pass_that_is_not_the_models_is_refused(
     data = (x.astype(np.float32), y)
     loss = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=final is None)
     ehap.rank_filters(model, data, loss, probes=1)
-    monkeypatch.setattr("ehap_tf.sensitivity.forward._batch_norm", lambda layer, inputs: inputs)
-    monkeypatch.setattr("ehap_tf.sensitivity.forward._folds", lambda model: {})
+    monkeypatch.setattr(
+        "ehap_tf.sensitivity.network.forward._batch_norm", lambda layer, inputs: inputs
+    )
+    monkeypatch.setattr("ehap_tf.sensitivity.network.forward._folds", lambda model: {})
     with pytest.raises(RuntimeError, match="does not compute this model as Keras does"):
         ehap.rank_filters(model, data, loss, probes=1)
 
@@ -307,7 +309,7 @@ def test_a_pass_that_is_finite_where_the_models_is_not_is_refused(
     )
     model = tf_keras.Model(inputs, layers.Dense(4)(layers.Flatten()(x)))
     monkeypatch.setattr(
-        "ehap_tf.sensitivity.forward._call",
+        "ehap_tf.sensitivity.network.forward._call",
         lambda layer, args, kwargs, training: (
             args[0] if layer.name == "holes" else layer(*args, **kwargs)
         ),

@@ -8,7 +8,7 @@ import tensorflow as tf
 import tf_keras
 
 import ehap_tf as ehap
-from ehap_tf.sensitivity.gates import find_gates
+from ehap_tf.sensitivity.gates.gate_placement import find_gates
 from tests.sensitivity.networks import (
     CLASSES,
     batch_norm,

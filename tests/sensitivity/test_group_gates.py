@@ -12,7 +12,7 @@ import tf_keras
 import ehap_tf as ehap
 from ehap_tf.channels import trace_channels
 from ehap_tf.criteria import criterion_names, find_criterion
-from ehap_tf.pruning.selection import plan_from_flags
+from ehap_tf.pruning.plan.selection import plan_from_flags
 from ehap_tf.sensitivity.criteria.joint_removal import joint_removal_losses
 from tests.sensitivity.networks import batch_norm, cross_entropy, examples, initializer, joined
 

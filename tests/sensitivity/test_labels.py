@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tf_keras
 
-from ehap_tf.sensitivity.labels import require_labels
+from ehap_tf.sensitivity.network.labels import require_labels
 
 layers = tf_keras.layers
 NUMBERS, ONE_HOT = np.arange(4), np.eye(4)

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.sensitivity.linearity import smooth_parts
+from ehap_tf.sensitivity.network.linearity import smooth_parts
 from tests.sensitivity.networks import (
     CLASSES,
     cross_entropy,

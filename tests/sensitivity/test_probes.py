@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from ehap_tf.sensitivity.probes import example_signs, kernel_signs
+from ehap_tf.sensitivity.estimators.probes import example_signs, kernel_signs
 
 
 def signs(seed: int, probe: int, first: int, examples: int) -> np.ndarray:

@@ -13,7 +13,7 @@ import ehap_tf as ehap
 from ehap_tf.graph import Sums, kernel_of
 from ehap_tf.sensitivity.criteria import refit
 from ehap_tf.sensitivity.criteria.refit import System, find_readers, removal_order
-from ehap_tf.sensitivity.filters import find_prunable
+from ehap_tf.sensitivity.network.filters import find_prunable
 from tests.sensitivity.networks import cross_entropy, examples
 
 layers = tf_keras.layers

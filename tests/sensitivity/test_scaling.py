@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ehap_tf.sensitivity.scaling import Scales
+from ehap_tf.sensitivity.estimators.scaling import Scales
 
 GOOD, OVERFLOW, ZERO = np.ones((1, 3)), np.array([[1.0, np.inf, 1.0]]), np.zeros((1, 3))
 

@@ -15,7 +15,7 @@ import tf_keras
 from ehap_tf.channels import trace_channels
 from ehap_tf.graph import Kernel, is_batch_norm, kernel_of, rows_at
 from ehap_tf.models.kinds import function_kind
-from ehap_tf.pruning.plan import PruningPlan
+from ehap_tf.pruning.plan.pruning_plan import PruningPlan
 from ehap_tf.pruning.repair.behind import Behind, behind_both, way_behind
 from ehap_tf.pruning.repair.walk import Key, Program, Step
 

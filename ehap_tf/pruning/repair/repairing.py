@@ -17,11 +17,11 @@ import tf_keras
 from ehap_tf.channels import ChannelGraph, TracedCall, trace_channels
 from ehap_tf.models.keras3 import either_keras
 from ehap_tf.progress import ProgressCallback, no_progress
-from ehap_tf.pruning.plan import PruningPlan, require_plan
-from ehap_tf.pruning.rebuild import Rebuilder
+from ehap_tf.pruning.plan.pruning_plan import PruningPlan, require_plan
 from ehap_tf.pruning.repair.images import first_images
 from ehap_tf.pruning.repair.solver import Changes, Sampling, Solver
-from ehap_tf.sensitivity.forward import mixes_examples
+from ehap_tf.pruning.surgery.rebuild import Rebuilder
+from ehap_tf.sensitivity.network.forward import mixes_examples
 
 
 @either_keras()

@@ -14,7 +14,7 @@ import tf_keras
 
 from ehap_tf.graph import Sums, layer_paths, products, some_positions
 from ehap_tf.progress import ProgressCallback
-from ehap_tf.pruning.plan import PruningPlan
+from ehap_tf.pruning.plan.pruning_plan import PruningPlan
 from ehap_tf.pruning.repair.behind import matched
 from ehap_tf.pruning.repair.images import MicroBatch, micro_batches
 from ehap_tf.pruning.repair.matching import Target, find_targets

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ehap_tf.sensitivity.criteria.request import Request, Result
-from ehap_tf.sensitivity.gates import find_gates
+from ehap_tf.sensitivity.gates.gate_placement import find_gates
 
 
 def batch_norm_scale(request: Request) -> Result:

@@ -7,20 +7,20 @@ from typing import Any
 
 import numpy as np
 
-from ehap_tf.sensitivity import sampling
 from ehap_tf.sensitivity.criteria.request import Request, Result
-from ehap_tf.sensitivity.estimators import exact_sum, make_runner, prepare
-from ehap_tf.sensitivity.gate_derivatives import (
+from ehap_tf.sensitivity.estimators import sampling
+from ehap_tf.sensitivity.estimators.estimation import exact_sum, make_runner, prepare
+from ehap_tf.sensitivity.estimators.gauss_newton import basis_vectors, sign_vectors
+from ehap_tf.sensitivity.estimators.output_curvature import require_known_curvature
+from ehap_tf.sensitivity.estimators.sampling import Estimate
+from ehap_tf.sensitivity.gates.gate_derivatives import (
     gate_count,
     gate_curvature_step,
     gate_gradient_step,
 )
-from ehap_tf.sensitivity.gauss_newton import basis_vectors, sign_vectors
-from ehap_tf.sensitivity.group_gates import find_groups
-from ehap_tf.sensitivity.linearity import smooth_parts
-from ehap_tf.sensitivity.network import Network
-from ehap_tf.sensitivity.output_curvature import require_known_curvature
-from ehap_tf.sensitivity.sampling import Estimate
+from ehap_tf.sensitivity.gates.group_gates import find_groups
+from ehap_tf.sensitivity.network.linearity import smooth_parts
+from ehap_tf.sensitivity.network.network import Network
 from ehap_tf.sensitivity.statistics import Floats
 
 

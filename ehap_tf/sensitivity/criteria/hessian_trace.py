@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from ehap_tf.sensitivity.criteria.request import Request, Result
-from ehap_tf.sensitivity.estimators import estimate_trace, prepare
-from ehap_tf.sensitivity.filters import PrunableLayer
+from ehap_tf.sensitivity.estimators.estimation import estimate_trace, prepare
+from ehap_tf.sensitivity.network.filters import PrunableLayer
 from ehap_tf.sensitivity.statistics import Floats
 
 

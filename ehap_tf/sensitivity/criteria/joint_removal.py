@@ -22,19 +22,19 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from ehap_tf.sensitivity import sampling
-from ehap_tf.sensitivity.batches import MicroBatch
-from ehap_tf.sensitivity.closing_gates import channel_means_step, gate_rows_step
 from ehap_tf.sensitivity.criteria.gate_curvature import by_filter, curvature_notes
 from ehap_tf.sensitivity.criteria.refit import Refit, refits
 from ehap_tf.sensitivity.criteria.request import Request, Result
-from ehap_tf.sensitivity.estimators import exact_sum, make_runner, prepare
-from ehap_tf.sensitivity.gate_derivatives import gate_count
-from ehap_tf.sensitivity.gauss_newton import Vectors, basis_vectors, sign_vectors
-from ehap_tf.sensitivity.group_gates import find_groups
-from ehap_tf.sensitivity.network import Network
-from ehap_tf.sensitivity.output_curvature import require_known_curvature
-from ehap_tf.sensitivity.scaling import Scales
+from ehap_tf.sensitivity.estimators import sampling
+from ehap_tf.sensitivity.estimators.estimation import exact_sum, make_runner, prepare
+from ehap_tf.sensitivity.estimators.gauss_newton import Vectors, basis_vectors, sign_vectors
+from ehap_tf.sensitivity.estimators.output_curvature import require_known_curvature
+from ehap_tf.sensitivity.estimators.scaling import Scales
+from ehap_tf.sensitivity.gates.closing_gates import channel_means_step, gate_rows_step
+from ehap_tf.sensitivity.gates.gate_derivatives import gate_count
+from ehap_tf.sensitivity.gates.group_gates import find_groups
+from ehap_tf.sensitivity.network.batches import MicroBatch
+from ehap_tf.sensitivity.network.network import Network
 from ehap_tf.sensitivity.statistics import Floats
 
 

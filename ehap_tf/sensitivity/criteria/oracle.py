@@ -6,9 +6,9 @@ import numpy as np
 
 from ehap_tf.sensitivity.criteria.gate_curvature import by_filter
 from ehap_tf.sensitivity.criteria.request import Request, Result
-from ehap_tf.sensitivity.estimators import make_runner, prepare
-from ehap_tf.sensitivity.gate_derivatives import gate_count, removal_loss_step
-from ehap_tf.sensitivity.scaling import Scales
+from ehap_tf.sensitivity.estimators.estimation import make_runner, prepare
+from ehap_tf.sensitivity.estimators.scaling import Scales
+from ehap_tf.sensitivity.gates.gate_derivatives import gate_count, removal_loss_step
 from ehap_tf.sensitivity.statistics import Floats
 
 TOGETHER = 16

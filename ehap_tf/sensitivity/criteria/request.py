@@ -14,10 +14,10 @@ import tf_keras
 from ehap_tf.channels import RESIDUAL_MODES
 from ehap_tf.criteria import check_tolerance
 from ehap_tf.progress import ProgressCallback, no_progress
-from ehap_tf.sensitivity.batches import HessianBatch
-from ehap_tf.sensitivity.devices import Replicas
-from ehap_tf.sensitivity.estimators import ESTIMATOR_NAMES
-from ehap_tf.sensitivity.filters import PrunableLayer, find_prunable
+from ehap_tf.sensitivity.estimators.estimation import ESTIMATOR_NAMES
+from ehap_tf.sensitivity.network.batches import HessianBatch
+from ehap_tf.sensitivity.network.filters import PrunableLayer, find_prunable
+from ehap_tf.sensitivity.running.devices import Replicas
 from ehap_tf.sensitivity.statistics import Floats
 
 

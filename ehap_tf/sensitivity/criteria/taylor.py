@@ -18,12 +18,12 @@ from ehap_tf.sensitivity.criteria.gate_curvature import (
 )
 from ehap_tf.sensitivity.criteria.hessian_trace import relative_factors
 from ehap_tf.sensitivity.criteria.request import Request, Result
-from ehap_tf.sensitivity.estimators import estimate_trace, make_runner, prepare
-from ehap_tf.sensitivity.gate_derivatives import gate_gradient_step
-from ehap_tf.sensitivity.hutchinson import Step
-from ehap_tf.sensitivity.network import Network
+from ehap_tf.sensitivity.estimators.estimation import estimate_trace, make_runner, prepare
+from ehap_tf.sensitivity.estimators.hutchinson import Step
+from ehap_tf.sensitivity.estimators.weight_gradient import weight_gradient_step
+from ehap_tf.sensitivity.gates.gate_derivatives import gate_gradient_step
+from ehap_tf.sensitivity.network.network import Network
 from ehap_tf.sensitivity.statistics import Floats
-from ehap_tf.sensitivity.weight_gradient import weight_gradient_step
 
 MINIBATCH = 32
 """Examples whose mean gradient is squared."""

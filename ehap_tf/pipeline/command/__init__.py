@@ -1,0 +1,1 @@
+"""The command: settings, stages, the run directory."""

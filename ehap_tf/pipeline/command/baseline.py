@@ -1,0 +1,134 @@
+"""Where the trained model of a run comes from when it need not be trained."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+
+import tf_keras
+
+from ehap_tf import files
+from ehap_tf.data import ImageDataset
+from ehap_tf.models import MODEL_NAMES, load_model, require_finite_weights, require_functional
+from ehap_tf.pipeline.command.config import PipelineConfig, is_saved_model
+from ehap_tf.pipeline.command.run_directory import RunDirectory, digest
+from ehap_tf.pipeline.command.stage_records import StageRecord, read_records
+
+
+def find_baseline(
+    config: PipelineConfig, training: dict[str, object], checkpoints: pathlib.Path
+) -> pathlib.Path | None:
+    """The saved model that makes training unnecessary, or None.
+
+    In this order: the model that --model or --baseline names; `baseline.keras` in
+    `saved_models/<model>_<dataset>/`; the baseline of any run in `saved_models/` that was trained
+    with the settings `training`. A training that was begun here is finished before another
+    model is looked for, and a start afresh takes nothing from other runs.
+
+    Raises:
+        ValueError: --model is neither a name nor a path.
+        FileNotFoundError: a named file does not exist.
+    """
+    if config.baseline not in ("auto", "train"):
+        return _existing("--baseline", config.baseline, "auto, train, or the path of a saved model")
+    if is_saved_model(config.model):
+        return _existing("--model", config.model, "a built-in model or the path of a saved one")
+    if config.model not in MODEL_NAMES:
+        raise ValueError(
+            f"model must be one of {', '.join(MODEL_NAMES)}, or the path of a saved model "
+            f"(.keras, .h5, or a SavedModel folder). Received: {config.model}"
+        )
+    if config.baseline == "train" or checkpoints.exists():
+        return None
+    saved_models = pathlib.Path("saved_models")
+    published = RunDirectory(saved_models / config.experiment)
+    if published.baseline.exists() and not _is_own_training(published, config):
+        return published.baseline
+    if not config.resume:
+        return None
+    for folder in sorted(saved_models.glob("*/")):
+        other = RunDirectory(folder)
+        if other.path != config.run_path and _was_trained_so(other, training):
+            return other.baseline
+    return None
+
+
+def check_fits(model: tf_keras.Model, dataset: ImageDataset, source: pathlib.Path) -> None:
+    """Raises ValueError when a loaded model cannot be evaluated on the data set."""
+    require_functional(model)
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        raise ValueError(
+            f"{source}: the command takes models with one input and one output. Received: "
+            f"{len(model.inputs)} and {len(model.outputs)}. The library's functions take others"
+        )
+    if isinstance(model.output, Mapping):
+        raise ValueError(
+            f"{source}: the command takes a model whose output is a tensor. Received: a dict with "
+            f"{', '.join(model.output)}; save tf_keras.Model(model.input, model.outputs[0])"
+        )
+    expected, shape = dataset.input_shape, tuple(model.inputs[0].shape[1:])
+    if len(shape) != 3 or any(s not in (None, e) for s, e in zip(shape, expected, strict=True)):
+        raise ValueError(
+            f"{source}: the model takes images of shape {shape}, the data set "
+            f"{dataset.name!r} has {expected}"
+            + ("; resize its files" if dataset.name.startswith("folder:") else "")
+        )
+    outputs = tuple(model.outputs[0].shape[1:])
+    if outputs != (dataset.num_classes,):
+        raise ValueError(
+            f"{source}: the model's output has shape {outputs}, the data set {dataset.name!r} "
+            f"has {dataset.num_classes} classes"
+        )
+
+
+def load_baseline(source: pathlib.Path, dataset: ImageDataset) -> tf_keras.Model:
+    """The saved model at `source`, checked against the data set.
+
+    Raises:
+        CorruptFileError: the file cannot be read.
+        ValueError: the model does not fit the data.
+    """
+    model = load_model(source)
+    try:
+        require_finite_weights(model)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+    check_fits(model, dataset, source)
+    return model
+
+
+def existing_path(name: str) -> pathlib.Path | None:
+    """The path that a flag names, or None when nothing lies there."""
+    path = pathlib.Path(name)
+    return path if path.exists() else None
+
+
+def _existing(flag: str, name: str, meaning: str) -> pathlib.Path:
+    path = existing_path(name)
+    if path is None:
+        raise FileNotFoundError(f"{flag}={name}: there is no such file. Give {meaning}")
+    return path
+
+
+def _is_own_training(published: RunDirectory, config: PipelineConfig) -> bool:
+    """Whether a baseline is this run's own, trained by it with settings that hold no longer."""
+    if published.path.resolve() != config.run_path.resolve():
+        return False
+    record = _train_record(published)
+    return record is not None and "source" not in record.figures
+
+
+def _was_trained_so(other: RunDirectory, training: dict[str, object]) -> bool:
+    record = _train_record(other)
+    if record is None or dict(record.settings) != training or not other.baseline.exists():
+        return False
+    if "source" in record.figures:
+        return False  # It was not trained there, nor need it have been with those settings.
+    return digest(other.baseline) == record.outputs.get(other.baseline.name)
+
+
+def _train_record(run: RunDirectory) -> StageRecord | None:
+    try:
+        return read_records(run).get("train")
+    except (files.CorruptFileError, OSError):
+        return None

@@ -1,0 +1,99 @@
+"""What a stage is, and what it works with."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ehap_tf.data import ImageDataset, load_dataset
+from ehap_tf.pipeline.command.config import PipelineConfig
+from ehap_tf.pipeline.command.console import RunConsole
+from ehap_tf.pipeline.command.run_directory import RunDirectory, digest
+from ehap_tf.pipeline.command.stage_records import StageRecord
+from ehap_tf.pipeline.training.devices import make_strategy
+from ehap_tf.pipeline.training.workers import Workers
+
+Figures = dict[str, Any]
+"""What a stage measured, as JSON values; those named in the contract go into report.json."""
+
+
+@dataclasses.dataclass
+class Job:
+    """One run: its settings, its directory, its console, and the data, loaded when first used.
+
+    Attributes:
+        config: the settings.
+        run: the run directory.
+        console: where messages and progress go.
+        records: the finished stages so far; the runner keeps it up to date.
+        current: those of them that hold for these settings and files.
+        command: the command line, for the report; empty from the library.
+    """
+
+    config: PipelineConfig
+    run: RunDirectory
+    console: RunConsole
+    records: dict[str, StageRecord] = dataclasses.field(default_factory=dict)
+    current: dict[str, StageRecord] = dataclasses.field(default_factory=dict)
+    command: str = ""
+
+    @functools.cached_property
+    def dataset(self) -> ImageDataset:
+        """The data set; its validation images do not change with --seed (see `load_dataset`)."""
+        dataset = load_dataset(self.config.dataset, self.config.data_dir)
+        mirrored = self.config.mirror_images
+        return dataset if mirrored is None else dataclasses.replace(dataset, flip=mirrored)
+
+    @functools.cached_property
+    def strategy(self) -> Any:
+        """The tf.distribute strategy of --strategy, or None."""
+        return make_strategy(self.config.strategy)
+
+    @functools.cached_property
+    def workers(self) -> Workers:
+        """The processes of the job; without --strategy=multi_worker this one alone."""
+        return Workers(self.strategy)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One step of the job.
+
+    Attributes:
+        name: as in --stages.
+        settings: what its result depends on besides the files that it reads, from the settings.
+        inputs: the files that it reads.
+        outputs: the files that it writes.
+        run: does the work. Receives the job and the fingerprint of all that the stage depends on,
+            writes the outputs and returns what it measured.
+        always: runs every time; its work is cheap and depends on everything.
+        shared: every process of a job on several machines does it, the chief alone otherwise.
+    """
+
+    name: str
+    settings: Callable[[PipelineConfig], Mapping[str, Any]]
+    inputs: Callable[[RunDirectory], tuple[pathlib.Path, ...]]
+    outputs: Callable[[RunDirectory], tuple[pathlib.Path, ...]]
+    run: Callable[[Job, str], Figures]
+    always: bool = False
+    shared: bool = False
+
+
+def select(config: PipelineConfig, *names: str) -> dict[str, Any]:
+    """Some settings by name; of the data also whether it is mirrored, and a folder's content."""
+    values = {name: getattr(config, name) for name in names}
+    if "dataset" in names and config.mirror_images is not None:
+        values["mirror_images"] = config.mirror_images
+    folder = str(values.get("dataset", "")).partition("folder:")[2]
+    if folder and pathlib.Path(folder).is_dir():
+        values["--dataset digest"] = _folder_digest(folder)
+    return values
+
+
+@functools.cache
+def _folder_digest(folder: str) -> str:
+    """Once a process, which loads the images once, too."""
+    return digest(pathlib.Path(folder))

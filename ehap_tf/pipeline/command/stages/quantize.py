@@ -1,0 +1,89 @@
+"""Stage `quantize`: the fine-tuned model in integers, trained or rounded for what it computes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tf_keras
+
+from ehap_tf.data import sample_arrays
+from ehap_tf.models import load_model
+from ehap_tf.pipeline.command import recipes
+from ehap_tf.pipeline.command.config import PipelineConfig
+from ehap_tf.pipeline.command.job import Figures, Job, Stage, select
+from ehap_tf.pipeline.training.evaluation import accuracy
+from ehap_tf.pipeline.training.fitting import TrainingRecipe
+from ehap_tf.quantization import quantize, require_quantizable, round_biases, save_qat
+
+CALIBRATION_EXAMPLES = 1280
+"""Training images that set the first activation ranges: ten batches of 128 (BUILD_NOTES)."""
+
+
+def settings(config: PipelineConfig) -> dict[str, Any]:
+    """Data, bits, rounding and recipe."""
+    values = file_settings(config) | recipes.training_settings(config, "quantize")
+    if config.rounding != "nearest":
+        values |= select(config, "rounding")
+    return values
+
+
+def file_settings(config: PipelineConfig) -> dict[str, Any]:
+    """Data, bits, and whether the file may hold float operators."""
+    values = select(config, "dataset", "weight_bits")
+    if config.allow_float:
+        values |= select(config, "allow_float")
+    return values
+
+
+def check_layers(config: PipelineConfig, model: tf_keras.Model) -> None:
+    """Raises, before hours of work, what this stage would raise after them.
+
+    Raises:
+        ValueError: the job quantizes the model, and a layer of it has no integer kernel.
+    """
+    if "quantize" in config.stages:
+        require_quantizable(model, config.weight_bits, allow_float=config.allow_float)
+
+
+def run(job: Job, fingerprint: str) -> Figures:
+    """Writes `qat.h5`."""
+    config = job.config
+    examples = min(CALIBRATION_EXAMPLES, len(job.dataset.train))
+    representative = sample_arrays(job.dataset, examples, config.seed)
+    qat = quantize(
+        load_model(job.run.finetuned),
+        method="qat" if config.rounding == "nearest" else "ptq",
+        weight_bits=config.weight_bits,
+        representative_data=representative,
+        allow_float=config.allow_float,
+        rounding=config.rounding,
+    )
+    values = settings(config)
+    recipe = TrainingRecipe(
+        epochs=values["epochs"],
+        learning_rate=values["learning_rate"],
+        weight_decay=values["weight_decay"],
+        batch_size=values["batch_size"],
+    )
+    checkpoints = job.run.checkpoints("quantize", fingerprint)
+    # Training ends on the very affine maps that the export folds into the convolutions.
+    result = recipes.fit_with_progress(
+        job, qat, recipe, "quantize", checkpoints, freeze_batch_norm_after=recipe.epochs // 2
+    )
+    round_biases(qat)
+    save_qat(qat, job.run.qat)
+    return {
+        "epochs": result.epochs,
+        "best_epoch": result.best_epoch,
+        "qat_accuracy": accuracy(qat, job.dataset.test, job.dataset),
+    }
+
+
+STAGE = Stage(
+    name="quantize",
+    settings=settings,
+    inputs=lambda run: (run.finetuned,),
+    outputs=lambda run: (run.qat,),
+    run=run,
+    shared=True,
+)

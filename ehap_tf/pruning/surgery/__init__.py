@@ -1,0 +1,1 @@
+"""Models without what was removed."""

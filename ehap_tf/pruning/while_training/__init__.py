@@ -1,0 +1,1 @@
+"""Pruning inside of somebody's training."""

@@ -1,0 +1,1 @@
+"""Traces and products of curvature, exact or from random vectors."""

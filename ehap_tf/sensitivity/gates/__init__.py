@@ -1,0 +1,1 @@
+"""Gates on filters: where they act, and derivatives by them."""

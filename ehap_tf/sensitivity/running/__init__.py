@@ -1,0 +1,1 @@
+"""Steps over micro-batches and devices."""
