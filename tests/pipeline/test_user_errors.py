@@ -159,8 +159,8 @@ def test_more_images_to_rank_than_there_are_is_said_before_training(run):
 
 def test_a_layer_without_integer_kernel_is_said_before_training(run):
     inputs = tf_keras.Input((32, 32, 3))
-    x = tf_keras.layers.Conv2D(4, 3, strides=4, activation="elu")(inputs)
-    x = tf_keras.layers.GlobalAveragePooling2D()(x)
+    x = tf_keras.layers.Conv2D(4, 3, strides=4)(inputs)
+    x = tf_keras.layers.GlobalAveragePooling2D()(tf_keras.layers.ThresholdedReLU(0.3)(x))
     save_model(tf_keras.Model(inputs, tf_keras.layers.Dense(10)(x)), "mine.keras")
     stages = ("train", "quantize")
     with pytest.raises(ValueError, match=r"is not supported in integers.*allow_float"):

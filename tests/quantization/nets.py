@@ -269,8 +269,8 @@ def side_by_side(
 
 def groups(nets: Mapping[str, Any], size: int = 9) -> list[list[str]]:
     """The names of nets, in groups for `side_by_side`."""
-    names = sorted(nets)
-    return [names[first : first + size] for first in range(0, len(names), size)]
+    parts = np.array_split(sorted(nets), -(-len(nets) // size))
+    return [part.tolist() for part in parts]
 
 
 def norm_relu(x: Any) -> Any:

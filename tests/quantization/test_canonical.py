@@ -445,9 +445,7 @@ def test_averages_are_rounded_to_the_grid_they_are_read_from():
 @pytest.mark.parametrize(
     ("layer", "text"),
     [
-        (layers.Activation("softplus"), "softplus"),
         (layers.ThresholdedReLU(0.3), "ThresholdedReLU"),
-        (layers.ELU(), "ELU"),
         (layers.ReLU(max_value=1.0, negative_slope=0.1), "ReLU"),
         (layers.Softmax(axis=[1, 2]), "Softmax"),
         (layers.UpSampling2D(interpolation="area"), "UpSampling2D"),

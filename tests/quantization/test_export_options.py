@@ -285,7 +285,7 @@ def test_progress_counts_up(file):
 
 def test_float_operator_is_refused_unless_allowed(tmp_path):
     inputs = layers.Input((8, 8, 3))
-    x = layers.Activation("softplus", name="soft")(layers.Conv2D(4, 3)(inputs))
+    x = layers.ThresholdedReLU(0.3, name="soft")(layers.Conv2D(4, 3)(inputs))
     x = layers.Dense(2)(layers.Flatten()(x))
     net = randomize(tf_keras.Model(inputs, x))
     qat = quantize(net, representative_data=(images(),), allow_float=True)

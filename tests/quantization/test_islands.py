@@ -72,9 +72,9 @@ def numbers(count=32):
         pytest.param(
             lambda: layers.Bidirectional(layers.LSTM(2)), "end", marks=pytest.mark.families
         ),
-        (layers.ELU, "start"),
-        (layers.ELU, "middle"),
-        (layers.ELU, "end"),
+        (layers.ThresholdedReLU, "start"),
+        (layers.ThresholdedReLU, "middle"),
+        (layers.ThresholdedReLU, "end"),
         (Product, "start"),
         (Product, "middle"),
         (Product, "end"),
@@ -123,9 +123,11 @@ def test_what_computes_beyond_a_threshold_has_a_range_of_its_own():
 
 
 def test_an_island_is_tried_once(monkeypatch):
-    model = net(layers.ELU(alpha=0.625), "middle")
+    model = net(layers.ThresholdedReLU(theta=0.625), "middle")
     require_quantizable(model, allow_float=True)
     monkeypatch.setattr(islands, "integer_file", None)
-    require_quantizable(net(layers.ELU(alpha=0.625), "middle"), allow_float=True)
-    with pytest.raises(ValueError, match=r"'elu\w*' \(ELU\) cannot be kept in float"):
-        require_quantizable(net(layers.ELU(alpha=0.75), "middle"), allow_float=True)
+    require_quantizable(net(layers.ThresholdedReLU(theta=0.625), "middle"), allow_float=True)
+    with pytest.raises(
+        ValueError, match=r"'thresholded\w*' \(ThresholdedReLU\) cannot be kept in float"
+    ):
+        require_quantizable(net(layers.ThresholdedReLU(theta=0.75), "middle"), allow_float=True)

@@ -153,6 +153,7 @@ def residual_plan(model: tf_keras.Model, **options: Any) -> ehap.PruningPlan:
 def test_micro_batches_and_their_order_change_rounding_alone(
     residual: str, implant_ratio: float
 ) -> None:
+    tf_keras.utils.set_random_seed(0)
     model = small_residual_net()
     plan = residual_plan(model, residual=residual, implant_ratio=implant_ratio)
     slim = ehap.prune(model, plan)
