@@ -10,7 +10,7 @@ import tensorflow as tf
 import tf_keras
 
 from ehap_tf.data import as_arrays, as_dataset, count_batches, example_weights, has_weights
-from ehap_tf.models import copy_model, require_functional, require_inputs
+from ehap_tf.models import copy_model, output_names, require_functional, require_inputs
 from ehap_tf.models.keras3 import either_keras
 from ehap_tf.quantization import FreezeBatchNorm
 from ehap_tf.sensitivity.network.labels import require_labels
@@ -60,6 +60,9 @@ def finetune(
     """
     require_functional(model)
     loss, weights = known_loss(model, loss, loss_weights)
+    train_data, validation_data = (
+        without_missing_labels(model, data) for data in (train_data, validation_data)
+    )
     steps = require_fit(model, train_data, loss, "train_data", batch_size)
     if validation_data is not None:
         require_fit(model, validation_data, loss, "validation_data", batch_size)
@@ -176,6 +179,17 @@ def shuffled_batches(data: Any, batch_size: int) -> tf.data.Dataset:
     if isinstance(data, tf.data.Dataset):
         return batches
     return batches.unbatch().shuffle(count_examples(data), seed=0).batch(batch_size)
+
+
+def without_missing_labels(model: tf_keras.Model, data: Any) -> Any:
+    """Arrays with the labels by output, where the list of them holds None for an output."""
+    if not isinstance(data, tuple) or len(data) < 2 or not isinstance(data[1], list | tuple):
+        return data
+    x, labels, *weights = data
+    if not any(one is None for one in labels) or len(labels) != len(model.outputs):
+        return data
+    named = zip(output_names(model), labels, strict=True)
+    return x, {name: one for name, one in named if one is not None}, *weights
 
 
 def count_examples(arrays: Any) -> int:
