@@ -28,9 +28,14 @@ from ehap_tf.benchmark.contenders import (
 )
 from ehap_tf.benchmark.gated_model import GatedModel
 from ehap_tf.benchmark.records import Records, Row, add_records_argument, beside, digest
-from ehap_tf.benchmark.subject import add_subject_arguments, load_images, trained_source
+from ehap_tf.benchmark.subject import (
+    add_subject_arguments,
+    load_images,
+    some_arrays,
+    trained_source,
+)
 from ehap_tf.criteria import find_criterion
-from ehap_tf.data import evaluation_batches, sample_arrays, training_batches
+from ehap_tf.data import sample_arrays, training_batches
 from ehap_tf.pruning import PruningPlan, plan_pruning, prune, repair
 from ehap_tf.sensitivity import FilterScores
 
@@ -161,10 +166,9 @@ class Subject:
         )
         self._model, self._dataset = model, dataset
         self._sample = sample_arrays(dataset, options.examples, options.seed)
-        count = options.validation_images or len(dataset.validation)
-        validation = dataset.validation.take(np.arange(min(count, len(dataset.validation))))
-        batches = evaluation_batches(validation, dataset, 256).as_numpy_iterator()
-        self._images, self._labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+        self._images, self._labels = some_arrays(
+            dataset, dataset.validation, options.validation_images
+        )
         self.images = len(self._labels)
         self._gated: GatedModel | None = None
         # The same images for everybody: the training stream of seed 0.

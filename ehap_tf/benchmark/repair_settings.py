@@ -19,12 +19,14 @@ from ehap_tf.benchmark.contenders import Clock, add_ranking_arguments, rank
 from ehap_tf.benchmark.records import Records, Row, add_records_argument, beside, digest
 from ehap_tf.benchmark.subject import (
     add_subject_arguments,
+    divergence,
     load_images,
     log_probabilities,
+    some_arrays,
     trained_source,
 )
 from ehap_tf.criteria import find_criterion
-from ehap_tf.data import as_dataset, evaluation_batches, sample_arrays
+from ehap_tf.data import as_dataset, sample_arrays
 from ehap_tf.models import ends_in_softmax
 from ehap_tf.pruning import plan_pruning, prune, recalibrate, repair
 
@@ -124,10 +126,9 @@ class Subject:
         self._model, self._dataset, self._loss = load_images(
             options.model, options.dataset, options.data_dir, options.seed
         )
-        count = options.validation_images or len(self._dataset.validation)
-        some = self._dataset.validation.take(np.arange(min(count, len(self._dataset.validation))))
-        batches = evaluation_batches(some, self._dataset, 256).as_numpy_iterator()
-        self._inputs, self._labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+        self._inputs, self._labels = some_arrays(
+            self._dataset, self._dataset.validation, options.validation_images
+        )
         self.images = len(self._labels)
         self.digest = digest(trained_source(options.model, options.dataset), options.seed)
         settings = {"model": self.digest} | {name: getattr(options, name) for name in SETTINGS}
@@ -144,11 +145,11 @@ class Subject:
             residual=options.residual,
             cost_aware=options.cost_aware,
         )
+        self._slim = prune(self._model, self._plan)
 
     def unrepaired(self) -> list[Row]:
         """The whole network, and the pruned one without repair."""
-        slim = prune(self._model, self._plan)
-        images = self._options.images[0]
+        slim, images = self._slim, self._options.images[0]
         stream = as_dataset(sample_arrays(self._dataset, images, self._options.seed), 128)
         return [
             self._row("whole", lambda: self._model, timed=False),
@@ -162,8 +163,7 @@ class Subject:
 
         def make() -> tf_keras.Model:
             images = self._images(source, count)
-            slim = prune(self._model, self._plan)
-            return repair(slim, self._model, self._plan, images, len(images), **settings)  # type: ignore[arg-type]
+            return repair(self._slim, self._model, self._plan, images, len(images), **settings)  # type: ignore[arg-type]
 
         return self._row(name, make)
 
@@ -173,12 +173,11 @@ class Subject:
             model = make()
             seconds = time.monotonic() - began
             found = self._log_probabilities(model)
-            lost = (np.exp(self._wanted) * (self._wanted - found)).sum(-1)
             accuracy = float((found.argmax(-1) == self._labels).mean())
             return {
                 "what": name,
                 "accuracy": accuracy,
-                "divergence": float(lost.mean()),
+                "divergence": divergence(self._wanted, found),
                 **({"seconds": seconds} if timed else {}),
             }
 

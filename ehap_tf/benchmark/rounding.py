@@ -19,11 +19,13 @@ from ehap_tf.benchmark.contenders import Clock
 from ehap_tf.benchmark.records import Records, Row, add_records_argument, beside, digest
 from ehap_tf.benchmark.subject import (
     add_subject_arguments,
+    divergence,
     load_images,
     log_probabilities,
+    some_arrays,
     trained_source,
 )
-from ehap_tf.data import evaluation_batches, sample_arrays
+from ehap_tf.data import sample_arrays
 from ehap_tf.models import ends_in_softmax
 from ehap_tf.quantization import quantize
 from ehap_tf.quantization.qat import ROUNDINGS
@@ -51,9 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Measures what is not yet measured, prints the table, writes what --output asks for."""
     model, dataset, _ = load_images(options.model, options.dataset, options.data_dir, options.seed)
-    count = min(options.test_images or len(dataset.test), len(dataset.test))
-    batches = evaluation_batches(dataset.test.take(np.arange(count)), dataset, 256)
-    x, y = (np.concatenate(parts) for parts in zip(*batches.as_numpy_iterator(), strict=True))
+    x, y = some_arrays(dataset, dataset.test, options.test_images)
     images, _ = sample_arrays(dataset, options.examples, options.seed)
     of_model = digest(trained_source(options.model, options.dataset), options.seed)
     names = ("dataset", "examples", "test_images", "seed")
@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> None:
 
         rows.append(records.row(name, measured))
         clock.tick(name)
-    output.show(f"Post-training quantization, {count} test images", rows, COLUMNS)
+    output.show(f"Post-training quantization, {len(y)} test images", rows, COLUMNS)
     output.save(options, "rounding", rows, table=output.markdown(rows, COLUMNS), model=of_model)
 
 
@@ -95,7 +95,7 @@ class _Judge:
             "what": name,
             "accuracy": float((found.argmax(-1) == self._labels).mean()),
             "agreement": float((found.argmax(-1) == wanted.argmax(-1)).mean()),
-            "divergence": float((np.exp(wanted) * (wanted - found)).sum(-1).mean()),
+            "divergence": divergence(wanted, found),
             "ratio_db": 10 * float(np.log10(np.square(centered).sum() / noise)) if noise else None,
             "seconds": seconds,
         }

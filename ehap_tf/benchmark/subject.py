@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 import tf_keras
 
-from ehap_tf.data import DATASET_NAMES, ImageDataset, load_dataset, sample_arrays
+from ehap_tf.data import (
+    DATASET_NAMES,
+    ImageDataset,
+    Split,
+    evaluation_batches,
+    load_dataset,
+    sample_arrays,
+)
 from ehap_tf.models import MODEL_NAMES, build_model, ends_in_softmax, load_model
 
 SUBJECT_FLAGS = ("model", "dataset", "data_dir", "examples", "seed")
@@ -110,6 +117,19 @@ def load_images(
         )
         network = build_model(model, loaded.num_classes, loaded.input_shape, seed)
     return network, loaded, _loss(network)
+
+
+def some_arrays(dataset: ImageDataset, split: Split, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first images of a split, as a model takes them, and their labels; all where 0."""
+    some = split.take(np.arange(min(count or len(split), len(split))))
+    batches = evaluation_batches(some, dataset, 256).as_numpy_iterator()
+    images, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+    return images, labels
+
+
+def divergence(wanted: np.ndarray, found: np.ndarray) -> float:
+    """Kullback-Leibler, of log-probabilities (examples, classes) from others: mean, in nats."""
+    return float((np.exp(wanted) * (wanted - found)).sum(-1).mean())
 
 
 def log_probabilities(network: tf_keras.Model, inputs: np.ndarray, are_outputs: bool) -> np.ndarray:

@@ -11,12 +11,16 @@ import numpy.typing as npt
 import tensorflow as tf
 import tf_keras
 
+from ehap_tf.graph.least_squares import Sums
 from ehap_tf.graph.traits import computes_like
 
 Floats = npt.NDArray[Any]
 Indices = npt.NDArray[np.int64]
 
 layers = tf_keras.layers
+
+_UNFOLDED_BYTES = 64 * 2**20
+"""Unfolded inputs that are computed at once, about."""
 
 
 class Kernel(abc.ABC):
@@ -102,6 +106,19 @@ def some_positions(total: int, most: int, rng: np.random.Generator) -> Indices:
     if total <= most:
         return np.arange(total)
     return np.sort(rng.choice(total, most, replace=False, shuffle=False))
+
+
+def in_parts(positions: Indices, row_bytes: int) -> list[Indices]:
+    """Positions in parts whose unfolded inputs, of so many bytes each, are of bounded size."""
+    rows = min(max(_UNFOLDED_BYTES // max(row_bytes, 1), 1), Sums.ROWS)
+    return np.array_split(positions, -(-len(positions) // rows)) if len(positions) else []
+
+
+def by_group(outputs: tf.Tensor, groups: int) -> tf.Tensor:
+    """What stands in rows (positions, filters) as (groups, positions, filters of one)."""
+    if groups == 1:
+        return outputs[None]
+    return tf.transpose(tf.reshape(outputs, [len(outputs), groups, -1]), [1, 0, 2])
 
 
 class DenseKernel(Kernel):

@@ -5,17 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
-from ehap_tf.graph import Kernel, Sums, kernel_of, products, some_positions, with_ridge
+from ehap_tf.graph import (
+    Kernel,
+    Sums,
+    by_group,
+    in_parts,
+    kernel_of,
+    products,
+    some_positions,
+    with_ridge,
+)
 from ehap_tf.quantization.column_rounding import rounded_matrix, rounded_to_nearest, squared_error
 from ehap_tf.quantization.quantizers import largest_integer
 from ehap_tf.quantization.side_by_side import SideBySide, Sides
 
 POSITIONS = 40_000
 """Of a layer's output that are looked at, over all examples, drawn at random."""
-UNFOLDED_BYTES = 64 * 2**20
-"""Unfolded inputs that are computed at once, about."""
 LARGEST_SYSTEM = 8_192
 """Inputs of a filter: their Gram matrix takes half a gigabyte."""
 RIDGE = 0.01
@@ -80,19 +86,15 @@ class KernelRounding:
         examples = sum(len(part) for part in x.rounded)
         rng = np.random.default_rng([self._seed, len(self.errors)])
         chosen = some_positions(of_example * examples, POSITIONS, rng)
-        rows = min(max(UNFOLDED_BYTES // (4 * matrix[..., 0].size), 1), Sums.ROWS)
         start = 0
         for exact, rounded in zip(x.exact, x.rounded, strict=True):
             stop = start + of_example * len(rounded)
             mine = chosen[slice(*np.searchsorted(chosen, [start, stop]))] - start
             start = stop
-            if not len(mine):
-                continue
-            for positions in np.array_split(mine, -(-len(mine) // rows)):
+            for positions in in_parts(mine, 4 * matrix[..., 0].size):
                 unfolded = kernel.unfolded(rounded, positions)
                 lost = products(kernel.unfolded(exact, positions) - unfolded, matrix)
-                by_group = tf.reshape(lost, [len(positions), len(matrix), -1])
-                sums.add(unfolded, tf.transpose(by_group, [1, 0, 2]))
+                sums.add(unfolded, by_group(lost, len(matrix)))
 
 
 def _error(matrix: np.ndarray, wanted: np.ndarray, gram: np.ndarray) -> float:

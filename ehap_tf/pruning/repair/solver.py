@@ -12,7 +12,7 @@ import numpy.typing as npt
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.graph import Sums, layer_paths, products, some_positions
+from ehap_tf.graph import Sums, by_group, in_parts, layer_paths, products, some_positions
 from ehap_tf.progress import ProgressCallback
 from ehap_tf.pruning.plan.pruning_plan import PruningPlan
 from ehap_tf.pruning.repair.behind import matched
@@ -27,9 +27,6 @@ Changes = dict[str, dict[str, Floats]]
 
 _SAME = 1e-5
 """Outputs that are apart by less, relative to their root mean square, are apart by rounding."""
-
-_UNFOLDED_BYTES = 64 * 2**20
-"""Unfolded inputs that are computed at once, about."""
 
 _ROWS_BYTES = 512 * 2**20
 """Of one layer, kept for regressions that are repeated, about: fewer positions where that is not
@@ -169,7 +166,7 @@ class _System:
             behind = target.behind
             if behind is not None:
                 lacks += behind.lacks(values, positions)
-            centered = self.sums.add(unfolded, self._by_group(lacks))
+            centered = self.sums.add(unfolded, by_group(lacks, len(self._matrix)))
             if behind is not None and self._rows is not None:
                 rows = _Rows(centered, outputs, lacks, *behind.range(values, positions))
                 self._rows.append(rows)
@@ -213,7 +210,7 @@ class _System:
             lacks, left = self._lacks_seen(step, shift)
         for _ in range(_ROUNDS):
             self.sums.replace_targets(
-                (rows.centered, self._by_group(part))
+                (rows.centered, by_group(part, len(self._matrix)))
                 for rows, part in zip(self._rows or (), lacks, strict=True)
             )
             further, by = self.sums.solve(ridge)
@@ -233,12 +230,6 @@ class _System:
         lacks = [rows.lacks_seen(step, shift) for rows in self._rows or ()]
         return lacks, float(sum(tf.reduce_sum(tf.square(part)) for part in lacks))
 
-    def _by_group(self, outputs: tf.Tensor) -> tf.Tensor:
-        groups = len(self._matrix)
-        if groups == 1:
-            return outputs[None]
-        return tf.transpose(tf.reshape(outputs, [len(outputs), groups, -1]), [1, 0, 2])
-
     def _parts(
         self, call: int, batch: MicroBatch, shape: tuple[int, ...]
     ) -> list[npt.NDArray[np.int64]]:
@@ -251,10 +242,7 @@ class _System:
         chosen = self._chosen[call]
         first, last = np.searchsorted(chosen, [batch.start * of_example, batch.stop * of_example])
         mine = chosen[first:last] - batch.start * of_example
-        if not len(mine):
-            return []
-        rows = min(max(_UNFOLDED_BYTES // self._row_bytes, 1), Sums.ROWS)
-        return np.array_split(mine, -(-len(mine) // rows))
+        return in_parts(mine, self._row_bytes)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ import tensorflow as tf
 import tf_keras
 
 from ehap_tf.channels import TracedCall, trace_channels
-from ehap_tf.graph import Kernel, Sums, kernel_of, some_positions
+from ehap_tf.graph import Kernel, Sums, in_parts, kernel_of, some_positions
 from ehap_tf.graph.kernels import Indices
 from ehap_tf.sensitivity.network.batches import HessianBatch
 from ehap_tf.sensitivity.network.network import Network
@@ -215,7 +215,7 @@ class _Onlooker:
             values = tf.reshape(values, [-1, *own])
             total = len(values) * int(np.prod(kernel.output_positions(tuple(values.shape))))
             positions = some_positions(total, most, self._rng)
-            for part in np.array_split(positions, -(-len(positions) // Sums.ROWS)):
+            for part in in_parts(positions, 4 * _rows(kernel)):
                 self._sums[path].add(kernel.unfolded(values, part), tf.zeros([1, len(part), 0]))
         return tensor
 
