@@ -12,8 +12,8 @@ import tf_keras
 from ehap_tf.graph import is_symbolic, made_by
 from ehap_tf.models.kinds import layer_kind
 from ehap_tf.quantization.builder import GraphBuilder
+from ehap_tf.quantization.integer_kernels import keeps_grid
 from ehap_tf.quantization.own_layers import EhapStopGradient
-from ehap_tf.quantization.registry import keeps_grid
 from ehap_tf.quantization.rules import sum_of
 
 layers = tf_keras.layers

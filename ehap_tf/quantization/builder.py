@@ -11,10 +11,17 @@ import tf_keras
 
 from ehap_tf.channels import ScatterChannels
 from ehap_tf.graph import ZeroInitializers, is_noise, is_symbolic, layer_from, with_policy
+from ehap_tf.models import clone_with_policy
 from ehap_tf.models.kinds import function_kind
+from ehap_tf.quantization.integer_kernels import ACTIVATION_OUTPUTS
 from ehap_tf.quantization.integer_operators import EhapOperator, as_json
-from ehap_tf.quantization.own_layers import EhapHardSwish, EhapMean, EhapRsqrt, EhapStopGradient
-from ehap_tf.quantization.registry import ACTIVATION_OUTPUTS
+from ehap_tf.quantization.own_layers import (
+    EhapFloatLayer,
+    EhapHardSwish,
+    EhapMean,
+    EhapRsqrt,
+    EhapStopGradient,
+)
 from ehap_tf.quantization.smooth_activations import SMOOTH_ACTIVATIONS
 
 layers = tf_keras.layers
@@ -137,6 +144,28 @@ class GraphBuilder:
                     np.reshape(w, v.shape) for w, v in zip(weights, twin.weights, strict=True)
                 ]
             twin.set_weights(weights)
+            return outputs
+
+        return call
+
+    def in_float(self, layer: tf_keras.layers.Layer) -> Callable[..., Any]:
+        """Returns a function that calls a copy of `layer` which stays in float32.
+
+        Args:
+            layer: a layer or a nested model.
+        """
+        if isinstance(layer, tf_keras.Model):
+            twin = clone_with_policy(layer, "float32")
+        else:
+            config = with_policy(
+                {**layer.get_config(), "dtype": "float32"}, OTHER_POLICIES, "float32"
+            )
+            twin = layer_from(layer, config)
+        kept = EhapFloatLayer(twin, name=self.name(layer.name), dtype="float32")
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            outputs = kept(*args, **kwargs)
+            twin.set_weights(layer.get_weights())
             return outputs
 
         return call

@@ -7,6 +7,8 @@ composite layers their parts. Weights are copied; everything computes in float32
 
 from __future__ import annotations
 
+import fnmatch
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -32,24 +34,67 @@ from ehap_tf.models.kinds import layer_kind
 from ehap_tf.quantization.builder import GraphBuilder
 from ehap_tf.quantization.flat_graph import rebuild
 from ehap_tf.quantization.operators import rewrite_operator
-from ehap_tf.quantization.rules import batch_norm, rewrite_layer
+from ehap_tf.quantization.rewriting import has_rule_of_the_users, rewrite_layer
+from ehap_tf.quantization.rules import batch_norm
 
 
-def canonical_model(model: tf_keras.Model) -> tf_keras.Model:
+def canonical_model(model: tf_keras.Model, keep_float: Sequence[str] = ()) -> tf_keras.Model:
     """Returns a flat float32 twin of `model`, with weights of its own.
 
     Outputs agree with those of `model` to rounding. Layer names are kept, with a number where two
     would be the same; parts of a composite layer get its name and a suffix. A BatchNorm called with
     `training=False` is not trainable.
 
+    Args:
+        model: Functional or Sequential.
+        keep_float: names of layers, or patterns as of files, that become an `EhapFloatLayer`. The
+            name of one in a nested model has that of the model before it: "head/dense".
+
     Raises:
         TypeError: `model` is not Functional or Sequential, or a model inside it is not.
         ValueError: a layer has its channels first, is called in training mode, averages what a
-            mask leaves, or is quantized already.
+            mask leaves, or is quantized already; a pattern fits no layer.
     """
     require_functional(model)
     _require_no_mask(model)
-    return rebuild(model, Canonicalizer(GraphBuilder(input_layer_names(model))))
+    kept = KeptInFloat(keep_float)
+    flat = rebuild(model, Canonicalizer(GraphBuilder(input_layer_names(model)), kept=kept))
+    kept.require_all_used()
+    return flat
+
+
+class KeptInFloat:
+    """Which layers stay in float because the caller says so.
+
+    Args:
+        patterns: of their names.
+    """
+
+    def __init__(self, patterns: Sequence[str]) -> None:
+        if isinstance(patterns, str):
+            raise TypeError(
+                "keep_float must be a list or tuple of names or patterns. "
+                f"Received: the text {patterns!r}"
+            )
+        self._patterns = tuple(patterns)
+        self._used: set[str] = set()
+        self._names: list[str] = []
+
+    def __call__(self, path: str) -> bool:
+        """Whether the layer of that name stays in float."""
+        self._names.append(path)
+        fitting = [p for p in self._patterns if fnmatch.fnmatchcase(path, p)]
+        self._used.update(fitting)
+        return bool(fitting)
+
+    def require_all_used(self) -> None:
+        """Raises ValueError where a pattern has fitted no layer."""
+        unused = [pattern for pattern in self._patterns if pattern not in self._used]
+        if unused:
+            raise ValueError(
+                f"keep_float must fit names of layers: {', '.join(self._names)}. "
+                f"Received: {unused[0]!r}"
+            )
 
 
 class Canonicalizer:
@@ -58,11 +103,21 @@ class Canonicalizer:
     Args:
         builder: makes the layers.
         training: what the nested model, whose calls these are, is called with; None for neither.
+        kept: says which layers stay in float.
+        path: what the names of the layers get before them: those of the models around.
     """
 
-    def __init__(self, builder: GraphBuilder, training: bool | None = None) -> None:
+    def __init__(
+        self,
+        builder: GraphBuilder,
+        training: bool | None = None,
+        kept: Callable[[str], bool] = lambda path: False,
+        path: str = "",
+    ) -> None:
         self._builder = builder
         self._training = training
+        self._kept = kept
+        self._path = path
 
     def __call__(
         self, layer: tf_keras.layers.Layer, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -77,6 +132,8 @@ class Canonicalizer:
         training = self._training if training is None else training
         # In inference mode even while the model trains.
         inference = training is not None and not training
+        if self._kept(f"{self._path}{layer.name}") and not is_identity_at_inference(layer):
+            return self._builder.in_float(layer)(*args, **kwargs)
         if isinstance(layer, tf_keras.Model):
             return self._inline(layer, args[0], training)
         if training and (is_plain_batch_norm(layer) or is_identity_at_inference(layer)):
@@ -93,9 +150,10 @@ class Canonicalizer:
             outputs = rewrite_operator(self._builder, layer, args, kwargs)
             if outputs is not None:
                 return outputs
-        if layer_kind(layer) == "TimeDistributed" and not kwargs.keys() - {"training"}:
+        own = has_rule_of_the_users(layer)
+        if layer_kind(layer) == "TimeDistributed" and not (own or kwargs.keys() - {"training"}):
             return self._for_each_step(layer, args[0], training)
-        if is_plain_batch_norm(layer):
+        if is_plain_batch_norm(layer) and not own:
             # So its statistics stay in training too. In Keras its gamma and beta would still train.
             trainable = layer.trainable and not inference
             return batch_norm(self._builder, layer, args[0], trainable)
@@ -124,7 +182,8 @@ class Canonicalizer:
 
     def _inline(self, model: tf_keras.Model, inputs: Any, training: bool | None) -> Any:
         _require_no_mask(model)
-        visit = Canonicalizer(self._builder, training)
+        path = f"{self._path}{model.name}/"
+        visit = Canonicalizer(self._builder, training, self._kept, path)
         # By name where they are a dict.
         outputs = replay(model, model._flatten_to_reference_inputs(inputs), visit)
         return tf.nest.pack_sequence_as(model._nested_outputs, outputs)

@@ -9,7 +9,7 @@ import tf_keras
 
 from ehap_tf.graph import consumers, layer_of
 from ehap_tf.models.kinds import layer_kind, spelled
-from ehap_tf.quantization.registry import keeps_grid
+from ehap_tf.quantization.integer_kernels import keeps_grid
 
 LOOKUPS = frozenset({"CategoryEncoding", "Embedding", "HashedCrossing", "Hashing", "IntegerLookup"})
 """Layers that cut their input's numbers to integers, of whatever type they come."""

@@ -37,10 +37,10 @@ from ehap_tf.models import output_names
 from ehap_tf.models.kinds import layer_kind
 from ehap_tf.quantization.flat_graph import output_layers, readers_in_file
 from ehap_tf.quantization.folding import FoldedKernel, fold
+from ehap_tf.quantization.integer_kernels import keeps_grid, multiplies
 from ehap_tf.quantization.integer_operators import EhapOperator
 from ehap_tf.quantization.layout import is_plain_relu
 from ehap_tf.quantization.quantizers import EhapActivationQuantizer, EhapFixedQuantizer
-from ehap_tf.quantization.registry import KERNELS, keeps_grid
 from ehap_tf.quantization.wrappers import NAME_PREFIX, has_default_name, unwrapped
 
 Range = tuple[float, float]
@@ -88,9 +88,7 @@ class IntegerGraph:
             layer.name: output_range(layer) if rounding else None for layer in qat.layers
         }
         self.kernels = {
-            layer.name: self._kernel(layer)
-            for layer in qat.layers
-            if layer_kind(unwrapped(layer)) in KERNELS
+            layer.name: self._kernel(layer) for layer in qat.layers if multiplies(unwrapped(layer))
         }
         self._repeated = self._times_before()
         self._slopes = {
@@ -123,7 +121,7 @@ class IntegerGraph:
         is_folded = isinstance(inner, QuantizeLayer) or is_plain_batch_norm(inner)
         if is_folded or is_identity_at_inference(inner):
             y = x
-        elif kind in KERNELS:
+        elif multiplies(inner):
             y = self.products(layer, x)
         elif layer.name in self._slopes:
             # In the shape in which the converter sees its PRELU.

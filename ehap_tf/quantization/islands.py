@@ -16,9 +16,9 @@ from ehap_tf.graph import arguments, is_symbolic, nodes_in_order, propagate_call
 from ehap_tf.models.kinds import spelled
 from ehap_tf.quantization.evaluate import TFLiteModel
 from ehap_tf.quantization.export import integer_file
+from ehap_tf.quantization.integer_kernels import keeps_grid
 from ehap_tf.quantization.own_layers import EhapQuantizeLayer
 from ehap_tf.quantization.quantizers import EhapActivationQuantizer, EhapFixedQuantizer
-from ehap_tf.quantization.registry import keeps_grid
 
 FixedRange = tuple[float, float] | None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -31,20 +31,18 @@ from ehap_tf.quantization.canonical import canonical_model
 from ehap_tf.quantization.configs import EhapQuantizeConfig
 from ehap_tf.quantization.exact_inputs import require_no_exact_inputs
 from ehap_tf.quantization.flat_graph import readers_in_file, rebuild
-from ehap_tf.quantization.integer_operators import EhapOperator
-from ehap_tf.quantization.own_layers import EhapQuantizeLayer
-from ehap_tf.quantization.quantizers import EhapActivationQuantizer
-from ehap_tf.quantization.registry import (
-    KERNELS,
-    ONE_GRID,
-    EhapQuantizeRegistry,
+from ehap_tf.quantization.integer_kernels import (
     averages_on_grid,
+    integer_kernel,
     keeps_grid,
+    multiplies,
 )
+from ehap_tf.quantization.integer_operators import EhapOperator
+from ehap_tf.quantization.own_layers import EhapFloatLayer, EhapQuantizeLayer
+from ehap_tf.quantization.quantization_plan import LayerQuantization, QuantizationPlan
+from ehap_tf.quantization.quantizers import EhapActivationQuantizer
+from ehap_tf.quantization.registry import EhapQuantizeRegistry, spelled_layer
 from ehap_tf.quantization.selecting_layers import selects_values
-
-FUSES_RELU = frozenset({*KERNELS, "BatchNormalization", "Add", "Subtract", "Multiply"})
-"""Operators that end in a ReLU at no cost, so that nothing is quantized between."""
 
 NOT_WRAPPED = (tf_keras.layers.InputLayer, QuantizeLayer)
 
@@ -80,7 +78,30 @@ class EhapQuantizeLayoutTransform(default_layout.Default8BitQuantizeLayoutTransf
             ValueError: a layer has no integer kernel, or looks an input up, or one that was
                 annotated has become other layers.
         """
-        flat = canonical_model(model)
+        annotated = {
+            name: entry["quantize_config"]
+            for name, entry in layer_quantize_map.items()
+            if entry.get("quantize_config")
+        }
+        flat = self.rewritten(model, annotated)
+        plan = self.decided(flat, annotated)
+        return flat, {n: {"quantize_config": c} for n, c in self.configs(flat, plan, annotated)}
+
+    def rewritten(
+        self, model: tf_keras.Model, annotated: Mapping[str, Any] | None = None
+    ) -> tf_keras.Model:
+        """The operators of the file as a float model, with a `QuantizeLayer` where none is wrapped.
+
+        Args:
+            model: the float model.
+            annotated: layer -> the config that the caller gives it.
+
+        Raises:
+            TypeError: as `apply`.
+            ValueError: as `apply`; a pattern of `keep_float` fits no layer.
+        """
+        annotated = annotated or {}
+        flat = canonical_model(model, self._registry.keep_float)
         for layer in flat.layers:
             if isinstance(layer, EhapOperator):
                 layer.round_constants()
@@ -88,26 +109,87 @@ class EhapQuantizeLayoutTransform(default_layout.Default8BitQuantizeLayoutTransf
         flat = _drop_out_behind_relus(flat)
         flat = _attach_batch_norms(flat, self._quantize_tensor)
         flat = self._surround_float_layers(flat)
-        annotated = {n for n, entry in layer_quantize_map.items() if entry.get("quantize_config")}
-        _require_own_configs({n: layer_quantize_map[n]["quantize_config"] for n in annotated}, flat)
-        flat = _keep_limits(flat, annotated)
-        flat = self._round_averages(flat, annotated)
-        configs: dict[str, dict[str, Any]] = {}
-        readers = _reading_layers(flat)
-        for layer in flat.layers:
-            config = layer_quantize_map.get(layer.name, {}).get("quantize_config")
-            if config is None:
-                if isinstance(layer, NOT_WRAPPED) or self._is_float(layer):
-                    continue
+        _require_own_configs(annotated, flat)
+        flat = _keep_limits(flat, annotated.keys())
+        return self._round_averages(flat, annotated.keys())
+
+    def decided(
+        self, flat: tf_keras.Model, annotated: Mapping[str, Any] | None = None
+    ) -> QuantizationPlan:
+        """How each layer of a rewritten model is quantized.
+
+        Raises:
+            ValueError: a layer has no integer kernel.
+        """
+        readers, sources = _reading_layers(flat), producers(flat)
+        names = (annotated or {}).keys()
+        layers = [self._decided(layer, readers, sources, names) for layer in _called(flat)]
+        registry = self._registry
+        return QuantizationPlan(
+            tuple(layers),
+            registry.weight_bits,
+            registry.activation_bits,
+            registry.percentile,
+            tuple(registry.keep_float),
+            registry.allow_float,
+        )
+
+    def _decided(
+        self,
+        layer: tf_keras.layers.Layer,
+        readers: Mapping[str, list[Any]],
+        sources: Mapping[str, Any],
+        annotated: Set[str],
+    ) -> LayerQuantization:
+        if isinstance(layer, QuantizeLayer):
+            return LayerQuantization(layer.name, "Quantize", "own")
+        if self._is_float(layer):
+            kept = isinstance(layer, EhapFloatLayer)
+            of = spelled_layer(layer.layer if kept else layer)
+            reason = "keep_float" if kept else "no integer kernel"
+            return LayerQuantization(layer.name, of, "float", reason=reason)
+        config, kernel = self._registry.get_quantize_config(layer), integer_kernel(layer)
+        assert kernel is not None
+        output, other = "own" if config.output == "observed" else "fixed", None
+        if kernel.output == "exact":
+            output = "exact"
+        elif kernel.output == "grid":
+            output, other = "input", sources[layer.name][0]
+        elif _ends_inside_operator(layer, readers[layer.name]):
+            other = readers[layer.name][0]
+            output = "behind" if isinstance(other, QuantizeLayer) else "inside"
+        elif config.output == "observed":
+            other = _another_grid(layer, readers, annotated)
+            output = "own" if other is None else "shared"
+        return LayerQuantization(
+            layer.name,
+            spelled_layer(layer),
+            output,
+            getattr(other, "name", other) or "",
+            config.weight_bits if config.weights else None,
+            ("tensor" if kernel.scales == "tensor" else "channel") if config.weights else "",
+        )
+
+    def configs(
+        self,
+        flat: tf_keras.Model,
+        plan: QuantizationPlan,
+        annotated: Mapping[str, Any] | None = None,
+    ) -> Iterator[tuple[str, EhapQuantizeConfig]]:
+        """The layers of a rewritten model that are wrapped, each with its config by the plan."""
+        for layer, entry in zip(_called(flat), plan.layers, strict=True):
+            if annotated and layer.name in annotated:
+                yield layer.name, annotated[layer.name]
+            elif not (isinstance(layer, NOT_WRAPPED) or entry.output == "float"):
                 config = self._registry.get_quantize_config(layer)
-                if _ends_inside_operator(layer, readers[layer.name]) or (
-                    config.output == "observed" and _gets_another_grid(layer, readers, annotated)
-                ):
+                config.weight_bits = entry.weight_bits or config.weight_bits
+                if entry.output not in ("own", "fixed"):
                     config.output = "none"
-            configs[layer.name] = {"quantize_config": config}
-        return flat, configs
+                yield layer.name, config
 
     def _is_float(self, layer: tf_keras.layers.Layer) -> bool:
+        if isinstance(layer, EhapFloatLayer):
+            return True
         return self._registry.allow_float and not (
             isinstance(layer, NOT_WRAPPED) or self._registry.supports(layer)
         )
@@ -120,10 +202,16 @@ class EhapQuantizeLayoutTransform(default_layout.Default8BitQuantizeLayoutTransf
         if not any(self._is_float(layer) for layer in flat.layers):
             return flat
 
+        readers, selecting = _reading_layers(flat), self._selecting(flat)
+
         def visit(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             outputs = layer(*args, **kwargs)
-            if not self._is_float(layer) or selects_values(layer):
+            if not self._is_float(layer) or layer.name in selecting:
                 return outputs
+            if isinstance(layer, EhapFloatLayer) and all(
+                isinstance(reader, EhapFloatLayer) for reader in readers[layer.name]
+            ):
+                return outputs  # From float to float nothing is rounded.
             return tf.nest.map_structure(
                 lambda y: self._quantize_tensor(y) if y.dtype.is_floating else y, outputs
             )
@@ -146,7 +234,7 @@ class EhapQuantizeLayoutTransform(default_layout.Default8BitQuantizeLayoutTransf
         sources = producers(flat)
         by_name = {layer.name: layer for layer in flat.layers}
         grids: dict[str, str] = {}
-        selecting = {n.name for n in flat.layers if self._is_float(n) and selects_values(n)}
+        selecting = self._selecting(flat)
         for layer in flat.layers:
             if averages_on_grid(layer) or layer.name in selecting:
                 (source,) = sources[layer.name]
@@ -169,6 +257,17 @@ class EhapQuantizeLayoutTransform(default_layout.Default8BitQuantizeLayoutTransf
 
         return rebuild(flat, visit)
 
+    def _selecting(self, flat: tf_keras.Model) -> set[str]:
+        """The layers in float that only move or select numbers which have a grid."""
+        sources, by_name = producers(flat), {layer.name: layer for layer in flat.layers}
+        return {
+            layer.name
+            for layer in flat.layers
+            if self._is_float(layer)
+            and not any(isinstance(by_name[s], EhapFloatLayer) for s in sources[layer.name])
+            and selects_values(layer)
+        }
+
     def _grid_layer(self, layer: tf_keras.layers.Layer) -> QuantizeLayer:
         if isinstance(layer, QuantizeLayer):
             return layer
@@ -185,13 +284,9 @@ class EhapQuantizeLayoutTransform(default_layout.Default8BitQuantizeLayoutTransf
         return EhapQuantizeLayer(quantizer, name=name)(tensor)
 
 
-def float_layers(flat: tf_keras.Model, configs: Mapping[str, Any]) -> list[str]:
-    """The layers of a rewritten model that stay in float."""
-    return [
-        layer.name
-        for layer in flat.layers
-        if layer.name not in configs and not isinstance(layer, NOT_WRAPPED)
-    ]
+def _called(flat: tf_keras.Model) -> list[Any]:
+    """The layers of a rewritten model but its inputs, in the order of a plan."""
+    return [layer for layer in flat.layers if not isinstance(layer, tf_keras.layers.InputLayer)]
 
 
 def _require_own_configs(annotated: Mapping[str, Any], flat: tf_keras.Model) -> None:
@@ -229,9 +324,12 @@ def _ends_inside_operator(layer: tf_keras.layers.Layer, readers: list[Any]) -> b
         return False
     if isinstance(readers[0], QuantizeLayer):
         return True
+    kernel = integer_kernel(layer)
+    if kernel is None:
+        return False
     if is_plain_relu(readers[0]):
-        return layer_kind(layer) in FUSES_RELU
-    return layer_kind(layer) in KERNELS and is_plain_batch_norm(readers[0])
+        return kernel.ends_in_relu
+    return kernel.multiplies and is_plain_batch_norm(readers[0])
 
 
 def _reading_layers(flat: tf_keras.Model) -> dict[str, list[Any]]:
@@ -253,7 +351,7 @@ def _keep_limits(flat: tf_keras.Model, annotated: Set[str]) -> tf_keras.Model:
         if is_plain_relu(layer)
         and layer.max_value not in (None, 6.0)
         and layer.name not in annotated
-        and _gets_another_grid(layer, readers, annotated)
+        and _another_grid(layer, readers, annotated) is not None
     }
     if not limited:
         return flat
@@ -268,19 +366,20 @@ def _keep_limits(flat: tf_keras.Model, annotated: Set[str]) -> tf_keras.Model:
     return rebuild(flat, visit)
 
 
-def _gets_another_grid(layer: Any, readers: Mapping[str, list[Any]], annotated: Set[str]) -> bool:
-    """Whether an output goes, perhaps moved on the way, to a single operator that has one grid.
+def _another_grid(layer: Any, readers: Mapping[str, list[Any]], annotated: Set[str]) -> Any:
+    """The operator with one grid that an output goes to alone, perhaps moved on the way, or None.
 
     The file's operators then write on that grid; a range of its own would clip in the QAT model
     alone.
     """
     while len({id(reader) for reader in readers[layer.name]}) == 1:
         layer = readers[layer.name][0]
-        if layer_kind(layer) in ONE_GRID:
-            return layer.name not in annotated
+        kernel = integer_kernel(layer)
+        if kernel is not None and kernel.output == "one_grid":
+            return None if layer.name in annotated else layer
         if not keeps_grid(layer) or averages_on_grid(layer):
             break
-    return False
+    return None
 
 
 def _only_scales(layer: Any) -> bool:
@@ -349,7 +448,7 @@ def _attach_batch_norms(flat: tf_keras.Model, on_input: Callable[[Any], Any]) ->
         if layer.scale:
             gamma = layer.gamma.numpy()
             layer.gamma.assign(np.where(np.abs(gamma) < SMALLEST_GAMMA, SMALLEST_GAMMA, gamma))
-        if layer_kind(feeding) in KERNELS:
+        if multiplies(feeding):
             return layer(x)
 
         def normalize(image: Any) -> Any:

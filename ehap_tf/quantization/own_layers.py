@@ -54,6 +54,25 @@ class EhapQuantizeLayer(QuantizeLayer):
         return super().call(inputs, training)
 
 
+class EhapFloatLayer(tf_keras.layers.Wrapper):
+    """A layer that computes in float32 in an otherwise integer file.
+
+    Args:
+        layer: any; it is built when it is called.
+    """
+
+    def build(self, input_shape: Any) -> None:
+        """Nothing to do."""
+        del input_shape
+        self.built = True
+
+    def call(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Calls the layer."""
+        if not self.layer._expects_training_arg:
+            kwargs.pop("training", None)
+        return self.layer(inputs, *args, **kwargs)
+
+
 class EhapHardSwish(tf_keras.layers.Layer):
     """x * relu6(x + 3) / 6, written so that the TFLite converter sees its HARD_SWISH."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -20,7 +20,7 @@ from ehap_tf.quantization.flat_graph import output_layers, rebuild
 from ehap_tf.quantization.inputs import input_batches
 from ehap_tf.quantization.islands import require_convertible
 from ehap_tf.quantization.kernel_rounding import LARGEST_SYSTEM, KernelRounding
-from ehap_tf.quantization.layout import float_layers
+from ehap_tf.quantization.quantization_plan import QuantizationPlan
 from ehap_tf.quantization.scheme import EhapQuantizeScheme, quantization_scope
 from ehap_tf.quantization.side_by_side import Mend, SideBySide, examples_in_memory
 from ehap_tf.quantization.wrappers import (
@@ -47,6 +47,7 @@ def quantize(
     reestimate: bool = False,
     bias_correction: bool | None = None,
     rounding: str = "nearest",
+    plan: QuantizationPlan | None = None,
 ) -> tf_keras.Model:
     """Returns a twin of `model` that computes with the numbers of the integer file.
 
@@ -95,6 +96,8 @@ def quantize(
             It takes the kernels of all convolutions and Dense layers; the slopes of a PReLU and
             constants are rounded to nearest, and so is a kernel whose filters have more than 8,192
             inputs, with a warning.
+        plan: from `plan_quantization`, perhaps edited. It says what `weight_bits`,
+            `activation_bits`, `act_percentile` and `allow_float` say otherwise.
 
     Example:
         >>> images = train_images[:512]
@@ -106,8 +109,8 @@ def quantize(
             such as a generator.
         ValueError: a layer has no integer kernel, or none in float that TFLite can run, needs the
             exact numbers of an input, or is quantized already, a weight or an activation is NaN or
-            infinite, the model takes inputs of any size, or an argument is outside its values, such
-            as a list of batches for data.
+            infinite, the model takes inputs of any size, the plan is of another model, or an
+            argument is outside its values, such as a list of batches for data.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {METHODS}. Received: {method!r}")
@@ -127,9 +130,15 @@ def quantize(
             'representative_data is needed for method="ptq", a few hundred inputs suffice. '
             "Received: None"
         )
-    scheme = EhapQuantizeScheme(weight_bits, activation_bits, act_percentile, allow_float)
+    options = QuantizationOptions(weight_bits, activation_bits, act_percentile, allow_float)
+    if plan is not None and options != QuantizationOptions():
+        raise ValueError(
+            "plan says it all: leave weight_bits, activation_bits, act_percentile and allow_float "
+            f"out, or give them to plan_quantization. Received: {options} and a plan"
+        )
     with quantization_scope():
-        qat = _wrap(*_rewritten(model, scheme), model.output_names)
+        flat, configs, _ = _rewritten(model, options, plan)
+        qat = _wrap(flat, configs, model.output_names)
     if representative_data is not None:
         if reestimate:
             reestimate_batch_norm(qat, _batches(qat, representative_data))
@@ -142,6 +151,50 @@ def quantize(
 
 @kept_random_state()
 @either_keras(None)
+def plan_quantization(
+    model: tf_keras.Model,
+    weight_bits: int = 8,
+    activation_bits: int = 8,
+    *,
+    act_percentile: float = 100.0,
+    allow_float: bool = False,
+    keep_float: Sequence[str] = (),
+) -> QuantizationPlan:
+    """Decides how `quantize` makes a model integer: data to look at, to edit and to save.
+
+    Args:
+        model: as for `quantize`, trained or not: only its layers count, and not their weights.
+        weight_bits: of all kernels; `QuantizationPlan.with_bits` changes single ones.
+        activation_bits: as in `quantize`.
+        act_percentile: as in `quantize`.
+        allow_float: as in `quantize`.
+        keep_float: layers that compute in float32 though they need not: their names, or patterns
+            as of files. A layer inside a nested model has the model's name before its own, so that
+            "head/*" are all of the model called head, each an operator by itself, and "head" is
+            that model as a whole. Between two of them nothing is rounded. What they read is
+            quantized, if something else than they made it. A layer that has no effect at inference
+            stays what it is. Export such a model with `allow_float=True`.
+
+    Returns:
+        The plan: for each layer of the file's graph the bits of its kernel and where its output is
+        quantized. Print `plan.summary()`.
+
+    Raises:
+        TypeError: as in `quantize`.
+        ValueError: as in `quantize`; a pattern fits no layer.
+
+    Example:
+        >>> plan = ehap.plan_quantization(model, weight_bits=4, keep_float=("head/*",))
+        >>> print(plan.summary())
+        >>> qat = ehap.quantize(model, "ptq", representative_data=images, plan=plan)
+    """
+    options = QuantizationOptions(
+        weight_bits, activation_bits, act_percentile, allow_float, keep_float
+    )
+    with quantization_scope():
+        return _rewritten(model, options)[-1]
+
+
 def require_quantizable(
     model: tf_keras.Model, weight_bits: int = 8, *, allow_float: bool = False
 ) -> None:
@@ -156,19 +209,43 @@ def require_quantizable(
         TypeError: as in `quantize`.
         ValueError: as in `quantize`.
     """
-    with quantization_scope():
-        _rewritten(model, EhapQuantizeScheme(weight_bits, allow_float=allow_float))
+    plan_quantization(model, weight_bits, allow_float=allow_float)
+
+
+class QuantizationOptions(NamedTuple):
+    """What a plan is made by; see `plan_quantization`."""
+
+    weight_bits: int = 8
+    activation_bits: int = 8
+    act_percentile: float = 100.0
+    allow_float: bool = False
+    keep_float: Sequence[str] = ()
 
 
 def _rewritten(
-    model: tf_keras.Model, scheme: EhapQuantizeScheme
-) -> tuple[tf_keras.Model, Mapping[str, Mapping[str, Any]]]:
-    """The operators of the file as a float model, and the config of each that is quantized."""
+    model: tf_keras.Model, options: QuantizationOptions, plan: QuantizationPlan | None = None
+) -> tuple[tf_keras.Model, Mapping[str, Mapping[str, Any]], QuantizationPlan]:
+    """The operators of the file as a float model, the config of each that is quantized, the plan.
+
+    Args:
+        model: to be quantized.
+        options: what the plan is made by.
+        plan: one that was made before, which is followed instead.
+    """
     _require_fixed_size(model)
-    flat, configs = scheme.get_layout_transformer().apply(model, {})
+    if plan is not None:
+        options = QuantizationOptions(*(getattr(plan, name) for name in options._fields))
+    layout = EhapQuantizeScheme(*options).get_layout_transformer()
+    flat = layout.rewritten(model)
+    decided = layout.decided(flat)
+    if plan is not None:
+        plan.require_fits(decided)
+        decided = plan
+    configs = {name: {"quantize_config": config} for name, config in layout.configs(flat, decided)}
     require_finite_weights(model)
-    require_convertible(flat, float_layers(flat, configs), configs)
-    return flat, configs
+    in_float = [layer.name for layer in decided.layers if layer.output == "float"]
+    require_convertible(flat, in_float, configs)
+    return flat, configs, decided
 
 
 def _mend(

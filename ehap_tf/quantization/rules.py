@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import tf_keras
+from tf_keras.src.applications.convnext import LayerScale, StochasticDepth
+from tf_keras.src.applications.inception_resnet_v2 import CustomScaleLayer
 
 from ehap_tf.models.kinds import function_kind, layer_kind
 from ehap_tf.quantization.builder import GraphBuilder
@@ -15,18 +17,10 @@ from ehap_tf.quantization.one_row import behind_axes, in_one_row, padded_causall
 from ehap_tf.quantization.own_layers import EhapMean
 from ehap_tf.quantization.product_rules import attention, dot, einsum_dense
 from ehap_tf.quantization.reducing_operators import l2_normalize
+from ehap_tf.quantization.rewriting import rewrite_layer, rule_for
 from ehap_tf.quantization.smooth_activations import elu
 
 layers = tf_keras.layers
-
-
-def rewrite_layer(builder: GraphBuilder, layer: Any, *args: Any, **kwargs: Any) -> Any:
-    """Returns what a call of a layer becomes: by its rule, or of a copy of it."""
-    kind = layer_kind(layer)
-    if kind in RULES_WITH_OPTIONS:
-        return RULES_WITH_OPTIONS[kind](builder, layer, *args, **kwargs)
-    rule = RULES.get(kind)
-    return rule(builder, layer, *args) if rule else builder.copy(layer)(*args, **kwargs)
 
 
 def _activate(builder: GraphBuilder, activation: Any, x: Any, name: str) -> Any:
@@ -36,6 +30,7 @@ def _activate(builder: GraphBuilder, activation: Any, x: Any, name: str) -> Any:
     return builder.activate(activation, x, name)
 
 
+@rule_for(layers.Activation)
 def _activation(builder: GraphBuilder, layer: Any, x: Any) -> Any:
     return _activate(builder, layer.activation, x, layer.name)
 
@@ -46,6 +41,7 @@ def _activate_after(builder: GraphBuilder, layer: Any, x: Any) -> Any:
     return _activate(builder, layer.activation, x, f"{layer.name}_{kind}")
 
 
+@rule_for(layers.Conv2D, layers.Conv2DTranspose, layers.DepthwiseConv2D)
 def _with_activation(builder: GraphBuilder, layer: Any, x: Any) -> Any:
     return _activate_after(builder, layer, builder.copy(layer, without=("activation",))(x))
 
@@ -86,6 +82,7 @@ def batch_norm(builder: GraphBuilder, layer: Any, x: Any, trainable: bool) -> An
     return y
 
 
+@rule_for(layers.SeparableConv1D, layers.SeparableConv2D)
 def _separable(builder: GraphBuilder, layer: Any, x: Any) -> Any:
     config = {
         **layer.get_config(),
@@ -126,6 +123,7 @@ def _separable(builder: GraphBuilder, layer: Any, x: Any) -> Any:
     return _activate_after(builder, layer, y)
 
 
+@rule_for(layers.Dense)
 def _dense(builder: GraphBuilder, layer: Any, x: Any) -> Any:
     """Dense over more than a vector is a 1x1 convolution, whose channels have own scales."""
     if x.shape.rank == 2:
@@ -151,10 +149,12 @@ def _bias(layer: Any) -> list[np.ndarray]:
     return [layer.bias.numpy()] if layer.use_bias else []
 
 
+@rule_for(layers.ELU)
 def _elu(builder: GraphBuilder, layer: Any, x: Any) -> Any:
     return elu(builder, layer.name, x, float(layer.alpha))
 
 
+@rule_for(layers.ReLU)
 def _relu(builder: GraphBuilder, layer: Any, x: Any) -> Any:
     if layer.threshold or layer.negative_slope:
         return builder.copy(layer)(x)
@@ -176,37 +176,45 @@ def sum_of(builder: GraphBuilder, name: str, inputs: list[Any]) -> Any:
     return _pairwise(lambda a, b, part: builder.call(layers.Add, part, [a, b]), name, inputs)
 
 
+@rule_for(layers.Add)
 def _add(builder: GraphBuilder, layer: Any, inputs: list[Any]) -> Any:
     return sum_of(builder, layer.name, inputs)
 
 
+@rule_for(layers.Multiply)
 def _multiply(builder: GraphBuilder, layer: Any, inputs: list[Any]) -> Any:
     return _pairwise(builder.multiply, layer.name, inputs)
 
 
+@rule_for(layers.Average)
 def _average(builder: GraphBuilder, layer: Any, inputs: list[Any]) -> Any:
     total = sum_of(builder, f"{layer.name}_sum", inputs)
     return builder.affine(total, 1.0 / len(inputs), 0.0, layer.name)
 
 
+@rule_for(LayerScale)
 def _layer_scale(builder: GraphBuilder, layer: Any, x: Any) -> Any:
     return builder.affine(x, layer.gamma.numpy(), 0.0, layer.name, trainable=layer.trainable)
 
 
+@rule_for(CustomScaleLayer)
 def _scaled_sum(builder: GraphBuilder, layer: Any, inputs: list[Any]) -> Any:
     scaled = builder.affine(inputs[1], layer.scale, 0.0, f"{layer.name}_scale")
     return builder.call(layers.Add, layer.name, [inputs[0], scaled])
 
 
+@rule_for(layers.Identity, StochasticDepth)
 def _nothing(builder: GraphBuilder, layer: Any, x: Any) -> Any:
     del builder, layer
     return x
 
 
+@rule_for(layers.Rescaling)
 def _rescaling(builder: GraphBuilder, layer: Any, x: Any) -> Any:
     return builder.affine(x, layer.scale, layer.offset, layer.name)
 
 
+@rule_for(layers.Normalization)
 def _normalization(builder: GraphBuilder, layer: Any, x: Any) -> Any:
     axes = sorted(axis % x.shape.rank for axis in layer.axis)
     if axes not in ([], [x.shape.rank - 1]):
@@ -225,6 +233,7 @@ def _normalization(builder: GraphBuilder, layer: Any, x: Any) -> Any:
     return builder.affine(x, 1.0 / deviation, -mean / deviation, layer.name)
 
 
+@rule_for(layers.LayerNormalization)
 def _layer_normalization(builder: GraphBuilder, layer: Any, x: Any) -> Any:
     rank = x.shape.rank
     if [axis % rank for axis in np.ravel(layer.axis)] != [rank - 1]:
@@ -237,6 +246,7 @@ def _layer_normalization(builder: GraphBuilder, layer: Any, x: Any) -> Any:
     return _scaled(builder, layer, y)
 
 
+@rule_for(layers.GroupNormalization)
 def _group_normalization(builder: GraphBuilder, layer: Any, x: Any) -> Any:
     """A scale and a shift of each channel, made of the statistics: two roundings of the tensor."""
     height_width, channels = x.shape[1:-1], x.shape[-1]
@@ -296,11 +306,13 @@ def _scaled(builder: GraphBuilder, layer: Any, y: Any) -> Any:
     return builder.affine(y, gamma, beta, layer.name, **training)
 
 
+@rule_for(layers.RepeatVector)
 def _repeat_vector(builder: GraphBuilder, layer: Any, x: Any) -> Any:
     y = builder.call(layers.Reshape, f"{layer.name}_expand", x, (1, x.shape[-1]))
     return builder.operate("tile", layer.name, y, multiples=[1, layer.n, 1])
 
 
+@rule_for(layers.Resizing)
 def _resizing(builder: GraphBuilder, layer: Any, x: Any) -> Any:
     y = None if layer.crop_to_aspect_ratio else layer.interpolation
     size = (layer.height, layer.width)
@@ -308,6 +320,7 @@ def _resizing(builder: GraphBuilder, layer: Any, x: Any) -> Any:
     return builder.copy(layer)(x) if y is None else y
 
 
+@rule_for(layers.MaxPooling3D)
 def _max_pool_3d(builder: GraphBuilder, layer: Any, x: Any) -> Any:
     """The largest values of every plane, then those of the lines through the planes."""
     name, padding = layer.name, layer.padding
@@ -321,50 +334,22 @@ def _max_pool_3d(builder: GraphBuilder, layer: Any, x: Any) -> Any:
     return builder.call(layers.Reshape, f"{name}_space", y, (y.shape[1], *size))
 
 
+@rule_for(layers.UnitNormalization)
 def _unit_normalization(builder: GraphBuilder, layer: Any, x: Any) -> Any:
     y = l2_normalize(builder, layer.name, x, layer.axis)
     return builder.copy(layer)(x) if y is None else y
 
 
-RULES: dict[str, Callable[..., Any]] = {
-    "Activation": _activation,
-    "Add": _add,
-    "Average": _average,
-    "AveragePooling1D": _one_row(layers.AveragePooling2D),
-    "Conv1D": _one_row(layers.Conv2D),
-    "Conv1DTranspose": _one_row(layers.Conv2DTranspose),
-    "Conv2D": _with_activation,
-    "Conv2DTranspose": _with_activation,
-    "Cropping1D": _one_row(layers.Cropping2D),
-    "CustomScaleLayer": _scaled_sum,
-    "Dense": _dense,
-    "DepthwiseConv1D": _one_row(layers.DepthwiseConv2D),
-    "DepthwiseConv2D": _with_activation,
-    "Dot": dot,
-    "ELU": _elu,
-    "EinsumDense": einsum_dense,
-    "GlobalAveragePooling1D": _one_row(layers.GlobalAveragePooling2D),
-    "GlobalMaxPooling1D": _one_row(layers.GlobalMaxPooling2D),
-    "GroupNormalization": _group_normalization,
-    "Identity": _nothing,
-    "LayerNormalization": _layer_normalization,
-    "LayerScale": _layer_scale,
-    "MaxPooling1D": _one_row(layers.MaxPooling2D),
-    "MaxPooling3D": _max_pool_3d,
-    "Multiply": _multiply,
-    "Normalization": _normalization,
-    "ReLU": _relu,
-    "RepeatVector": _repeat_vector,
-    "Rescaling": _rescaling,
-    "Resizing": _resizing,
-    "SeparableConv1D": _separable,
-    "SeparableConv2D": _separable,
-    "StochasticDepth": _nothing,
-    "UnitNormalization": _unit_normalization,
-    "UpSampling1D": _one_row(layers.UpSampling2D),
-    "ZeroPadding1D": _one_row(layers.ZeroPadding2D),
-}
-"""Layer class -> its rule; the Inception and ConvNeXt layers of `applications` among them."""
-
-RULES_WITH_OPTIONS: dict[str, Callable[..., Any]] = {"MultiHeadAttention": attention}
-"""The same for layers whose calls have more arguments than their inputs."""
+rule_for(layers.AveragePooling1D)(_one_row(layers.AveragePooling2D))
+rule_for(layers.Conv1D)(_one_row(layers.Conv2D))
+rule_for(layers.Conv1DTranspose)(_one_row(layers.Conv2DTranspose))
+rule_for(layers.Cropping1D)(_one_row(layers.Cropping2D))
+rule_for(layers.DepthwiseConv1D)(_one_row(layers.DepthwiseConv2D))
+rule_for(layers.Dot)(dot)
+rule_for(layers.EinsumDense)(einsum_dense)
+rule_for(layers.GlobalAveragePooling1D)(_one_row(layers.GlobalAveragePooling2D))
+rule_for(layers.GlobalMaxPooling1D)(_one_row(layers.GlobalMaxPooling2D))
+rule_for(layers.MaxPooling1D)(_one_row(layers.MaxPooling2D))
+rule_for(layers.UpSampling1D)(_one_row(layers.UpSampling2D))
+rule_for(layers.ZeroPadding1D)(_one_row(layers.ZeroPadding2D))
+rule_for(layers.MultiHeadAttention)(attention)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow_model_optimization as tfmot
@@ -14,6 +15,7 @@ from ehap_tf.quantization.configs import EhapQuantizeConfig
 from ehap_tf.quantization.integer_operators import EhapOperator
 from ehap_tf.quantization.layout import EhapQuantizeLayoutTransform
 from ehap_tf.quantization.own_layers import (
+    EhapFloatLayer,
     EhapHardSwish,
     EhapMean,
     EhapQuantizeLayer,
@@ -21,6 +23,7 @@ from ehap_tf.quantization.own_layers import (
     EhapSlice,
     EhapStopGradient,
 )
+from ehap_tf.quantization.quantization_plan import QuantizationPlan
 from ehap_tf.quantization.quantizers import (
     EhapActivationQuantizer,
     EhapFixedQuantizer,
@@ -28,9 +31,6 @@ from ehap_tf.quantization.quantizers import (
 )
 from ehap_tf.quantization.registry import EhapQuantizeRegistry
 from ehap_tf.quantization.wrappers import EhapQuantizeWrapper
-
-WEIGHT_BITS = (4, 8)
-ACTIVATION_BITS = (8,)
 
 
 class EhapQuantizeScheme(QuantizeScheme):
@@ -64,6 +64,7 @@ class EhapQuantizeScheme(QuantizeScheme):
         activation_bits: 8.
         act_percentile: share in percent of an activation's values that its range holds.
         allow_float: keep layers without an integer kernel in float.
+        keep_float: names or patterns of layers to keep in float, see `plan_quantization`.
 
     Raises:
         ValueError: an argument is outside its values.
@@ -75,17 +76,12 @@ class EhapQuantizeScheme(QuantizeScheme):
         activation_bits: int = 8,
         act_percentile: float = 100.0,
         allow_float: bool = False,
+        keep_float: Sequence[str] = (),
     ) -> None:
-        if weight_bits not in WEIGHT_BITS:
-            raise ValueError(f"weight_bits must be one of {WEIGHT_BITS}. Received: {weight_bits!r}")
-        if activation_bits not in ACTIVATION_BITS:
-            raise ValueError(
-                f"activation_bits must be one of {ACTIVATION_BITS}. Received: {activation_bits!r}"
-            )
-        if not 50.0 < act_percentile <= 100.0:
-            raise ValueError(f"act_percentile must be in (50, 100]. Received: {act_percentile!r}")
+        # What a plan cannot be, the scheme is not made of.
+        QuantizationPlan((), weight_bits, activation_bits, act_percentile)
         self._registry = EhapQuantizeRegistry(
-            weight_bits, activation_bits, act_percentile, allow_float
+            weight_bits, activation_bits, act_percentile, allow_float, keep_float
         )
 
     def get_layout_transformer(self) -> EhapQuantizeLayoutTransform:
@@ -108,6 +104,7 @@ def quantization_scope() -> Any:
                 EhapWeightQuantizer,
                 EhapActivationQuantizer,
                 EhapFixedQuantizer,
+                EhapFloatLayer,
                 EhapHardSwish,
                 EhapMean,
                 EhapOperator,

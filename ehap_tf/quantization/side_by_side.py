@@ -11,10 +11,9 @@ import tensorflow as tf
 import tf_keras
 
 from ehap_tf.graph import replay
-from ehap_tf.models.kinds import layer_kind
 from ehap_tf.quantization.calibration import CALIBRATION_EXAMPLES
 from ehap_tf.quantization.integer_graph import IntegerGraph
-from ehap_tf.quantization.registry import KERNELS
+from ehap_tf.quantization.integer_kernels import multiplies
 from ehap_tf.quantization.wrappers import unwrapped
 
 BATCH = 64
@@ -81,7 +80,7 @@ class SideBySide:
         """
 
         def visit(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if layer_kind(unwrapped(layer)) in KERNELS:
+            if multiplies(unwrapped(layer)):
                 for mend in mends:
                     mend(self, layer, args[0])
             return self._computed(layer, args, kwargs)
