@@ -71,11 +71,6 @@ class KeptInFloat:
     """
 
     def __init__(self, patterns: Sequence[str]) -> None:
-        if isinstance(patterns, str):
-            raise TypeError(
-                "keep_float must be a list or tuple of names or patterns. "
-                f"Received: the text {patterns!r}"
-            )
         self._patterns = tuple(patterns)
         self._used: set[str] = set()
         self._names: list[str] = []

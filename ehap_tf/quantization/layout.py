@@ -176,12 +176,22 @@ class EhapQuantizeLayoutTransform(default_layout.Default8BitQuantizeLayoutTransf
         plan: QuantizationPlan,
         annotated: Mapping[str, Any] | None = None,
     ) -> Iterator[tuple[str, EhapQuantizeConfig]]:
-        """The layers of a rewritten model that are wrapped, each with its config by the plan."""
+        """The layers of a rewritten model that are wrapped, each with its config by the plan.
+
+        Raises:
+            ValueError: the plan has 4 bits for a kernel that the file cannot hold in them.
+        """
         for layer, entry in zip(_called(flat), plan.layers, strict=True):
             if annotated and layer.name in annotated:
                 yield layer.name, annotated[layer.name]
             elif not (isinstance(layer, NOT_WRAPPED) or entry.output == "float"):
                 config = self._registry.get_quantize_config(layer)
+                kernel = integer_kernel(layer)
+                if entry.weight_bits == 4 and not (kernel and kernel.four_bits):
+                    raise ValueError(
+                        f"the plan must have 8 bits for layer {layer.name!r} ({entry.kind}), whose "
+                        "kernel a file cannot hold in fewer. Received: 4"
+                    )
                 config.weight_bits = entry.weight_bits or config.weight_bits
                 if entry.output not in ("own", "fixed"):
                     config.output = "none"

@@ -64,7 +64,7 @@ class QuantizationPlan:
     weight_bits: int = 8
     activation_bits: int = 8
     act_percentile: float = 100.0
-    keep_float: tuple[str, ...] = ()
+    keep_float: Sequence[str] = ()
     allow_float: bool = False
 
     def __post_init__(self) -> None:
@@ -73,6 +73,11 @@ class QuantizationPlan:
         if not 50.0 < self.act_percentile <= 100.0:
             raise ValueError(
                 f"act_percentile must be in (50, 100]. Received: {self.act_percentile!r}"
+            )
+        if isinstance(self.keep_float, str):
+            raise TypeError(
+                "keep_float must be a list or tuple of names or patterns. "
+                f"Received: the text {self.keep_float!r}"
             )
 
     @property

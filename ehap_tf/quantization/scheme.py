@@ -79,7 +79,7 @@ class EhapQuantizeScheme(QuantizeScheme):
         keep_float: Sequence[str] = (),
     ) -> None:
         # What a plan cannot be, the scheme is not made of.
-        QuantizationPlan((), weight_bits, activation_bits, act_percentile)
+        QuantizationPlan((), weight_bits, activation_bits, act_percentile, keep_float)
         self._registry = EhapQuantizeRegistry(
             weight_bits, activation_bits, act_percentile, allow_float, keep_float
         )
