@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from typing import Any
 
 import numpy as np
@@ -83,10 +84,42 @@ def norm(call: Any) -> Effect:
 RULES = {Standardised: standardised, Gained: gained, Norm: norm}
 
 
+def standardised_in_integers(builder: Any, layer: Any, x: Any) -> Any:
+    mean, variance = tf.nn.moments(layer.kernel, [0, 1, 2], keepdims=True)
+    kernel = (layer.kernel - mean) * tf.math.rsqrt(variance + 1e-3)
+    return builder.call(
+        layers.Conv2D, layer.name, x, layer.filters, layer.kernel_size,
+        weights=[kernel.numpy(), layer.bias.numpy()],
+    )  # fmt: skip
+
+
+def gained_in_integers(builder: Any, layer: Any, x: Any) -> Any:
+    kernel = layer.matrix.numpy() * layer.gain.numpy()
+    return builder.dense(x, kernel, layer.bias.numpy(), layer.name)
+
+
+def norm_in_integers(builder: Any, layer: Any, x: Any) -> Any:
+    return builder.affine(x, 1.0 / layer.deviation.numpy(), layer.offset, layer.name)
+
+
+IN_INTEGERS = {
+    Standardised: standardised_in_integers,
+    Gained: gained_in_integers,
+    Norm: norm_in_integers,
+}
+
+
 @pytest.fixture(autouse=True)
 def rules(monkeypatch):
-    """The three rules, for as long as a test runs."""
+    """The rules, for as long as a test runs."""
     monkeypatch.setattr("ehap_tf.channels.rules._RULES", _RULES | RULES)
+    for name in ("rewriting._RULES", "rewriting._UNCHECKED", "integer_kernels._KERNELS"):
+        home, _, attribute = name.partition(".")
+        home = f"ehap_tf.quantization.{home}"
+        held = getattr(importlib.import_module(home), attribute)
+        monkeypatch.setattr(f"{home}.{attribute}", type(held)(held))
+    for layer_class, rule in IN_INTEGERS.items():
+        ehap.register_integer_rule(layer_class, rule)
 
 
 def net(seed: int = 0) -> tf_keras.Model:
@@ -204,6 +237,71 @@ def test_they_are_cloned_to_bfloat16(data):
     np.testing.assert_allclose(clone(data[0]), model(data[0]), atol=0.03 * scale)
     scores = ehap.rank_filters(model, data, LOSS, precision="bf16", probes=4)
     assert all(np.isfinite(scores[name]).all() for name in WIDTHS)
+
+
+@own
+class Halved(layers.Layer):
+    """Every second position: an operator of the converter's, which moves values."""
+
+    def call(self, inputs: Any) -> Any:
+        return inputs[:, ::2, ::2]
+
+
+def snr(expected: Any, received: Any) -> float:
+    expected, received = np.asarray(expected), np.asarray(received)
+    noise = np.square(expected - received).mean()
+    return float(10 * np.log10(np.square(expected).mean() / noise))
+
+
+def test_they_become_integers(data, plan, tmp_path):
+    slim = ehap.prune(net(), plan)
+    decided = ehap.plan_quantization(slim)
+    assert decided.bits == {"convolution": 8, "norm": 8, "gained": 8, "end": 8}
+    qat = ehap.quantize(slim, "ptq", representative_data=data)
+    file = ehap.export_tflite(qat, tmp_path / "net.tflite", data=data)
+    assert not file.float_operators
+    assert snr(slim(data[0]), ehap.TFLiteModel(file.path)(data[0])) > 30
+    # And they train, as what they have become.
+    qat.compile("sgd", LOSS)
+    qat.fit(*data, verbose=0)
+    ehap.save_qat(qat, tmp_path / "qat.h5")
+    np.testing.assert_array_equal(ehap.load_qat(tmp_path / "qat.h5")(data[0]), qat(data[0]))
+
+
+def test_one_that_the_converter_knows_is_declared(data, tmp_path):
+    inputs = layers.Input((6, 6, 2))
+    x = Halved(name="halved")(layers.Conv2D(4, 3, padding="same", activation="relu")(inputs))
+    model = tf_keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x)))
+    with pytest.raises(ValueError, match=r"Halved\) is not supported .*register_integer_rule"):
+        ehap.quantize(model)
+    ehap.register_integer_rule(Halved, ehap.IntegerKernel("grid"))
+    (layer,) = (x for x in ehap.plan_quantization(model).layers if x.name == "halved")
+    assert layer.output == "input"
+    qat = ehap.quantize(model, "ptq", representative_data=data)
+    file = ehap.export_tflite(qat, tmp_path / "net.tflite", data=data)
+    assert not file.float_operators
+    assert snr(model(data[0]), ehap.TFLiteModel(file.path)(data[0])) > 30
+
+
+def test_a_rule_that_builds_something_else_is_refused():
+    ehap.register_integer_rule(Norm, lambda builder, layer, x: x)
+    with pytest.raises(ValueError, match=r"Norm must build what layer 'norm' computes.*difference"):
+        ehap.quantize(net())
+    ehap.register_integer_rule(
+        Gained, lambda builder, layer, x: builder.dense(x, layer.matrix[:, 1:], None, "g")
+    )
+    ehap.register_integer_rule(Norm, norm_in_integers)
+    with pytest.raises(ValueError, match=r"of shape \[\(2, 7\)\]. Received: \[\(2, 6\)\]"):
+        ehap.quantize(net())
+
+
+def test_what_is_no_rule_is_refused():
+    with pytest.raises(TypeError, match=r"a function or an IntegerKernel. Received: 'grid'"):
+        ehap.register_integer_rule(Norm, "grid")
+    with pytest.raises(TypeError, match="layer_class must be a layer class of tf_keras"):
+        ehap.register_integer_rule("Norm", norm_in_integers)
+    with pytest.raises(ValueError, match="output must be one of"):
+        ehap.IntegerKernel("own")
 
 
 _FRESH = """
