@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import pathlib
 from collections.abc import Iterator
@@ -81,3 +82,17 @@ def eagerly() -> Iterator[None]:
     tf.config.run_functions_eagerly(True)
     yield
     tf.config.run_functions_eagerly(False)
+
+
+@pytest.fixture
+def own_rules(monkeypatch) -> None:
+    """Whatever a test registers for its layers is forgotten afterwards."""
+    for name in (
+        "ehap_tf.channels.rules._RULES",
+        "ehap_tf.quantization.rewriting._RULES",
+        "ehap_tf.quantization.rewriting._UNCHECKED",
+        "ehap_tf.quantization.integer_kernels._KERNELS",
+    ):
+        module, _, attribute = name.rpartition(".")
+        held = getattr(importlib.import_module(module), attribute)
+        monkeypatch.setattr(name, type(held)(held))

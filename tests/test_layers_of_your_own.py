@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,6 @@ import tf_keras
 
 import ehap_tf as ehap
 from ehap_tf.channels import Effect
-from ehap_tf.channels.rules import _RULES
 from ehap_tf.models import clone_with_policy
 
 layers = tf_keras.layers
@@ -110,14 +108,10 @@ IN_INTEGERS = {
 
 
 @pytest.fixture(autouse=True)
-def rules(monkeypatch):
+def rules(own_rules) -> None:
     """The rules, for as long as a test runs."""
-    monkeypatch.setattr("ehap_tf.channels.rules._RULES", _RULES | RULES)
-    for name in ("rewriting._RULES", "rewriting._UNCHECKED", "integer_kernels._KERNELS"):
-        home, _, attribute = name.partition(".")
-        home = f"ehap_tf.quantization.{home}"
-        held = getattr(importlib.import_module(home), attribute)
-        monkeypatch.setattr(f"{home}.{attribute}", type(held)(held))
+    for layer_class, rule in RULES.items():
+        ehap.register_channel_rule(layer_class, rule)
     for layer_class, rule in IN_INTEGERS.items():
         ehap.register_integer_rule(layer_class, rule)
 

@@ -1,6 +1,7 @@
 """INT8: the quantization scheme, the QAT model, the TFLite file and what it is worth."""
 
 from ehap_tf.quantization.batch_norm import FreezeBatchNorm, freeze_batch_norm
+from ehap_tf.quantization.builder import GraphBuilder
 from ehap_tf.quantization.calibration import calibrate
 from ehap_tf.quantization.configs import EhapQuantizeConfig
 from ehap_tf.quantization.correction import round_biases
@@ -20,6 +21,7 @@ __all__ = [
     "EhapQuantizeConfig",
     "EhapQuantizeScheme",
     "FreezeBatchNorm",
+    "GraphBuilder",
     "IntegerKernel",
     "LayerQuality",
     "LayerQuantization",

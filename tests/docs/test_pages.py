@@ -10,7 +10,6 @@ import subprocess
 import numpy as np
 import pytest
 
-from ehap_tf.channels.rules import _RULES
 from ehap_tf.quantization import TFLiteModel
 
 DOCS = pathlib.Path(__file__).resolve().parents[2] / "docs"
@@ -43,10 +42,9 @@ def test_the_tutorial_is_one_program(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("number", "weight"), enumerate(["my_scale.scale", "gained.gain"]), ids=["scale", "filters"]
 )
-def test_layers_of_your_own(capsys, monkeypatch, number, weight):
-    monkeypatch.setattr("ehap_tf.channels.rules._RULES", dict(_RULES))
+def test_layers_of_your_own(capsys, own_rules, number, weight):
     code = blocks("your_own_layers.md", "python")
-    assert len(code) == 2
+    assert len(code) == 3
     names: dict = {"__name__": "your_own_layers"}
     exec(compile(code[number], "your_own_layers.md", "exec"), names)
     layer, attribute = weight.split(".")
@@ -54,6 +52,14 @@ def test_layers_of_your_own(capsys, monkeypatch, number, weight):
     assert not names["plan"].uncounted
     assert names["difference"] < 1e-6
     assert "frozen" not in capsys.readouterr().out
+
+
+def test_layers_of_your_own_in_integers(tmp_path, monkeypatch, own_rules):
+    monkeypatch.chdir(tmp_path)
+    names: dict = {"__name__": "your_own_layers"}
+    exec(compile(blocks("your_own_layers.md", "python")[2], "your_own_layers.md", "exec"), names)
+    assert "STRIDED_SLICE" in names["file"].operators
+    assert not names["file"].float_operators
 
 
 @pytest.mark.slow
@@ -175,6 +181,7 @@ def test_the_reference_names_what_can_be_had():
     text = (DOCS / "api.md").read_text(encoding="utf-8")
     named = {tuple(path.rsplit(".", 1)) for path in re.findall(r"^::: (\S+)$", text, re.MULTILINE)}
     elsewhere = {("ehap_tf.sensitivity", name) for name in ("Request", "Result")}
+    elsewhere |= {("ehap_tf.quantization", name) for name in ("GraphBuilder", "LayerQuantization")}
     elsewhere |= {("ehap_tf.channels", name) for name in ("Call", "Effect", "pass_on", "frozen")}
     elsewhere |= {("ehap_tf.pipeline.compress", "Compressed")}
     assert named - elsewhere == {(home, name) for name, home in ehap_tf._HOMES.items()}
