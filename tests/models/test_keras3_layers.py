@@ -25,6 +25,13 @@ REFUSED = {
 }
 """Classes that both have and that are not carried over, each with the reason."""
 
+WORK_ON_MODELS = (
+    ehap.compensate, ehap.compress, ehap.finetune, ehap.mask, ehap.oracle_importance,
+    ehap.plan_pruning, ehap.prune, ehap.rank_blocks, ehap.rank_filters, ehap.recalibrate,
+    ehap.remove_blocks, ehap.repair, ehap.residual_blocks,
+)  # fmt: skip
+"""What gives a model of the caller's Keras back, or is a step before that."""
+
 
 @pytest.fixture(scope="module")
 def models() -> dict[type, Any]:
@@ -214,11 +221,13 @@ def test_a_model_that_could_not_come_back_is_refused_before_the_work():
     tf_keras.utils.register_keras_serializable(package="test_one_way", name="OneWay")(Other)
     inputs = keras.Input((8,))
     model = keras.Model(inputs, layers.Dense(3)(OneWay(name="odd")(inputs)))
-    for work in (ehap.finetune, ehap.rank_filters, ehap.recalibrate):
+    for work in WORK_ON_MODELS:
+        needed = [p for p in inspect.signature(work).parameters.values() if p.default is p.empty]
+        others = "not even looked at"
         with pytest.raises(
             ValueError, match=r"(?s)not be given back.*'odd'.*'extra'.*to_tf_keras\(m"
         ):
-            work(model, "not even looked at")
+            work(*[model if p.annotation == "tf_keras.Model" else others for p in needed])
     assert ehap.count_parameters(model) == 27  # nothing comes back of a count
     growing = keras.Sequential([keras.Input((8,)), layers.Dense(3)])
     ehap.rank_filters(growing, criterion="random")
