@@ -29,6 +29,10 @@ rounded kernel as a constant, it finds the scale of each output channel by its l
 LARGEST_BIAS = 2.0**30
 """In units of the int32 accumulator: half of what it holds."""
 
+FINEST_STEP = 1.0 / 128.0
+"""Of outputs, in units of the accumulators, which are whole numbers: finer ones tell nothing apart,
+and XNNPACK takes no file with one of 1/256."""
+
 
 @dataclasses.dataclass(frozen=True)
 class FoldedKernel:
@@ -73,6 +77,15 @@ class FoldedKernel:
             limits=limits.astype(np.float32),
             bias=(np.rint(self.bias / unit) * unit).astype(np.float32),
         )
+
+    def narrowest_range(self, input_step: float) -> float:
+        """Of 8-bit outputs whose steps are at least `FINEST_STEP`.
+
+        Args:
+            input_step: see `on_input_grid`.
+        """
+        steps = self.on_input_grid(input_step).limits / largest_integer(self.bits)
+        return 255.0 * FINEST_STEP * input_step * float(steps.max())
 
     def scattered(self, positions: Sequence[int], channels: int) -> FoldedKernel:
         """The same outputs at `positions` among `channels`; the others are zero."""

@@ -100,6 +100,8 @@ class IntegerGraph:
         """After a call: the kernels whose inputs are integers, as the file stores them."""
         self._grids: dict[str, Range | None] = {}
         for layer in qat.layers:
+            if layer.name in self.kernels:
+                self._widen_outputs(layer)
             kept = self._input_grid(layer.name) if keeps_grid(unwrapped(layer)) else None
             self._grids[layer.name] = self._limits[layer.name] or kept
 
@@ -111,6 +113,20 @@ class IntegerGraph:
         """The range of the integers that the layer called `name` reads first; None for floats."""
         sources = self._sources[name]
         return self._grids[sources[0]] if sources else None
+
+    def _widen_outputs(self, wrapper: QuantizeWrapper) -> None:
+        """Gives outputs that are all but constant, as of a dead ReLU, the range a file needs."""
+        name, kernel = wrapper.name, self.kernels[wrapper.name]
+        grid = self._input_grid(name)
+        if grid is None or not kernel.bits:
+            return
+        while (limits := self._limits[name]) is None:
+            readers = self._readers[name]
+            if len(readers) != 1 or readers[0] not in self._limits:
+                return
+            (name,) = readers
+        narrowest = kernel.narrowest_range((grid[1] - grid[0]) / 255.0)
+        self._limits[name] = limits[0], max(limits[1], limits[0] + narrowest)
 
     def compute(
         self, layer: tf_keras.layers.Layer, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import tf_keras
+from ai_edge_litert.interpreter import Interpreter
 
 from ehap_tf.quantization import export_tflite, quantize
 from ehap_tf.quantization.evaluate import TFLiteModel, to_integers
@@ -100,3 +103,38 @@ def test_nearly_dead_channel_keeps_its_bias(tmp_path):
 
     difference = TFLiteModel(file.path)(x) - computed(qat, x)
     assert np.abs(difference).max() <= 1.001 * file.output.scale
+
+
+def dead_net() -> tf_keras.Model:
+    """Kernels of each kind in front of a ReLU that lets nothing through, an output behind each."""
+    inputs = layers.Input((6, 6, 3))
+
+    def dead(layer: Any, norm: bool = False) -> Any:
+        x = layer(layers.Flatten()(inputs) if isinstance(layer, layers.Dense) else inputs)
+        return layers.ReLU()(layers.BatchNormalization()(x) if norm else x)
+
+    found = [
+        dead(layers.Conv2D(4, 3)),
+        dead(layers.Conv2D(4, 3), norm=True),
+        dead(layers.DepthwiseConv2D(3)),
+        dead(layers.Conv2DTranspose(4, 3)),
+        dead(layers.Dense(5)),
+        layers.Concatenate()([dead(layers.Conv2D(2, 3)), dead(layers.Conv2D(3, 3))]),
+    ]
+    model = tf_keras.Model(inputs, [layers.Dense(2)(layers.Flatten()(x)) for x in found])
+    for layer in model.layers:
+        if getattr(layer, "use_bias", False):
+            layer.bias.assign(layer.bias + (0.5 if layer.name in model.output_names else -1e5))
+    return model
+
+
+def test_what_a_dead_relu_leaves_keeps_the_file_in_xnnpack(tmp_path):
+    """Outputs with all but no range: XNNPACK takes no steps far below the accumulators' own."""
+    model = dead_net()
+    x = 100.0 * np.random.default_rng(1).standard_normal((40, 6, 6, 3)).astype(np.float32)
+    qat = quantize(model, representative_data=(x,))
+    file = export_tflite(qat, tmp_path / "net.tflite", data=x)
+    assert file.difference == 0.0
+    Interpreter(str(file.path)).allocate_tensors()
+    for received in TFLiteModel(file.path)(x):
+        np.testing.assert_allclose(received, 0.5, rtol=0.01)
