@@ -191,6 +191,14 @@ def test_operators_with_one_number_a_channel_are_frozen():
     check(model, plan)
 
 
+@pytest.mark.parametrize("step", [2, -1])
+def test_channels_that_are_taken_in_steps_say_so(step):
+    model = sandwich(lambda x: x[..., ::step])
+    plan = plan_pruning(model, random_scores(model), prune_ratio=0.5)
+    assert len(plan.kept["before"]) == 8
+    assert plan.frozen["before"].endswith(f"takes channels in steps of {step}")
+
+
 KEEP_ZERO = {
     "relu": tf.nn.relu,
     "relu of Keras": tf_keras.activations.relu,
