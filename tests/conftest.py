@@ -89,9 +89,9 @@ def own_rules(monkeypatch) -> None:
     """Whatever a test registers for its layers is forgotten afterwards."""
     for name in (
         "ehap_tf.channels.rules._RULES",
-        "ehap_tf.quantization.rewriting._RULES",
-        "ehap_tf.quantization.rewriting._UNCHECKED",
-        "ehap_tf.quantization.integer_kernels._KERNELS",
+        "ehap_tf.quantization.integer_rules.rewriting._RULES",
+        "ehap_tf.quantization.integer_rules.rewriting._UNCHECKED",
+        "ehap_tf.quantization.integer_rules.integer_kernels._KERNELS",
     ):
         module, _, attribute = name.rpartition(".")
         held = getattr(importlib.import_module(module), attribute)

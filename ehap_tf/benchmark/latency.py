@@ -237,7 +237,11 @@ def _milliseconds(name: str, file: TFLiteFile, threads: int, runs: int) -> float
     arguments = {"path": str(file.path), "threads": threads, "runs": runs}
     try:
         return float(
-            measure("ehap_tf.quantization.evaluate:measure_latency_ms", arguments, PROCESS_SECONDS)
+            measure(
+                "ehap_tf.quantization.tflite.evaluate:measure_latency_ms",
+                arguments,
+                PROCESS_SECONDS,
+            )
         )
     except MeasurementError as error:
         raise MeasurementError(f"{name}: {error}") from None

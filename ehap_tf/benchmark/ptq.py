@@ -25,7 +25,7 @@ from ehap_tf.benchmark.output import add_output_arguments, markdown, save, show
 from ehap_tf.benchmark.ptq_networks import NETWORKS, signals, trained
 from ehap_tf.benchmark.records import Records, Row, add_records_argument, beside
 from ehap_tf.quantization import TFLiteModel, export_tflite, inspect_tflite, quantize
-from ehap_tf.quantization.inputs import input_names
+from ehap_tf.quantization.tflite.inputs import input_names
 
 TOLERATED_DB = 0.3
 """How far under the converter's a ratio may be; the examples alone make a tenth of it."""

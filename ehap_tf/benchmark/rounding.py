@@ -28,7 +28,7 @@ from ehap_tf.benchmark.subject import (
 from ehap_tf.data import sample_arrays
 from ehap_tf.models import ends_in_softmax
 from ehap_tf.quantization import quantize
-from ehap_tf.quantization.qat import ROUNDINGS
+from ehap_tf.quantization.apply.qat import ROUNDINGS
 
 COLUMNS = {
     "what": "kernels",

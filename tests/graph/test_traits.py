@@ -5,7 +5,7 @@ import tf_keras
 
 from ehap_tf.channels import ScatterChannels
 from ehap_tf.graph import is_identity_at_inference, is_noise, kernel_of, traits_of
-from ehap_tf.quantization.own_layers import EhapStopGradient
+from ehap_tf.quantization.integer_rules.own_layers import EhapStopGradient
 
 layers = tf_keras.layers
 

@@ -9,7 +9,7 @@ from ehap_tf.pipeline.command import config
 from ehap_tf.pipeline.command.config import PipelineConfig
 from ehap_tf.pipeline.command.stages import STAGES
 from ehap_tf.pruning import plan_pruning
-from ehap_tf.quantization.qat import ROUNDINGS
+from ehap_tf.quantization.apply.qat import ROUNDINGS
 from ehap_tf.sensitivity import ESTIMATOR_NAMES, rank_filters
 
 

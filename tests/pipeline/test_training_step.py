@@ -16,7 +16,7 @@ from ehap_tf.pipeline.training.training_step import (
 )
 from ehap_tf.pruning import optimizer_variables
 from ehap_tf.quantization import quantize
-from ehap_tf.quantization.wrappers import unwrapped
+from ehap_tf.quantization.integer_rules.wrappers import unwrapped
 
 layers = tf_keras.layers
 BATCH = 8

@@ -7,8 +7,8 @@ import pytest
 import tf_keras
 
 from ehap_tf.quantization import quantize
-from ehap_tf.quantization.bias_correction import correct_biases
-from ehap_tf.quantization.side_by_side import LARGEST_TENSOR, examples_in_memory
+from ehap_tf.quantization.apply.bias_correction import correct_biases
+from ehap_tf.quantization.apply.side_by_side import LARGEST_TENSOR, examples_in_memory
 from tests.pruning.nets import computed
 from tests.quantization.nets import build, images, layers, randomize
 

@@ -10,10 +10,10 @@ import tf_keras
 from ehap_tf.graph import consumers, is_batch_norm
 from ehap_tf.models import clone_with_policy
 from ehap_tf.quantization import export_tflite, quantize
-from ehap_tf.quantization.canonical import canonical_model
-from ehap_tf.quantization.integer_graph import output_range
-from ehap_tf.quantization.layout import EhapQuantizeLayoutTransform
-from ehap_tf.quantization.registry import EhapQuantizeRegistry
+from ehap_tf.quantization.integer_rules.canonical import canonical_model
+from ehap_tf.quantization.plan.layout import EhapQuantizeLayoutTransform
+from ehap_tf.quantization.plan.registry import EhapQuantizeRegistry
+from ehap_tf.quantization.tflite.integer_graph import output_range
 from tests.pruning.nets import computed
 from tests.quantization.nets import (
     NETS,

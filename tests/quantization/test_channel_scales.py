@@ -7,7 +7,7 @@ import tf_keras
 from ai_edge_litert import schema_py_generated as schema
 
 from ehap_tf.quantization import TFLiteModel, export_tflite, load_qat, quantize, registry, save_qat
-from ehap_tf.quantization.quantizers import to_channels_last
+from ehap_tf.quantization.plan.quantizers import to_channels_last
 from tests.quantization.nets import layers, randomize
 
 

@@ -15,8 +15,8 @@ from ehap_tf.quantization import (
     quantization_report,
     quantize,
 )
-from ehap_tf.quantization.inputs import input_batches
-from ehap_tf.quantization.integer_graph import output_range
+from ehap_tf.quantization.tflite.inputs import input_batches
+from ehap_tf.quantization.tflite.integer_graph import output_range
 from tests.pruning.nets import computed
 from tests.quantization.nets import SHAPE, conv_norm, images, layers, randomize
 

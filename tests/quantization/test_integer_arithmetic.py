@@ -10,8 +10,8 @@ import tf_keras
 from ai_edge_litert.interpreter import Interpreter
 
 from ehap_tf.quantization import export_tflite, quantize
-from ehap_tf.quantization.evaluate import TFLiteModel, to_integers
-from ehap_tf.quantization.tflite_file import open_interpreter
+from ehap_tf.quantization.tflite.evaluate import TFLiteModel, to_integers
+from ehap_tf.quantization.tflite.tflite_file import open_interpreter
 from tests.pruning.nets import computed
 
 layers = tf_keras.layers

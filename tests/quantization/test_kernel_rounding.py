@@ -12,8 +12,8 @@ import tf_keras
 from ai_edge_litert import schema_py_generated as schema
 
 from ehap_tf.quantization import calibrate, export_tflite, kernel_rounding, quantize
-from ehap_tf.quantization.bias_correction import correct_biases
-from ehap_tf.quantization.column_rounding import (
+from ehap_tf.quantization.apply.bias_correction import correct_biases
+from ehap_tf.quantization.apply.column_rounding import (
     Grid,
     grid_of,
     rounded_matrix,
@@ -21,8 +21,8 @@ from ehap_tf.quantization.column_rounding import (
     rounded_to_nearest,
     squared_error,
 )
-from ehap_tf.quantization.kernel_rounding import KernelRounding
-from ehap_tf.quantization.quantizers import largest_integer, to_channels_last
+from ehap_tf.quantization.apply.kernel_rounding import KernelRounding
+from ehap_tf.quantization.plan.quantizers import largest_integer, to_channels_last
 from tests.pruning.nets import computed
 from tests.quantization.nets import SHAPE, build, head, layers, randomize
 

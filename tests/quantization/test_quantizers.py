@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.quantization.quantizers import (
+from ehap_tf.quantization.plan.quantizers import (
     EhapActivationQuantizer,
     EhapFixedQuantizer,
     EhapWeightQuantizer,

@@ -10,8 +10,8 @@ import tf_keras
 
 from ehap_tf.models import build_model
 from ehap_tf.quantization import TFLiteModel, export_tflite, quantize, round_biases
-from ehap_tf.quantization.integer_graph import IntegerGraph
-from ehap_tf.quantization.tflite_file import open_interpreter
+from ehap_tf.quantization.tflite.integer_graph import IntegerGraph
+from ehap_tf.quantization.tflite.tflite_file import open_interpreter
 from tests.pruning.nets import computed
 from tests.quantization.nets import SHAPE, build, conv, head, images, layers, randomize
 

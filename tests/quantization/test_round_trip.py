@@ -21,7 +21,7 @@ from ehap_tf.quantization import (
     quantize,
     save_qat,
 )
-from ehap_tf.quantization.evaluate import TFLiteModel
+from ehap_tf.quantization.tflite.evaluate import TFLiteModel
 from tests.pruning.nets import computed
 from tests.quantization.nets import NETS, SHAPE, build, images, randomize, side_by_side
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 import tf_keras
 
 from ehap_tf.data import ImageDataset, Split, evaluation_batches, only_array
-from ehap_tf.quantization.evaluate import Accuracy, class_labels, classes
+from ehap_tf.quantization.tflite.evaluate import Accuracy, class_labels, classes
 
 
 class Evaluator:

@@ -20,7 +20,7 @@ from ehap_tf.quantization import (
     measure_latency_ms,
     quantization_report,
 )
-from ehap_tf.quantization.export import CHECKED_EXAMPLES
+from ehap_tf.quantization.tflite.export import CHECKED_EXAMPLES
 
 COMPARED_BATCHES, COMPARED_BATCH_SIZE = 4, 32
 """Validation images on which the error of each layer is measured."""

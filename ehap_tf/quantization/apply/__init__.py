@@ -1,0 +1,1 @@
+"""A model under emulated quantization: made, calibrated, mended, saved."""

@@ -1,0 +1,163 @@
+"""What the file's operator for a layer does with its numbers: one declaration per layer class."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tf_keras
+
+from ehap_tf.channels import ScatterChannels
+from ehap_tf.graph import is_identity_at_inference
+from ehap_tf.models.kinds import function_kind
+from ehap_tf.quantization.integer_rules.integer_operators import EhapOperator
+from ehap_tf.quantization.integer_rules.own_layers import (
+    EhapHardSwish,
+    EhapMean,
+    EhapRsqrt,
+    EhapSlice,
+)
+
+layers = tf_keras.layers
+
+OUTPUTS = ("observed", "grid", "one_grid", "exact", "unit", "signed_unit", "log_unit")
+
+
+@dataclasses.dataclass(frozen=True)
+class IntegerKernel:
+    """On whose grid an operator of the file writes, and which weights it holds as integers.
+
+    Attributes:
+        output: "observed" (a scale and a zero point of its own), "grid" (those of what it reads: it
+            moves or selects values), "one_grid" (it reads all its inputs with those that it writes
+            with), "exact" (truth values or places, which nothing quantizes), or a range that the
+            runtime prescribes: "unit" ([0, 255/256]), "signed_unit" ([-1, 127/128]) or "log_unit"
+            ([-255/16, 0]).
+        weights: the attribute of the weight that the file holds as integers, or None.
+        scales: which of its entries share a scale, see `EhapWeightQuantizer`.
+        four_bits: whether the file can hold it in 4 bits.
+        multiplies: whether it is a convolution or Dense, whose sums of products take in a bias and
+            a BatchNorm.
+        ends_in_relu: whether a ReLU right behind is part of the operator, at no cost.
+        averages: whether it computes new values that it rounds to its input's grid.
+
+    Raises:
+        ValueError: `output` is none of these.
+    """
+
+    output: str = "observed"
+    weights: str | None = None
+    scales: str = "channel"
+    four_bits: bool = False
+    multiplies: bool = False
+    ends_in_relu: bool = False
+    averages: bool = False
+
+    def __post_init__(self) -> None:
+        if self.output not in OUTPUTS:
+            raise ValueError(f"output must be one of {OUTPUTS}. Received: {self.output!r}")
+
+
+Declaration = IntegerKernel | Callable[[Any], IntegerKernel | None]
+
+_KERNELS: dict[type, Declaration] = {}
+
+
+def declare(declaration: Declaration, *layer_classes: type) -> None:
+    """Says what the operator of these classes does; a function decides layer by layer."""
+    _KERNELS.update(dict.fromkeys(layer_classes, declaration))
+
+
+def integer_kernel(layer: Any) -> IntegerKernel | None:
+    """What the file's operator for a layer of the canonical graph does; None: it has none."""
+    if is_identity_at_inference(layer):
+        return ON_GRID
+    declared = _KERNELS.get(type(layer))
+    return declared if declared is None or isinstance(declared, IntegerKernel) else declared(layer)
+
+
+def multiplies(layer: Any) -> bool:
+    """Whether a layer is a convolution or Dense in integers."""
+    kernel = integer_kernel(layer)
+    return kernel is not None and kernel.multiplies
+
+
+def keeps_grid(layer: Any) -> bool:
+    """Whether the integer kernel writes with the scale and zero point of what it reads."""
+    kernel = integer_kernel(layer)
+    return kernel is not None and kernel.output == "grid"
+
+
+def averages_on_grid(layer: Any) -> bool:
+    """Whether the integer kernel computes new values and rounds them to its input's grid."""
+    kernel = integer_kernel(layer)
+    return kernel is not None and kernel.averages
+
+
+ON_GRID = IntegerKernel("grid")
+AVERAGING = IntegerKernel("grid", averages=True)
+
+ACTIVATION_OUTPUTS = {
+    "gelu": "observed",
+    "sigmoid": "unit",
+    "softmax": "unit",
+    "tanh": "signed_unit",
+}
+"""Activation function -> its output; "unit" and "signed_unit" are prescribed by the kernels."""
+
+
+def _activation(layer: Any) -> IntegerKernel | None:
+    output = ACTIVATION_OUTPUTS.get(function_kind(layer.activation))
+    return None if output is None else IntegerKernel(output)
+
+
+def _operator(layer: EhapOperator) -> IntegerKernel:
+    # What it reads on another grid the converter brings to its own, by an operator before it.
+    output = "observed" if layer.of.output == "one_grid" else layer.of.output
+    return IntegerKernel(output, averages=layer.of.averages)
+
+
+def _relu(layer: Any) -> IntegerKernel | None:
+    if layer.threshold or (layer.negative_slope and layer.max_value is not None):
+        return None
+    return IntegerKernel()
+
+
+def _softmax(layer: Any) -> IntegerKernel | None:
+    return IntegerKernel("unit") if np.size(layer.axis) == 1 else None
+
+
+def _up_sampling(layer: Any) -> IntegerKernel | None:
+    return {"nearest": ON_GRID, "bilinear": AVERAGING}.get(layer.interpolation)
+
+
+def _product(weights: str, scales: str = "channel", four_bits: bool = True) -> IntegerKernel:
+    return IntegerKernel("observed", weights, scales, four_bits, multiplies=True, ends_in_relu=True)
+
+
+declare(_product("kernel"), layers.Conv2D, layers.Dense)
+declare(_product("depthwise_kernel", "depthwise"), layers.DepthwiseConv2D)
+declare(_product("kernel", "transposed", four_bits=False), layers.Conv2DTranspose)
+declare(IntegerKernel(weights="alpha", scales="tensor"), layers.PReLU)
+declare(
+    ON_GRID,
+    EhapSlice, ScatterChannels, layers.Cropping2D, layers.Flatten, layers.GlobalMaxPooling2D,
+    layers.MaxPooling2D, layers.Permute, layers.Reshape, layers.ZeroPadding2D,
+)  # fmt: skip
+declare(AVERAGING, layers.AveragePooling2D)
+declare(IntegerKernel("one_grid"), layers.Concatenate, layers.Maximum, layers.Minimum)
+declare(
+    IntegerKernel(ends_in_relu=True),
+    layers.Add, layers.BatchNormalization, layers.Multiply, layers.Subtract,
+)  # fmt: skip
+declare(
+    IntegerKernel(),
+    EhapHardSwish, EhapMean, EhapRsqrt, layers.GlobalAveragePooling2D, layers.LeakyReLU,
+)  # fmt: skip
+declare(_activation, layers.Activation)
+declare(_operator, EhapOperator)
+declare(_relu, layers.ReLU)
+declare(_softmax, layers.Softmax)
+declare(_up_sampling, layers.UpSampling2D)

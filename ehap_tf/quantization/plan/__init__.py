@@ -1,0 +1,1 @@
+"""How each operator of the file is quantized: decided, as data."""

@@ -1,0 +1,1 @@
+"""The file: what it computes, written, checked and run."""
