@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ehap_tf.benchmark import contenders
-from ehap_tf.benchmark.contenders import RefusedError, line_look, rank
-from ehap_tf.benchmark.records import Records
+from ehap_tf.benchmark.measuring import contenders
+from ehap_tf.benchmark.measuring.contenders import RefusedError, line_look, rank
+from ehap_tf.benchmark.measuring.records import Records
 
 
 def test_lines_of_many_criteria_can_be_told_apart():

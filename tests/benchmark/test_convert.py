@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from ehap_tf.benchmark import convert
-from ehap_tf.benchmark.isolation import MeasurementError
+from ehap_tf.benchmark.integers import convert
+from ehap_tf.benchmark.measuring.isolation import MeasurementError
 
 
 def options(folder: pathlib.Path) -> argparse.Namespace:
@@ -27,7 +27,7 @@ class Converter:
         self.converted: list[tuple[str, float]] = []
 
     def __call__(self, function: str, arguments: dict[str, Any], timeout: float) -> dict[str, Any]:
-        assert function == "ehap_tf.benchmark.convert:convert_family"
+        assert function == "ehap_tf.benchmark.integers.convert:convert_family"
         key = (arguments["family"], arguments["removed"])
         if key == self.failing:
             raise self.error("no such kernel")

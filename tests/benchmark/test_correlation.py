@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import tf_keras
 
-from ehap_tf.benchmark import contenders
 from ehap_tf.benchmark.__main__ import main
-from ehap_tf.benchmark.contenders import removable
-from ehap_tf.benchmark.correlation import compare
+from ehap_tf.benchmark.measuring import contenders
+from ehap_tf.benchmark.measuring.contenders import removable
+from ehap_tf.benchmark.ranking.correlation import compare
 from ehap_tf.sensitivity import FilterScores, Provenance
 from tests.pruning.nets import shake
 from tests.sensitivity.networks import residual_net
@@ -74,7 +74,7 @@ def test_a_criterion_that_refuses_is_left_out_and_a_name_is_checked_first(
     def measured(*arguments: object, **options: object) -> None:
         raise AssertionError("measured before the names are checked")
 
-    monkeypatch.setattr("ehap_tf.benchmark.correlation.oracle_importance", measured)
+    monkeypatch.setattr("ehap_tf.benchmark.ranking.correlation.oracle_importance", measured)
     assert main([*arguments[:4], "--criteria", "magnitude", "hesian_trace"]) == 1
     assert "Received: 'hesian_trace'" in capsys.readouterr().err
 
@@ -108,7 +108,7 @@ def test_the_command_goes_on_where_it_was(
         raise AssertionError("measured again")
 
     with monkeypatch.context() as patched:
-        patched.setattr("ehap_tf.benchmark.correlation.oracle_importance", again)
+        patched.setattr("ehap_tf.benchmark.ranking.correlation.oracle_importance", again)
         with patched.context() as ranking_too:
             ranking_too.setattr(contenders, "rank_filters", again)
             assert main(arguments) == 0

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from ehap_tf.benchmark import fidelity
 from ehap_tf.benchmark.__main__ import main
+from ehap_tf.benchmark.ranking import fidelity
 from tests.sensitivity.networks import residual_net
 
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from ehap_tf.benchmark.isolation import MeasurementError, measure
+from ehap_tf.benchmark.measuring.isolation import MeasurementError, measure
 
 HERE = "tests.benchmark.test_isolation"
 

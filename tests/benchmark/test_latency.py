@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import tf_keras
 
-from ehap_tf.benchmark import latency
 from ehap_tf.benchmark.__main__ import main
-from ehap_tf.benchmark.isolation import MeasurementError
+from ehap_tf.benchmark.integers import latency
+from ehap_tf.benchmark.measuring.isolation import MeasurementError
 
 layers = tf_keras.layers
 

@@ -9,7 +9,7 @@ import pathlib
 import pytest
 
 from ehap_tf.benchmark.__main__ import COMMANDS, main
-from ehap_tf.benchmark.isolation import MeasurementError
+from ehap_tf.benchmark.measuring.isolation import MeasurementError
 
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name != "study"])
@@ -36,6 +36,6 @@ def test_what_failed_is_told_in_one_line(
     def fails(options: argparse.Namespace) -> None:
         raise error("no such luck")
 
-    monkeypatch.setattr("ehap_tf.benchmark.zoo.run", fails)
+    monkeypatch.setattr("ehap_tf.benchmark.architectures.zoo.run", fails)
     assert main(["zoo"]) == 1
     assert capsys.readouterr().err == "error: no such luck\n"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tf_keras
 
-from ehap_tf.benchmark import ptq
+from ehap_tf.benchmark.integers import ptq
 
 
 def options(folder: pathlib.Path, *more: str) -> argparse.Namespace:
@@ -24,7 +24,7 @@ def test_a_network_behind_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: pa
     measured: list[str] = []
 
     def measure(function: str, arguments: dict[str, Any], timeout: float) -> dict[str, Any]:
-        assert function == "ehap_tf.benchmark.ptq:quantize_network"
+        assert function == "ehap_tf.benchmark.integers.ptq:quantize_network"
         assert arguments["steps"] == 60
         measured.append(arguments["network"])
         ours = 29.8 if arguments["network"] == "ECG Conv1D" else 29.5

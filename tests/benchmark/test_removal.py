@@ -10,10 +10,10 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.benchmark import contenders
 from ehap_tf.benchmark.__main__ import main
-from ehap_tf.benchmark.gated_model import GatedModel
-from ehap_tf.benchmark.removal import below_all_others
+from ehap_tf.benchmark.measuring import contenders
+from ehap_tf.benchmark.ranking.gated_model import GatedModel
+from ehap_tf.benchmark.ranking.removal import below_all_others
 from ehap_tf.pruning import plan_pruning, prune, recalibrate
 from ehap_tf.sensitivity import FilterScores, Provenance, rank_filters
 from tests.pruning.nets import batch, random_scores, relative_error, shake, small_residual_net

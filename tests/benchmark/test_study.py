@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import tf_keras
 
-from ehap_tf.benchmark import study, study_table
 from ehap_tf.benchmark.__main__ import main
-from ehap_tf.benchmark.study import Study
+from ehap_tf.benchmark.ranking import study, study_table
+from ehap_tf.benchmark.ranking.study import Study
 from ehap_tf.pipeline.training import trainer
 from ehap_tf.sensitivity import criterion_names
 from tests.pruning.nets import shake

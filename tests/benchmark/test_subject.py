@@ -7,7 +7,7 @@ import warnings
 import pytest
 
 from ehap_tf.benchmark.__main__ import main
-from ehap_tf.benchmark.subject import load_images
+from ehap_tf.benchmark.measuring.subject import load_images
 from ehap_tf.models import build_model
 
 

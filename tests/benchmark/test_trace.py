@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from ehap_tf.benchmark import trace
 from ehap_tf.benchmark.__main__ import main
-from ehap_tf.benchmark.isolation import MeasurementError
+from ehap_tf.benchmark.measuring.isolation import MeasurementError
+from ehap_tf.benchmark.ranking import trace
 from ehap_tf.pruning import count_macs
 from tests.sensitivity.networks import residual_net
 
@@ -22,7 +22,7 @@ def test_every_case_is_measured_and_its_growth_printed(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def scripted(function: str, arguments: dict[str, Any], timeout: float | None) -> dict[str, Any]:
-        assert function == "ehap_tf.benchmark.trace:measure_trace" and timeout is None
+        assert function == "ehap_tf.benchmark.ranking.trace:measure_trace" and timeout is None
         assert arguments["batch_size"] == 128 and arguments["probes"] == 16
         macs, sketch = MACS[arguments["model"]], arguments["estimator"] == "gauss_newton"
         seconds = 1e-7 * macs / 3 if sketch else 1e-8 * macs**1.1

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import tf_keras
 
-from ehap_tf.benchmark import surgery_check, zoo
 from ehap_tf.benchmark.__main__ import main
-from ehap_tf.benchmark.isolation import MeasurementError
-from ehap_tf.benchmark.zoo_table import table
+from ehap_tf.benchmark.architectures import surgery_check, zoo
+from ehap_tf.benchmark.architectures.zoo_table import table
+from ehap_tf.benchmark.measuring.isolation import MeasurementError
 
 layers = tf_keras.layers
 

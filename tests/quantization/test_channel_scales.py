@@ -6,7 +6,8 @@ import tensorflow as tf
 import tf_keras
 from ai_edge_litert import schema_py_generated as schema
 
-from ehap_tf.quantization import TFLiteModel, export_tflite, load_qat, quantize, registry, save_qat
+from ehap_tf.quantization import TFLiteModel, export_tflite, load_qat, quantize, save_qat
+from ehap_tf.quantization.integer_rules import integer_kernels
 from ehap_tf.quantization.plan.quantizers import to_channels_last
 from tests.quantization.nets import layers, randomize
 
@@ -175,7 +176,8 @@ def test_files_with_one_scale_load_and_export_as_they_were(bits, monkeypatch, tm
     model = uneven(DENSE["activation"]())
     x = np.random.default_rng(0).standard_normal((100, 35)).astype(np.float32)
     with monkeypatch.context() as patch:
-        patch.setitem(registry.WEIGHTS, "Dense", ("kernel", "tensor"))
+        dense = dataclasses.replace(integer_kernels._KERNELS[layers.Dense], scales="tensor")
+        patch.setitem(integer_kernels._KERNELS, layers.Dense, dense)
         save_qat(quantize(model, "qat", bits, representative_data=x), tmp_path / "old.h5")
     qat = load_qat(tmp_path / "old.h5")
     file = export_tflite(qat, tmp_path / "old.tflite", data=x)

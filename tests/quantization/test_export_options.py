@@ -27,9 +27,9 @@ from ehap_tf.quantization import (
     quantize,
     read_metadata,
     save_qat,
-    tflite_file,
 )
 from ehap_tf.quantization.apply.quality import worst_filters
+from ehap_tf.quantization.tflite import tflite_file
 from ehap_tf.quantization.tflite.export import IO_DTYPES
 from ehap_tf.quantization.tflite.folding import FoldedKernel
 from tests.pruning.nets import computed

@@ -7,10 +7,10 @@ import tf_keras
 
 from ehap_tf.quantization import (
     export_tflite,
-    islands,
     quantize,
     require_quantizable,
 )
+from ehap_tf.quantization.tflite import islands
 
 layers = tf_keras.layers
 

@@ -11,7 +11,8 @@ import pytest
 import tf_keras
 from ai_edge_litert import schema_py_generated as schema
 
-from ehap_tf.quantization import calibrate, export_tflite, kernel_rounding, quantize
+from ehap_tf.quantization import calibrate, export_tflite, quantize
+from ehap_tf.quantization.apply import kernel_rounding
 from ehap_tf.quantization.apply.bias_correction import correct_biases
 from ehap_tf.quantization.apply.column_rounding import (
     Grid,

@@ -15,12 +15,12 @@ from ehap_tf.quantization import (
     export_float_tflite,
     export_tflite,
     freeze_batch_norm,
-    integer_graph,
     load_qat,
     measure_latency_ms,
     quantize,
     save_qat,
 )
+from ehap_tf.quantization.tflite import integer_graph
 from ehap_tf.quantization.tflite.evaluate import TFLiteModel
 from tests.pruning.nets import computed
 from tests.quantization.nets import NETS, SHAPE, build, images, randomize, side_by_side

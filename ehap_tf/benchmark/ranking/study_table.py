@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ehap_tf.benchmark.contenders import line_look
-from ehap_tf.benchmark.records import Records, Row
+from ehap_tf.benchmark.measuring.contenders import line_look
+from ehap_tf.benchmark.measuring.records import Records, Row
 from ehap_tf.files import atomic_path, write_text
 
 ONE_SHOT, ITERATIVE = "one_shot", "iterative"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tf_keras
 
-from ehap_tf.benchmark.records import Records, Row
+from ehap_tf.benchmark.measuring.records import Records, Row
 from ehap_tf.channels import trace_channels
 from ehap_tf.criteria import criterion_names, find_criterion
 from ehap_tf.sensitivity import FilterScores, rank_filters

@@ -14,10 +14,10 @@ import time
 import numpy as np
 import tf_keras
 
-from ehap_tf.benchmark import output
-from ehap_tf.benchmark.contenders import Clock
-from ehap_tf.benchmark.records import Records, Row, add_records_argument, beside, digest
-from ehap_tf.benchmark.subject import (
+from ehap_tf.benchmark.measuring import output
+from ehap_tf.benchmark.measuring.contenders import Clock
+from ehap_tf.benchmark.measuring.records import Records, Row, add_records_argument, beside, digest
+from ehap_tf.benchmark.measuring.subject import (
     add_subject_arguments,
     divergence,
     load_images,

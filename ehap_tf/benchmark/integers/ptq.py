@@ -20,10 +20,10 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.benchmark.isolation import measure
-from ehap_tf.benchmark.output import add_output_arguments, markdown, save, show
-from ehap_tf.benchmark.ptq_networks import NETWORKS, signals, trained
-from ehap_tf.benchmark.records import Records, Row, add_records_argument, beside
+from ehap_tf.benchmark.integers.ptq_networks import NETWORKS, signals, trained
+from ehap_tf.benchmark.measuring.isolation import measure
+from ehap_tf.benchmark.measuring.output import add_output_arguments, markdown, save, show
+from ehap_tf.benchmark.measuring.records import Records, Row, add_records_argument, beside
 from ehap_tf.quantization import TFLiteModel, export_tflite, inspect_tflite, quantize
 from ehap_tf.quantization.tflite.inputs import input_names
 

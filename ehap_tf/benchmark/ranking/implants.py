@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import tf_keras
 
-from ehap_tf.benchmark.contenders import Clock, rank
-from ehap_tf.benchmark.output import add_output_arguments, save, show
-from ehap_tf.benchmark.records import Records, Row, add_records_argument, beside, digest
-from ehap_tf.benchmark.subject import add_subject_arguments, load_images, trained_source
+from ehap_tf.benchmark.measuring.contenders import Clock, rank
+from ehap_tf.benchmark.measuring.output import add_output_arguments, save, show
+from ehap_tf.benchmark.measuring.records import Records, Row, add_records_argument, beside, digest
+from ehap_tf.benchmark.measuring.subject import add_subject_arguments, load_images, trained_source
 from ehap_tf.data import ImageDataset, sample_arrays, training_batches
 from ehap_tf.pipeline.training.evaluation import accuracy
 from ehap_tf.pipeline.training.fitting import TrainingRecipe, fit

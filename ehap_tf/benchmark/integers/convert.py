@@ -17,14 +17,14 @@ import time
 
 import numpy as np
 
-from ehap_tf.benchmark.families import (
+from ehap_tf.benchmark.architectures.families import (
     add_family_arguments,
     build_family,
     families_and_ratios,
 )
-from ehap_tf.benchmark.isolation import MeasurementError, measure
-from ehap_tf.benchmark.output import add_output_arguments, markdown, save, show
-from ehap_tf.benchmark.records import Records, Row, add_records_argument, beside
+from ehap_tf.benchmark.measuring.isolation import MeasurementError, measure
+from ehap_tf.benchmark.measuring.output import add_output_arguments, markdown, save, show
+from ehap_tf.benchmark.measuring.records import Records, Row, add_records_argument, beside
 from ehap_tf.pruning import count_macs, plan_pruning, prune
 from ehap_tf.quantization import TFLiteModel, export_tflite, quantize
 from ehap_tf.sensitivity import rank_filters

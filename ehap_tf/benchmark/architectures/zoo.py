@@ -17,17 +17,17 @@ from typing import Any
 
 import tf_keras
 
-from ehap_tf.benchmark.contenders import Clock
-from ehap_tf.benchmark.families import (
+from ehap_tf.benchmark.architectures.families import (
     add_family_arguments,
     build_family,
     families_and_ratios,
 )
-from ehap_tf.benchmark.isolation import MeasurementError, measure
-from ehap_tf.benchmark.output import add_output_arguments, save, show
-from ehap_tf.benchmark.records import Records, Row, add_records_argument, beside
-from ehap_tf.benchmark.surgery_check import checked, enliven
-from ehap_tf.benchmark.zoo_table import table
+from ehap_tf.benchmark.architectures.surgery_check import checked, enliven
+from ehap_tf.benchmark.architectures.zoo_table import table
+from ehap_tf.benchmark.measuring.contenders import Clock
+from ehap_tf.benchmark.measuring.isolation import MeasurementError, measure
+from ehap_tf.benchmark.measuring.output import add_output_arguments, save, show
+from ehap_tf.benchmark.measuring.records import Records, Row, add_records_argument, beside
 from ehap_tf.channels import RESIDUAL_MODES
 
 FAMILY_SECONDS = 7200

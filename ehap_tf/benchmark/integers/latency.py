@@ -18,9 +18,9 @@ import numpy as np
 import tf_keras
 from matplotlib.figure import Figure
 
-from ehap_tf.benchmark.contenders import Clock
-from ehap_tf.benchmark.isolation import MeasurementError, measure
-from ehap_tf.benchmark.output import add_output_arguments, markdown, save, show
+from ehap_tf.benchmark.measuring.contenders import Clock
+from ehap_tf.benchmark.measuring.isolation import MeasurementError, measure
+from ehap_tf.benchmark.measuring.output import add_output_arguments, markdown, save, show
 from ehap_tf.channels import RESIDUAL_MODES
 from ehap_tf.models import MODEL_NAMES, build_model, load_model
 from ehap_tf.progress import ProgressCallback, no_progress

@@ -18,10 +18,14 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
-from ehap_tf.benchmark import output
-from ehap_tf.benchmark.isolation import MeasurementError, measure
-from ehap_tf.benchmark.subject import add_subject_arguments, load_subject, subject_settings
-from ehap_tf.benchmark.torch_loop import measure_torch_loop
+from ehap_tf.benchmark.measuring import output
+from ehap_tf.benchmark.measuring.isolation import MeasurementError, measure
+from ehap_tf.benchmark.measuring.subject import (
+    add_subject_arguments,
+    load_subject,
+    subject_settings,
+)
+from ehap_tf.benchmark.ranking.torch_loop import measure_torch_loop
 from ehap_tf.models.precision import resolve_precision
 
 PEER = "torch_loop"

@@ -30,17 +30,17 @@ from collections.abc import Sequence
 import numpy as np
 import tf_keras
 
-from ehap_tf.benchmark import study_table
-from ehap_tf.benchmark.contenders import (
+from ehap_tf.benchmark.measuring.contenders import (
     Clock,
     RefusedError,
     add_contender_arguments,
     rank,
     require_criteria,
 )
-from ehap_tf.benchmark.records import Records, Row, digest
-from ehap_tf.benchmark.study_table import ITERATIVE, ONE_SHOT, Cell
-from ehap_tf.benchmark.subject import add_subject_arguments, load_images, trained_source
+from ehap_tf.benchmark.measuring.records import Records, Row, digest
+from ehap_tf.benchmark.measuring.subject import add_subject_arguments, load_images, trained_source
+from ehap_tf.benchmark.ranking import study_table
+from ehap_tf.benchmark.ranking.study_table import ITERATIVE, ONE_SHOT, Cell
 from ehap_tf.data import (
     ImageDataset,
     Split,

@@ -18,8 +18,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
-from ehap_tf.benchmark import output
-from ehap_tf.benchmark.contenders import (
+from ehap_tf.benchmark.measuring import output
+from ehap_tf.benchmark.measuring.contenders import (
     Clock,
     RefusedError,
     add_contender_arguments,
@@ -28,8 +28,8 @@ from ehap_tf.benchmark.contenders import (
     require_criteria,
     with_reasons,
 )
-from ehap_tf.benchmark.records import Records, Row, add_records_argument, beside, digest
-from ehap_tf.benchmark.subject import (
+from ehap_tf.benchmark.measuring.records import Records, Row, add_records_argument, beside, digest
+from ehap_tf.benchmark.measuring.subject import (
     add_subject_arguments,
     load_subject,
     subject_settings,

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.benchmark.families import FAMILIES
+from ehap_tf.benchmark.architectures.families import FAMILIES
 from ehap_tf.channels import trace_channels
 from ehap_tf.graph import is_batch_norm
 from ehap_tf.pruning import (

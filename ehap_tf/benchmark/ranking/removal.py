@@ -16,8 +16,8 @@ import numpy as np
 import tf_keras
 from matplotlib.figure import Figure
 
-from ehap_tf.benchmark import output
-from ehap_tf.benchmark.contenders import (
+from ehap_tf.benchmark.measuring import output
+from ehap_tf.benchmark.measuring.contenders import (
     Clock,
     RefusedError,
     add_contender_arguments,
@@ -26,14 +26,14 @@ from ehap_tf.benchmark.contenders import (
     require_criteria,
     with_reasons,
 )
-from ehap_tf.benchmark.gated_model import GatedModel
-from ehap_tf.benchmark.records import Records, Row, add_records_argument, beside, digest
-from ehap_tf.benchmark.subject import (
+from ehap_tf.benchmark.measuring.records import Records, Row, add_records_argument, beside, digest
+from ehap_tf.benchmark.measuring.subject import (
     add_subject_arguments,
     load_images,
     some_arrays,
     trained_source,
 )
+from ehap_tf.benchmark.ranking.gated_model import GatedModel
 from ehap_tf.criteria import find_criterion
 from ehap_tf.data import sample_arrays, training_batches
 from ehap_tf.pruning import PruningPlan, plan_pruning, prune, repair

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from ehap_tf.benchmark.output import markdown
-from ehap_tf.benchmark.records import Row
+from ehap_tf.benchmark.measuring.output import markdown
+from ehap_tf.benchmark.measuring.records import Row
 from ehap_tf.channels import RESIDUAL_MODES
 
 

@@ -15,10 +15,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
-from ehap_tf.benchmark import output
-from ehap_tf.benchmark.isolation import MeasurementError, measure
-from ehap_tf.benchmark.records import Records, Row, add_records_argument, beside, digest
-from ehap_tf.benchmark.subject import (
+from ehap_tf.benchmark.measuring import output
+from ehap_tf.benchmark.measuring.isolation import MeasurementError, measure
+from ehap_tf.benchmark.measuring.records import Records, Row, add_records_argument, beside, digest
+from ehap_tf.benchmark.measuring.subject import (
     add_subject_arguments,
     load_subject,
     subject_settings,

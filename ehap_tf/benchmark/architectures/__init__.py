@@ -1,0 +1,1 @@
+"""Every family of `tf_keras.applications`."""

@@ -1,0 +1,1 @@
+"""Integer files: their error, size and speed."""

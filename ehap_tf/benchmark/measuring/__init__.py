@@ -1,0 +1,1 @@
+"""What all benchmarks share: a process for each measurement, records, tables, the subject."""

@@ -1,0 +1,1 @@
+"""What a criterion or an estimator is worth, and what it costs."""
