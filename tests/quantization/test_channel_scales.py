@@ -1,5 +1,7 @@
 """Dense and Conv2DTranspose: a weight scale for each output channel, in model and file."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
