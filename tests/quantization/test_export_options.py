@@ -20,7 +20,6 @@ from ehap_tf.quantization import (
     evaluate_tflite,
     export_float_tflite,
     export_tflite,
-    folding,
     load_qat,
     measure_latency_ms,
     quantization_report,
@@ -29,7 +28,7 @@ from ehap_tf.quantization import (
     save_qat,
 )
 from ehap_tf.quantization.apply.quality import worst_filters
-from ehap_tf.quantization.tflite import tflite_file
+from ehap_tf.quantization.tflite import folding, tflite_file
 from ehap_tf.quantization.tflite.export import IO_DTYPES
 from ehap_tf.quantization.tflite.folding import FoldedKernel
 from tests.pruning.nets import computed
