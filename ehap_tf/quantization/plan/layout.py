@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 import tf_keras
 from tensorflow_model_optimization.python.core.quantization.keras.default_8bit import (
@@ -17,37 +15,35 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer
 )
 
 from ehap_tf.graph import (
-    consumers,
-    is_identity_at_inference,
     is_plain_batch_norm,
-    layer_from,
     made_by,
     producers,
-    traits_of,
 )
 from ehap_tf.models.kinds import layer_kind
 from ehap_tf.quantization.integer_rules.builder import GraphBuilder
 from ehap_tf.quantization.integer_rules.canonical import canonical_model
-from ehap_tf.quantization.integer_rules.flat_graph import readers_in_file, rebuild
+from ehap_tf.quantization.integer_rules.flat_graph import rebuild
 from ehap_tf.quantization.integer_rules.integer_kernels import (
     averages_on_grid,
     integer_kernel,
     keeps_grid,
-    multiplies,
 )
 from ehap_tf.quantization.integer_rules.integer_operators import EhapOperator
 from ehap_tf.quantization.integer_rules.own_layers import EhapFloatLayer, EhapQuantizeLayer
 from ehap_tf.quantization.plan.configs import EhapQuantizeConfig
 from ehap_tf.quantization.plan.exact_inputs import require_no_exact_inputs
+from ehap_tf.quantization.plan.passes import (
+    attach_batch_norms,
+    drop_out_behind_relus,
+    is_plain_relu,
+    reading_layers,
+)
 from ehap_tf.quantization.plan.quantization_plan import LayerQuantization, QuantizationPlan
 from ehap_tf.quantization.plan.quantizers import EhapActivationQuantizer
 from ehap_tf.quantization.plan.registry import EhapQuantizeRegistry, spelled_layer
 from ehap_tf.quantization.plan.selecting_layers import selects_values
 
 NOT_WRAPPED = (tf_keras.layers.InputLayer, QuantizeLayer)
-
-SMALLEST_GAMMA = 1e-6
-"""The TFLite converter leaves a convolution in float where a BatchNorm gamma is exactly 0."""
 
 
 class EhapQuantizeLayoutTransform(default_layout.Default8BitQuantizeLayoutTransform):
@@ -106,8 +102,8 @@ class EhapQuantizeLayoutTransform(default_layout.Default8BitQuantizeLayoutTransf
             if isinstance(layer, EhapOperator):
                 layer.round_constants()
         require_no_exact_inputs(model, flat, self._is_float)
-        flat = _drop_out_behind_relus(flat)
-        flat = _attach_batch_norms(flat, self._quantize_tensor)
+        flat = drop_out_behind_relus(flat)
+        flat = attach_batch_norms(flat, self._quantize_tensor)
         flat = self._surround_float_layers(flat)
         _require_own_configs(annotated, flat)
         flat = _keep_limits(flat, annotated.keys())
@@ -121,7 +117,7 @@ class EhapQuantizeLayoutTransform(default_layout.Default8BitQuantizeLayoutTransf
         Raises:
             ValueError: a layer has no integer kernel.
         """
-        readers, sources = _reading_layers(flat), producers(flat)
+        readers, sources = reading_layers(flat), producers(flat)
         names = (annotated or {}).keys()
         layers = [self._decided(layer, readers, sources, names) for layer in _called(flat)]
         registry = self._registry
@@ -212,7 +208,7 @@ class EhapQuantizeLayoutTransform(default_layout.Default8BitQuantizeLayoutTransf
         if not any(self._is_float(layer) for layer in flat.layers):
             return flat
 
-        readers, selecting = _reading_layers(flat), self._selecting(flat)
+        readers, selecting = reading_layers(flat), self._selecting(flat)
 
         def visit(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             outputs = layer(*args, **kwargs)
@@ -320,15 +316,6 @@ def _require_own_configs(annotated: Mapping[str, Any], flat: tf_keras.Model) -> 
             )
 
 
-def is_plain_relu(layer: Any) -> bool:
-    """Whether `layer` is max(x, 0), perhaps with an upper limit."""
-    return (
-        layer_kind(layer) == "ReLU"
-        and not float(layer.negative_slope or 0.0)
-        and not float(layer.threshold or 0.0)
-    )
-
-
 def _ends_inside_operator(layer: tf_keras.layers.Layer, readers: list[Any]) -> bool:
     if len(readers) != 1:
         return False
@@ -342,19 +329,12 @@ def _ends_inside_operator(layer: tf_keras.layers.Layer, readers: list[Any]) -> b
     return kernel.multiplies and is_plain_batch_norm(readers[0])
 
 
-def _reading_layers(flat: tf_keras.Model) -> dict[str, list[Any]]:
-    """Those that `readers_in_file` names; None stands for the model's output."""
-    by_name = {layer.name: layer for layer in flat.layers}
-    found = readers_in_file(flat)
-    return {name: [by_name.get(reader) for reader in found[name]] for name in found}
-
-
 def _keep_limits(flat: tf_keras.Model, annotated: Set[str]) -> tf_keras.Model:
     """Puts an identity convolution behind a ReLU whose upper limit another grid would not have.
 
     Elsewhere the limit is the end of the output's range, and costs nothing; 6 is an operator's own.
     """
-    readers = _reading_layers(flat)
+    readers = reading_layers(flat)
     limited = {
         layer.name
         for layer in flat.layers
@@ -390,89 +370,3 @@ def _another_grid(layer: Any, readers: Mapping[str, list[Any]], annotated: Set[s
         if not keeps_grid(layer) or averages_on_grid(layer):
             break
     return None
-
-
-def _only_scales(layer: Any) -> bool:
-    """Whether a layer multiplies by numbers that are not negative, and by 1 at inference."""
-    return traits_of(layer).training_only == "scaling"
-
-
-def _drop_out_behind_relus(flat: tf_keras.Model) -> tf_keras.Model:
-    """Puts a dropout right before a ReLU right behind it, which gives the same in training.
-
-    It multiplies by 0 or 1 / (1 - rate), as a ReLU lets it. The values that the ReLU's range is
-    trained for are then those of inference, not 1 / (1 - rate) times as large.
-    """
-    sources, readers = producers(flat), consumers(flat)
-    by_name = {layer.name: layer for layer in flat.layers}
-    destinations: dict[str, str] = {}
-    for layer in flat.layers:
-        if is_plain_relu(layer) and layer.max_value is None:
-            (source,) = sources[layer.name]
-            while _only_scales(by_name[source]) and len(readers[source]) == 1:
-                destinations[source] = layer.name
-                (source,) = sources[source]
-    if not destinations:
-        return flat
-    moved: dict[str, list[Callable[[Any], Any]]] = {name: [] for name in destinations.values()}
-
-    def visit(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if layer.name in destinations:
-            moved[destinations[layer.name]].append(functools.partial(layer, **kwargs))
-            return args[0]
-        y = layer(*args, **kwargs)
-        for drop_out in moved.get(layer.name, ()):
-            y = drop_out(y)
-        return y
-
-    return rebuild(flat, visit)
-
-
-def _attach_batch_norms(flat: tf_keras.Model, on_input: Callable[[Any], Any]) -> tf_keras.Model:
-    """Gives every BatchNorm without a kernel of its own an identity depthwise convolution.
-
-    Scale and shift of the BatchNorm then fold into it, as into any convolution, and so does a
-    ReLU behind it: one integer operator where the converter would make three. Vectors are images
-    of one position meanwhile. What is identity at inference may stand between a kernel and its
-    BatchNorm; in training it acts there.
-    """
-    sources, readers = producers(flat), _reading_layers(flat)
-    by_name = {layer.name: layer for layer in flat.layers}
-    builder = GraphBuilder(layer.name for layer in flat.layers)
-
-    def only_reader(name: str) -> Any:
-        return readers[name][0] if len(readers[name]) == 1 else None
-
-    def visit(layer: tf_keras.layers.Layer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not is_plain_batch_norm(layer):
-            return layer(*args, **kwargs)
-        (source,) = sources[layer.name]
-        while is_identity_at_inference(by_name[source]):
-            (source,) = sources[source]
-        x, feeding = args[0], by_name[source] if only_reader(source) is layer else None
-        if len(layer.axis) > 1:
-            raise ValueError(
-                f"layer {layer.name!r} must normalise one axis; integer kernels have a scale for "
-                f"each channel. Received: axis={list(layer.axis)}"
-            )
-        if layer.scale:
-            gamma = layer.gamma.numpy()
-            layer.gamma.assign(np.where(np.abs(gamma) < SMALLEST_GAMMA, SMALLEST_GAMMA, gamma))
-        if multiplies(feeding):
-            return layer(x)
-
-        def normalize(image: Any) -> Any:
-            return _on_image(layer, builder.affine(image, 1.0, 0.0, f"{layer.name}_identity"))
-
-        return builder.as_image(normalize, x, layer.name)
-
-    # What the batch is needed for, the shapes of operators, is layers by now.
-    return rebuild(flat, visit, on_input, free_batch=True)
-
-
-def _on_image(batch_norm: tf_keras.layers.BatchNormalization, image: Any) -> Any:
-    """Returns a call of a BatchNorm over the last axis of a tensor of any rank, on an image."""
-    twin = layer_from(batch_norm, {**batch_norm.get_config(), "axis": -1})
-    y = twin(image)
-    twin.set_weights(batch_norm.get_weights())
-    return y

@@ -39,7 +39,7 @@ from ehap_tf.quantization.integer_rules.flat_graph import output_layers, readers
 from ehap_tf.quantization.integer_rules.integer_kernels import keeps_grid, multiplies
 from ehap_tf.quantization.integer_rules.integer_operators import EhapOperator
 from ehap_tf.quantization.integer_rules.wrappers import NAME_PREFIX, has_default_name, unwrapped
-from ehap_tf.quantization.plan.layout import is_plain_relu
+from ehap_tf.quantization.plan.passes import is_plain_relu
 from ehap_tf.quantization.plan.quantizers import EhapActivationQuantizer, EhapFixedQuantizer
 from ehap_tf.quantization.tflite.folding import FoldedKernel, fold
 
