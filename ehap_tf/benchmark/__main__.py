@@ -57,12 +57,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
         if arguments[:1] == [name]:
             # Only the chosen benchmark is imported: some need packages that others do not.
-            _module(name).add_arguments(command)
+            module_of(name).add_arguments(command)
     options = parser.parse_args(arguments)
     try:
         if getattr(options, "output", None) is not None:
             require_writable(options.output)  # before hours are spent on what goes there
-        _module(options.command).run(options)
+        module_of(options.command).run(options)
     except (ValueError, TypeError, OSError, FloatingPointError, MeasurementError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -71,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _module(name: str) -> Any:
+def module_of(name: str) -> Any:
+    """The module of a benchmark, imported."""
     with NativeErrorOutput().captured():
         return importlib.import_module(f"ehap_tf.benchmark.{COMMANDS[name]}.{name}")
 

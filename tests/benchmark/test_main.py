@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import pathlib
 
 import pytest
 
-from ehap_tf.benchmark.__main__ import COMMANDS, main
+from ehap_tf.benchmark.__main__ import COMMANDS, main, module_of
 from ehap_tf.benchmark.measuring.isolation import MeasurementError
 
 
@@ -22,7 +21,7 @@ def test_an_output_that_cannot_be_written_is_noticed_before_measuring(
     def measured(options: argparse.Namespace) -> None:
         raise AssertionError("measured before the path is tried")
 
-    monkeypatch.setattr(importlib.import_module(f"ehap_tf.benchmark.{name}"), "run", measured)
+    monkeypatch.setattr(module_of(name), "run", measured)
     (tmp_path / "file").write_text("in the way")
     assert main([name, f"--output={tmp_path / 'file' / 'table.json'}"]) == 1
     (line,) = capsys.readouterr().err.splitlines()

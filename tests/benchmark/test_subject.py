@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-import importlib
 import pathlib
 import warnings
 
 import pytest
 
-from ehap_tf.benchmark.__main__ import main
+from ehap_tf.benchmark.__main__ import main, module_of
 from ehap_tf.benchmark.measuring.subject import load_images
 from ehap_tf.models import build_model
 
@@ -32,5 +31,5 @@ def test_random_weights_are_not_taken_for_trained_ones(
 def test_noise_is_offered_where_it_is_taken(name: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         main([name, "--help"])
-    takes_it = hasattr(importlib.import_module(f"ehap_tf.benchmark.{name}"), "load_subject")
+    takes_it = hasattr(module_of(name), "load_subject")
     assert ("noise (random images" in " ".join(capsys.readouterr().out.split())) == takes_it
