@@ -121,6 +121,20 @@ def test_layers_are_kept_in_float_by_name(model, pattern, tmp_path):
     np.testing.assert_array_equal(ehap.load_qat(tmp_path / "net.keras")(images()), qat(images()))
 
 
+@pytest.mark.parametrize(
+    ("pattern", "operator"),
+    [("branch", "CONV_2D"), ("sum", "ADD"), ("head/hidden", "FULLY_CONNECTED"), ("pool", None)],
+)
+def test_the_converter_leaves_in_float_what_is_kept(model, pattern, operator, tmp_path):
+    """Alone between quantizations, where it makes integers of all that it can."""
+    plan = ehap.plan_quantization(model, keep_float=(pattern,))
+    qat = ehap.quantize(model, "ptq", representative_data=images(), plan=plan)
+    file = ehap.export_tflite(qat, tmp_path / "net.tflite", allow_float=True, data=images())
+    computing = {name.split()[0] for name in file.float_operators} - {"ABS", "SIGN", "MUL"}
+    # What only selects values loses nothing on its input's grid.
+    assert computing == ({operator} if operator else set())
+
+
 def test_what_is_kept_in_float_in_the_middle_trains(model):
     plan = ehap.plan_quantization(model, keep_float=("branch", "sum", "drop"))
     kept = {layer.name: layer for layer in plan.layers if layer.output == "float"}

@@ -38,6 +38,7 @@ from ehap_tf.models.kinds import layer_kind
 from ehap_tf.quantization.integer_rules.flat_graph import output_layers, readers_in_file
 from ehap_tf.quantization.integer_rules.integer_kernels import keeps_grid, multiplies
 from ehap_tf.quantization.integer_rules.integer_operators import EhapOperator
+from ehap_tf.quantization.integer_rules.own_layers import EhapFloatLayer
 from ehap_tf.quantization.integer_rules.wrappers import NAME_PREFIX, has_default_name, unwrapped
 from ehap_tf.quantization.plan.passes import is_plain_relu
 from ehap_tf.quantization.plan.quantizers import EhapActivationQuantizer, EhapFixedQuantizer
@@ -154,6 +155,8 @@ class IntegerGraph:
                 kwargs = {**kwargs, "training": False}  # A layer's own default can be True.
             with _plain_loops(inner):
                 y = inner(*args, **kwargs)
+            if self._is_rounded_float(layer):
+                y = tf.nest.map_structure(_stays_in_float, y)
         y = self.on_grid(layer.name, y)
         grid = self._grids[layer.name]
         if kind == "EhapOperator" and self._limits[layer.name] is None and grid is not None:
@@ -167,6 +170,13 @@ class IntegerGraph:
         """The outputs of a layer, rounded to its range where it has one."""
         limits = self._limits[name]
         return y if limits is None else tf.quantization.fake_quant_with_min_max_args(y, *limits)
+
+    def _is_rounded_float(self, layer: tf_keras.layers.Layer) -> bool:
+        """Whether a layer that the caller keeps in float hands its output to integers."""
+        readers = (self._layers.get(name) for name in self._readers[layer.name])
+        return isinstance(layer, EhapFloatLayer) and not all(
+            isinstance(reader, EhapFloatLayer) for reader in readers
+        )
 
     def _ends_with_range(self, layer: tf_keras.layers.Layer) -> bool:
         """Whether an output gets a range that was observed on it alone."""
@@ -320,6 +330,15 @@ def _plain_loops(layer: tf_keras.layers.Layer) -> Iterator[None]:
     finally:
         for part in parts:
             setattr(part, attribute, True)
+
+
+def _stays_in_float(y: tf.Tensor) -> tf.Tensor:
+    """`y`, so that the converter leaves in float what makes it.
+
+    Between two quantizations it makes an integer operator of all that has one. SIGN has none, and
+    what is read by others than a quantization has no range.
+    """
+    return tf.sign(y) * tf.abs(y) if y.dtype.is_floating else y
 
 
 def _keeps_zeros(layer: tf_keras.layers.Layer) -> bool:
