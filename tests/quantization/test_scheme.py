@@ -62,6 +62,23 @@ def test_a_config_that_a_layer_was_annotated_with_is_kept():
     assert qat.get_layer("quant_end").quantize_config == config
 
 
+class Doubled(layers.Layer):
+    """A layer of the user's, which no rule knows."""
+
+    def call(self, inputs):
+        return 2.0 * inputs
+
+
+def test_an_annotated_layer_needs_no_rule():
+    keras, annotate = tfmot.quantization.keras, tfmot.quantization.keras.quantize_annotate_layer
+    config = EhapQuantizeConfig()
+    with quantization_scope(), keras.quantize_scope({"Doubled": Doubled}):
+        doubled = annotate(Doubled(name="doubled"), config)
+        model = tf_keras.Sequential([layers.Input((6,)), doubled, layers.Dense(4)])
+        qat = keras.quantize_apply(keras.quantize_annotate_model(model), EhapQuantizeScheme())
+    assert qat.get_layer("quant_doubled").quantize_config == config
+
+
 @pytest.mark.parametrize(
     ("configs", "error", "text"),
     [

@@ -137,6 +137,8 @@ class EhapQuantizeLayoutTransform(default_layout.Default8BitQuantizeLayoutTransf
         sources: Mapping[str, Any],
         annotated: Set[str],
     ) -> LayerQuantization:
+        if layer.name in annotated:
+            return LayerQuantization(layer.name, spelled_layer(layer), "own")
         if isinstance(layer, QuantizeLayer):
             return LayerQuantization(layer.name, "Quantize", "own")
         if self._is_float(layer):
