@@ -54,6 +54,26 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
         temporary.unlink(missing_ok=True)
 
 
+def json_fields(text: str, tag: str, what: str) -> dict[str, Any]:
+    """The fields of a JSON text that says under "format" what it is.
+
+    Args:
+        text: to be read.
+        tag: of its format.
+        what: it should be, for the message.
+
+    Raises:
+        ValueError: it is not JSON, or of another format.
+    """
+    try:
+        fields = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not a {what}: {error}") from None
+    if not isinstance(fields, dict) or fields.pop("format", None) != tag:
+        raise ValueError(f"not a {what}: the text has no format {tag!r}")
+    return fields
+
+
 def require_writable(path: str | os.PathLike[str]) -> None:
     """Raises now what writing `path` would raise after an hour of work; makes its folder.
 

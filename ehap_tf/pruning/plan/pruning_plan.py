@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ehap_tf.channels import ChannelGraph, Flags
+from ehap_tf.files import json_fields
 
 _FORMAT = "ehap_tf.PruningPlan/1"
 
@@ -97,12 +98,7 @@ class PruningPlan:
         Raises:
             ValueError: the text is not a plan, or an index is out of range.
         """
-        try:
-            fields = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"not a pruning plan: {error}") from None
-        if not isinstance(fields, dict) or fields.pop("format", None) != _FORMAT:
-            raise ValueError(f"not a pruning plan: the text has no format {_FORMAT!r}")
+        fields = json_fields(text, _FORMAT, "pruning plan")
         try:
             kept = _index_arrays(fields.pop("kept"))
             implanted = _index_arrays(fields.pop("implanted"))

@@ -8,6 +8,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ehap_tf.files import json_fields
+
 WEIGHT_BITS = (4, 8)
 ACTIVATION_BITS = (8,)
 
@@ -179,12 +181,7 @@ class QuantizationPlan:
         Raises:
             ValueError: the text is not a plan, or holds bits that there are not.
         """
-        try:
-            fields = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"not a quantization plan: {error}") from None
-        if not isinstance(fields, dict) or fields.pop("format", None) != _FORMAT:
-            raise ValueError(f"not a quantization plan: the text has no format {_FORMAT!r}")
+        fields = json_fields(text, _FORMAT, "quantization plan")
         try:
             layers = tuple(LayerQuantization(**layer) for layer in fields.pop("layers"))
             plan = cls(layers, keep_float=tuple(fields.pop("keep_float")), **fields)
