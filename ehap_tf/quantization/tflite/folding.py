@@ -33,6 +33,9 @@ FINEST_STEP = 1.0 / 128.0
 """Of outputs, in units of the accumulators, which are whole numbers: finer ones tell nothing apart,
 and XNNPACK takes no file with one of 1/256."""
 
+LARGEST_SUM = 2.0**29
+"""Before an activation's clamp, in steps of the output."""
+
 
 @dataclasses.dataclass(frozen=True)
 class FoldedKernel:
@@ -78,14 +81,22 @@ class FoldedKernel:
             bias=(np.rint(self.bias / unit) * unit).astype(np.float32),
         )
 
-    def narrowest_range(self, input_step: float) -> float:
-        """Of 8-bit outputs whose steps are at least `FINEST_STEP`.
+    def narrowest_range(self, grid: tuple[float, float]) -> float:
+        """Of 8-bit outputs: finer steps than its 255th tell nothing apart, or break the runtime.
+
+        A step is at least `FINEST_STEP`. And no sum reaches `LARGEST_SUM` steps: runtimes other
+        than XNNPACK shift sums to the left before they multiply, in 32 bits, where a larger one
+        comes back with the other sign.
 
         Args:
-            input_step: see `on_input_grid`.
+            grid: the range of the integers that the layer reads.
         """
+        input_step = (grid[1] - grid[0]) / 255.0
         steps = self.on_input_grid(input_step).limits / largest_integer(self.bits)
-        return 255.0 * FINEST_STEP * input_step * float(steps.max())
+        weights = np.abs(self.values).sum(axis=tuple(range(self.values.ndim - 1)))
+        sums = np.abs(self.bias) + weights * max(abs(grid[0]), abs(grid[1]))
+        finest = FINEST_STEP * input_step * float(steps.max()), float(sums.max()) / LARGEST_SUM
+        return 255.0 * max(finest)
 
     def scattered(self, positions: Sequence[int], channels: int) -> FoldedKernel:
         """The same outputs at `positions` among `channels`; the others are zero."""

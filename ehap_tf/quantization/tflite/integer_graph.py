@@ -126,7 +126,7 @@ class IntegerGraph:
             if len(readers) != 1 or readers[0] not in self._limits:
                 return
             (name,) = readers
-        narrowest = kernel.narrowest_range((grid[1] - grid[0]) / 255.0)
+        narrowest = kernel.narrowest_range(grid)
         self._limits[name] = limits[0], max(limits[1], limits[0] + narrowest)
 
     def compute(
@@ -218,6 +218,9 @@ class IntegerGraph:
         bias = kernel.bias
         if layer_kind(wrapper.layer) == "Conv2DTranspose" and not bias.any():
             bias = np.full_like(bias, ALMOST_ZERO)
+        elif bias.size > 1 and bias.any() and np.ptp(bias) == 0.0:
+            # The converter writes one integer for all channels, in spite of their scales.
+            bias = np.append(bias[:-1], np.nextafter(bias[-1], np.float32(0.0)))
         return kernel.operate(wrapper.layer, x) + bias
 
     def _times_before(self) -> dict[str, int]:
