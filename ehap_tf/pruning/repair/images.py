@@ -12,10 +12,23 @@ import tf_keras
 
 from ehap_tf.data import as_arrays
 from ehap_tf.models import require_inputs
-from ehap_tf.pruning.repair.walk import Program, Values
+from ehap_tf.pruning.repair.walk import Key, Program, Values
 
 _TENSOR_BYTES = 64 * 2**20
 """The largest tensor of a micro-batch, about."""
+
+_EXACT_BYTES = 2**30
+"""Kept for all micro-batches; where more would be kept, it is kept in float16."""
+
+_LARGEST_HALF = 6e4
+"""That float16 holds, about."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Halved:
+    """A float32 tensor in float16."""
+
+    tensor: tf.Tensor
 
 
 @dataclasses.dataclass
@@ -24,12 +37,32 @@ class MicroBatch:
 
     Attributes:
         start, stop: their places among all examples.
-        values: the tensors that somebody needs yet.
+        kept: the tensors that somebody needs yet, as they are stored.
+        count: how many micro-batches there are.
     """
 
     start: int
     stop: int
-    values: Values
+    kept: dict[Key, Any]
+    count: int = 1
+
+    def values(self) -> Values:
+        """The tensors that somebody needs yet."""
+        return {
+            key: tf.cast(value.tensor, tf.float32) if isinstance(value, _Halved) else value
+            for key, value in self.kept.items()
+        }
+
+    def keep(self, values: Values) -> None:
+        """Keeps these tensors; in half of the memory where it is much, to 1e-3 of a value."""
+        total = sum(value.dtype.size * math.prod(value.shape) for value in values.values())
+        halves = total * self.count > _EXACT_BYTES
+        self.kept = {key: _halved(value) if halves else value for key, value in values.items()}
+
+
+def _halved(value: tf.Tensor) -> Any:
+    fits = value.dtype == tf.float32 and float(tf.reduce_max(tf.abs(value))) < _LARGEST_HALF
+    return _Halved(tf.cast(value, tf.float16)) if fits else value
 
 
 def first_images(model: tf_keras.Model, images: Any, examples: int, seed: int) -> list[Any]:
@@ -72,7 +105,8 @@ def micro_batches(
         values = {
             k: t for keys in (dense.inputs, slim.inputs) for k, t in zip(keys, part, strict=True)
         }
-        batches.append(MicroBatch(start, min(start + size, count), values))
+        stop = min(start + size, count)
+        batches.append(MicroBatch(start, stop, values, math.ceil(count / size)))
     return batches
 
 

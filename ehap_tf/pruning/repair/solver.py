@@ -272,12 +272,12 @@ class _Rows:
 
 def _advance(stop: Stop, batch: MicroBatch, system: _System) -> None:
     """Takes a micro-batch to the next layer, and lets go of the tensors that nobody needs."""
+    values = batch.values()
     for step in stop.before:
-        step.run(batch.values)
-    values = dict(batch.values) if stop.beside else batch.values
-    for step in stop.beside:
         step.run(values)
+    everything = dict(values) if stop.beside else values
+    for step in stop.beside:
+        step.run(everything)
     for call in range(system.calls):
-        system.look(call, batch, values)
-    for key in [key for key in batch.values if key not in stop.needed_later]:
-        del batch.values[key]
+        system.look(call, batch, everything)
+    batch.keep({key: value for key, value in values.items() if key in stop.needed_later})

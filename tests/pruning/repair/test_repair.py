@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import types
 from typing import Any
 
@@ -17,6 +18,7 @@ from ehap_tf.channels import ScatterChannels
 from ehap_tf.graph import kernel_of
 from ehap_tf.pruning.repair import solver
 from ehap_tf.pruning.repair.behind import EVERYTHING, Way, way_behind
+from ehap_tf.pruning.repair.images import MicroBatch
 from ehap_tf.pruning.repair.walk import unrolled
 from tests.pruning.nets import (
     batch,
@@ -170,6 +172,32 @@ def test_micro_batches_and_their_order_change_rounding_alone(
     assert relative_error(ordered(x), model(x)) < relative_error(slim(x), model(x))
     for weights, one in zip(before, (model, slim), strict=True):
         assert all(map(np.array_equal, weights, one.get_weights()))
+
+
+def test_what_is_kept_in_half_of_the_memory_repairs_as_well(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tf_keras.utils.set_random_seed(0)
+    model = small_residual_net()
+    plan = residual_plan(model)
+    slim, x = ehap.prune(model, plan), images((8, 8, 3), 40)
+    x[0, 0, 0, 0] = 1e5  # More than float16 holds.
+    exact = ehap.repair(slim, model, plan, x, batch_size=8)
+    monkeypatch.setitem(vars(sys.modules[MicroBatch.__module__]), "_EXACT_BYTES", 0)
+    kept: list[set[tf.DType]] = []
+    monkeypatch.setattr(
+        MicroBatch, "values", lambda batch: (kept.append(types_of(batch)), of_batch(batch))[1]
+    )
+    halved = ehap.repair(slim, model, plan, x, batch_size=8)
+    assert {tf.float16, tf.float32} == set().union(*kept)
+    assert 0.0 < relative_error(halved(x[1:]), exact(x[1:])) < 5e-3
+
+
+of_batch = MicroBatch.values
+
+
+def types_of(batch: MicroBatch) -> set[tf.DType]:
+    return {getattr(value, "tensor", value).dtype for value in batch.kept.values()}
 
 
 def test_positions_depend_on_the_seed_alone() -> None:
