@@ -1,5 +1,11 @@
 from setuptools import find_packages, setup
 
+MICRO = [
+    # The only wheels that there are.
+    "tflite-micro>=0.dev20260101; sys_platform == 'linux' and platform_machine == 'x86_64'",
+    "ethos-u-vela>=5,<6",
+]
+
 setup(
     name="ehap_tf",
     version="0.2.0.dev0",
@@ -26,6 +32,7 @@ setup(
     ],
     extras_require={
         "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
+        "micro": MICRO,
         "docs": [
             "mkdocs-material>=9.5,<10",
             "mkdocstrings[python]>=1,<2",
@@ -35,6 +42,7 @@ setup(
         "test": [
             "pytest>=8,<10",
             "pytest-xdist>=3.6,<4",
+            *MICRO,
             "hypothesis>=6.100,<7",
             "ruff>=0.9",
             "mypy>=1.14",

@@ -76,6 +76,11 @@ _HOMES = {
     "TensorSpec": "ehap_tf.quantization",
     "inspect_tflite": "ehap_tf.quantization",
     "read_metadata": "ehap_tf.quantization",
+    "MicroCheck": "ehap_tf.budget",
+    "verify_micro": "ehap_tf.budget",
+    "EthosEstimate": "ehap_tf.budget",
+    "compile_for_ethos_u": "ehap_tf.budget",
+    "export_c": "ehap_tf.budget",
     "compress": "ehap_tf.pipeline.compress",
     "finetune": "ehap_tf.pipeline.training.finetuning",
 }

@@ -11,13 +11,26 @@ from ehap_tf.quantization.integer_rules.rewriting import register_integer_rule
 from ehap_tf.quantization.plan.configs import EhapQuantizeConfig
 from ehap_tf.quantization.plan.quantization_plan import LayerQuantization, QuantizationPlan
 from ehap_tf.quantization.plan.scheme import EhapQuantizeScheme, quantization_scope
+from ehap_tf.quantization.tflite.arena import ArenaPlan, plan_arena
 from ehap_tf.quantization.tflite.biases import round_biases
-from ehap_tf.quantization.tflite.evaluate import TFLiteModel, evaluate_tflite, measure_latency_ms
+from ehap_tf.quantization.tflite.evaluate import (
+    TFLiteModel,
+    classes,
+    evaluate_tflite,
+    measure_latency_ms,
+)
 from ehap_tf.quantization.tflite.export import export_float_tflite, export_tflite
 from ehap_tf.quantization.tflite.metadata import Normalization, read_metadata
-from ehap_tf.quantization.tflite.tflite_file import TensorSpec, TFLiteFile, inspect_tflite
+from ehap_tf.quantization.tflite.tflite_file import (
+    TensorSpec,
+    TFLiteFile,
+    inspect_tflite,
+    operator_name,
+    parse_tflite,
+)
 
 __all__ = [
+    "ArenaPlan",
     "EhapQuantizeConfig",
     "EhapQuantizeScheme",
     "FreezeBatchNorm",
@@ -32,6 +45,7 @@ __all__ = [
     "TFLiteModel",
     "TensorSpec",
     "calibrate",
+    "classes",
     "evaluate_tflite",
     "export_float_tflite",
     "export_tflite",
@@ -39,6 +53,9 @@ __all__ = [
     "inspect_tflite",
     "load_qat",
     "measure_latency_ms",
+    "operator_name",
+    "parse_tflite",
+    "plan_arena",
     "plan_quantization",
     "quantization_report",
     "quantization_scope",

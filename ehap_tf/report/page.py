@@ -10,8 +10,10 @@ import jinja2
 from ehap_tf.report import plots
 from ehap_tf.report.compare import comparison
 from ehap_tf.report.content import LayerReport, ReportContent
+from ehap_tf.report.device import HEADINGS as DEVICE_HEADINGS
+from ehap_tf.report.device import DeviceRow, device_notes, device_rows
 from ehap_tf.report.quantization import quantization_section
-from ehap_tf.report.summary import HEADINGS, SummaryRow, summary_rows
+from ehap_tf.report.summary import HEADINGS, summary_rows
 
 
 def render_page(runs: Sequence[ReportContent]) -> str:
@@ -32,6 +34,7 @@ def render_page(runs: Sequence[ReportContent]) -> str:
     return environment.get_template("page.html.j2").render(
         title=title,
         headings=HEADINGS,
+        device_headings=DEVICE_HEADINGS,
         runs=[_run(run) for run in runs],
         comparison=comparison(runs) if len(runs) > 1 else None,
         colors={"kept": plots.KEPT, "removed": plots.REMOVED, "implanted": plots.IMPLANTED},
@@ -43,12 +46,13 @@ def _run(run: ReportContent) -> dict[str, Any]:
     pruned = [layer for layer in run.layers if layer.kept is not None]
     float_operators = figures.get("tflite_float_ops")
     seconds = figures.get("stage_seconds", {})
-    rows = summary_rows(run)
     return {
         "title": run.title,
         "highlights": _highlights(run),
-        "rows": [row.cells() for row in rows],
-        "latencies": _latencies(rows),
+        "rows": [row.cells() for row in summary_rows(run)],
+        "device_rows": [row.cells() for row in device_rows(run)],
+        "device_notes": device_notes(run),
+        "latencies": _latencies(device_rows(run)),
         "notes": [f"{stage}: {note}" for stage, note in run.notes.items()],
         "bars": [_bar(layer) for layer in pruned],
         "any_implanted": any(layer.implanted for layer in pruned),
@@ -93,19 +97,16 @@ def _highlights(run: ReportContent) -> list[tuple[str, str]]:
     return highlights
 
 
-def _latencies(rows: Sequence[SummaryRow]) -> list[dict[str, str]]:
-    """Bars of the networks whose latency was measured; the same network only once."""
-    measured = [row for row in rows if row.latency_ms and row.name != "pruned"]
-    longest = max((row.latency_ms or 0.0 for row in measured), default=0.0)
-    if len(measured) < 2:
-        return []
+def _latencies(rows: Sequence[DeviceRow]) -> list[dict[str, str]]:
+    """A bar for each file."""
+    longest = max((row.latency_ms or 0.0 for row in rows), default=0.0)
     return [
         {
-            "name": row.name if row.name.startswith("INT8") else f"{row.name}, float32",
+            "name": row.name,
             "text": f"{row.latency_ms:.3f} ms",
             "width": f"{100 * (row.latency_ms or 0.0) / longest:.2f}",
         }
-        for row in measured
+        for row in rows
     ]
 
 

@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from ehap_tf.report import LayerReport, ReportContent, render_page, summary_rows
+from ehap_tf.report import LayerReport, ReportContent, device_rows, render_page, summary_rows
 
 FIGURES = {
     "model": "resnet8",
@@ -108,11 +108,39 @@ def test_page_has_every_section_and_the_figures():
     assert "python -m ehap_tf.main --model=resnet8" in page
 
 
-def test_latency_through_the_stages():
-    page = render_page([content()])
+def test_files_on_this_device():
+    run = content()
+    page = render_page([run])
     bars = re.findall(r'title="([\d.]+ ms)"><span class="kept" style="width:([\d.]+)%', page)
     assert bars == [("0.500 ms", "100.00"), ("0.375 ms", "75.00"), ("0.125 ms", "25.00")]
-    assert 'class="latency"' not in render_page([content(figures={"baseline_accuracy": 0.9})])
+    assert [row.cells() for row in device_rows(run)] == [
+        ("whole, float32", "98.00 %", "-", "-", "0.500 ms", "2.00 M"),
+        ("pruned, float32", "97.00 %", "-", "-", "0.375 ms", "0.50 M"),
+        ("pruned, INT8", "96.80 %", "2,048", "-", "0.125 ms", "0.50 M"),
+    ]
+    assert "INT8 is slower" not in page and "Ethos" not in page
+    bare = content(figures={"baseline_accuracy": 0.9}, details={})
+    assert 'class="latency"' not in render_page([bare])
+
+
+def test_what_the_device_says():
+    details = {"slim_latency_ms": 0.1, "baseline_int8_latency_ms": 0.2}
+    micro = {"micro_examples": 200, "micro_equal": 0.985, "micro_arena_bytes": 68768}
+    ethos = {
+        "ethos_u": "ethos-u55-128", "ethos_u_cycles": 705842, "ethos_u_ms": 1.41,
+        "ethos_u_sram_bytes": 50656, "ethos_u_cpu_operators": 0,
+    }  # fmt: skip
+    run = content(
+        figures={**FIGURES, **micro, **ethos},
+        details=details,
+        environment={"processor": "a Cortex-M55"},
+    )
+    page = render_page([run])
+    for text in (
+        "one thread of a Cortex-M55", "INT8 is slower than float32 here", "98.5 % of 200 outputs",
+        "takes 68,768 bytes", "705,842 cycles, 1.41 ms, 50,656 bytes", "whole, INT8",
+    ):  # fmt: skip
+        assert text in page
 
 
 def test_quantization_error_by_layer():

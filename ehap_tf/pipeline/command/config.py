@@ -17,6 +17,11 @@ from ehap_tf.criteria import check_tolerance, criterion_names, find_criterion
 STAGE_NAMES = ("train", "rank", "prune", "finetune", "quantize", "export", "report")
 ROUNDINGS = ("nearest", "gptq")
 ESTIMATORS = ("hutchinson", "gauss_newton", "exact")
+TARGETS = (
+    "litert",
+    "tflm",
+    *(f"ethos-u{kind}" for kind in ("55-32", "55-64", "55-128", "55-256", "65-256")),
+)
 PRECISIONS = ("fp32", "fp16", "bf16", "auto")
 DEFAULT_PRUNE_RATIO = 0.77
 DEFAULT_REPAIR_IMAGES = 512
@@ -226,6 +231,13 @@ class PipelineConfig:
         False,
         "keep layers that are not supported in integers (ELU, softplus, your own) in float, "
         "instead of refusing the model",
+    )
+    target: str = _setting(
+        "litert",
+        "what runs the file; others than litert (tflm is TensorFlow Lite Micro, with or without an "
+        "Ethos-U) need ehap_tf[micro]: that they have the operators is checked before anything is "
+        "trained, and the file is tried there",
+        choices=TARGETS,
     )
     train_precision: str = _setting(
         "auto",

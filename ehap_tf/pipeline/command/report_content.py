@@ -46,6 +46,16 @@ OPTIONAL_KEYS = (
     "removed_blocks",
     "accuracy_before_repair",
     "accuracy_before_recalibration",
+    "tflite_arena_bytes",
+    "micro_arena_bytes",
+    "micro_examples",
+    "micro_equal",
+    "micro_agreement",
+    "ethos_u",
+    "ethos_u_cycles",
+    "ethos_u_ms",
+    "ethos_u_sram_bytes",
+    "ethos_u_cpu_operators",
 )
 """Keys of report.json that only some settings bring about."""
 

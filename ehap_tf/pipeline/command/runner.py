@@ -32,7 +32,7 @@ from ehap_tf.pipeline.command.stage_records import (
 )
 from ehap_tf.pipeline.command.stages import STAGES
 from ehap_tf.pipeline.training.workers import lost_connections
-from ehap_tf.report import summary_table
+from ehap_tf.report import device_table, summary_table
 from ehap_tf.report.environment import environment
 
 
@@ -203,7 +203,11 @@ def _current(job: Job) -> dict[str, StageRecord]:
 def _print_table(job: Job) -> None:
     current = _current(job)
     if any(name.endswith("accuracy") for r in current.values() for name in r.figures):
-        job.console.table(summary_table(run_content(job.run, current)))
+        content = run_content(job.run, current)
+        job.console.table(summary_table(content))
+        files = device_table(content)
+        if files is not None:
+            job.console.table(files)
     if "report" in job.config.stages:
         job.console.say(f"report: {job.run.report_page}")
 

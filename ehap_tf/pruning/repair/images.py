@@ -14,7 +14,7 @@ from ehap_tf.data import as_arrays
 from ehap_tf.models import require_inputs
 from ehap_tf.pruning.repair.walk import Key, Program, Values
 
-_TENSOR_BYTES = 64 * 2**20
+_TENSOR_BYTES = 32 * 2**20
 """The largest tensor of a micro-batch, about."""
 
 _EXACT_BYTES = 2**30

@@ -18,9 +18,9 @@ OPERATOR_BYTES = 150
 ENDS_BYTES = 96
 CHANNEL_BYTES = 8
 INTERPRETER_BYTES = 570
-"""What TensorFlow Lite Micro keeps beside the tensors on a 64-bit machine: for each tensor; for each
-operator (its node and what its kernel prepares); for each input and output of the file; for each
-output channel with a scale of its own (a multiplier and a shift); once."""
+"""What TensorFlow Lite Micro keeps beside the tensors on a 64-bit machine: for each tensor; for
+each operator (its node, and what its kernel prepares); for each input and output of the file; for
+each output channel with a scale of its own (a multiplier and a shift); once."""
 
 _SIZES = {
     "BOOL": 1, "INT4": 0.5, "INT8": 1, "UINT8": 1, "INT16": 2, "UINT16": 2, "FLOAT16": 2,
@@ -125,6 +125,7 @@ def _buffers(model: Any, graph: Any) -> list[Buffer] | None:
             scratch.append(Buffer(_aligned(4 * (size or 0)), step, step))
     last |= {int(index): len(graph.operators) for index in graph.outputs}
     found: list[Buffer] = []
+    # Of tensors of one size the runtime places the last first.
     for index, start in sorted(first.items(), reverse=True):
         size = _bytes(graph.tensors[index])
         if size is None:

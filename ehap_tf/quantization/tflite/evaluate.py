@@ -38,24 +38,31 @@ class TFLiteModel:
     Args:
         path: of a file that takes one example at a time.
         threads: of the interpreter.
+        reference: compute with TFLite's reference kernels.
 
     Attributes:
         inputs: the inputs by name.
         outputs: the outputs in the model's order.
+        input_places: of the inputs among those of the file, which has its own order.
+        output_places: of the outputs, likewise.
 
     Raises:
         FileNotFoundError: there is no such file.
         CorruptFileError: the file is truncated, or no TFLite file.
     """
 
-    def __init__(self, path: str | os.PathLike[str], threads: int = 1) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], threads: int = 1, *, reference: bool = False
+    ) -> None:
         self._path = path
-        self._interpreter = open_interpreter(path, threads)
+        self._interpreter = open_interpreter(path, threads, reference=reference)
         inputs, outputs = signature(self._interpreter)
         self.inputs = {name: tensor_spec(details) for name, details in inputs.items()}
         self.outputs = [tensor_spec(details) for details in outputs]
         self._input_indices = [details["index"] for details in inputs.values()]
         self._output_indices = [details["index"] for details in outputs]
+        self.input_places = _places(self._input_indices, self._interpreter.get_input_details())
+        self.output_places = _places(self._output_indices, self._interpreter.get_output_details())
 
     def __call__(self, examples: np.ndarray | Mapping[str, np.ndarray]) -> Any:
         """Returns the outputs for a batch of examples, float32, computed one by one.
@@ -70,15 +77,7 @@ class TFLiteModel:
         Raises:
             ValueError: the examples are not what the file takes: other inputs, or another shape.
         """
-        examples = self.by_name(examples)
-        for name, spec in self.inputs.items():
-            if examples[name].shape[1:] != spec.shape[1:]:
-                raise ValueError(
-                    f"the file takes inputs of shape {spec.shape[1:]}. Received: examples of "
-                    f"shape {examples[name].shape[1:]}"
-                )
-        integers = [to_integers(examples[name], spec) for name, spec in self.inputs.items()]
-        rows = [self._run(*example) for example in zip(*integers, strict=True)]
+        rows = [self.run(*example) for example in zip(*self.as_integers(examples), strict=True)]
         outputs = [
             from_integers(np.stack(column), spec)
             for column, spec in zip(zip(*rows, strict=True), self.outputs, strict=True)
@@ -115,7 +114,23 @@ class TFLiteModel:
         }
         return {name: spec for name, spec in specs.items() if spec}
 
-    def _run(self, *example: np.ndarray) -> list[np.ndarray]:
+    def as_integers(self, examples: np.ndarray | Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Examples as `run` takes them: (batch, ...) for each input, in the order of `inputs`.
+
+        Raises:
+            ValueError: see `__call__`.
+        """
+        by_name = self.by_name(examples)
+        for name, spec in self.inputs.items():
+            if by_name[name].shape[1:] != spec.shape[1:]:
+                raise ValueError(
+                    f"the file takes inputs of shape {spec.shape[1:]}. Received: examples of "
+                    f"shape {by_name[name].shape[1:]}"
+                )
+        return [to_integers(by_name[name], spec) for name, spec in self.inputs.items()]
+
+    def run(self, *example: np.ndarray) -> list[np.ndarray]:
+        """The outputs of one example as the file computes them, integers, without a batch axis."""
         for index, value in zip(self._input_indices, example, strict=True):
             self._interpreter.set_tensor(index, value[None])
         self._interpreter.invoke()
@@ -124,6 +139,10 @@ class TFLiteModel:
     def run_once(self) -> None:
         """Runs the file on whatever its inputs hold."""
         self._interpreter.invoke()
+
+
+def _places(indices: list[int], details: list[Mapping[str, Any]]) -> list[int]:
+    return [[one["index"] for one in details].index(index) for index in indices]
 
 
 def to_integers(values: np.ndarray, spec: TensorSpec) -> np.ndarray:

@@ -15,6 +15,7 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from ehap_tf.files import CorruptFileError
+from ehap_tf.quantization.tflite.arena import plan_arena
 
 FLOAT_TYPES = frozenset({"FLOAT16", "FLOAT32", "FLOAT64", "BFLOAT16"})
 CONVERSIONS = frozenset({"QUANTIZE", "DEQUANTIZE"})
@@ -65,6 +66,9 @@ class TFLiteFile:
             smallest; likewise, and None for single numbers, which are no classes.
         agreements: the same of each output, in the model's order; empty where `export_tflite` was
             given no inputs.
+        peak_bytes: of the tensors that are alive at once, at most; None where the size of one is
+            only known when the file runs.
+        arena_bytes: the tensor arena that TensorFlow Lite Micro needs, see `plan_arena`; likewise.
     """
 
     path: pathlib.Path
@@ -77,6 +81,8 @@ class TFLiteFile:
     difference: float | None = None
     agreement: float | None = None
     agreements: tuple[float | None, ...] = ()
+    peak_bytes: int | None = None
+    arena_bytes: int | None = None
 
     @property
     def float_ops(self) -> int:
@@ -93,7 +99,8 @@ def inspect_tflite(path: str | os.PathLike[str]) -> TFLiteFile:
     """
     interpreter = open_interpreter(path)
     inputs, outputs = signature(interpreter)
-    model = _parse(path)
+    model = parse_tflite(path)
+    arena = plan_arena(model)
     names: list[str] = []
     types: list[str] = []
     floats: list[str] = []
@@ -101,7 +108,7 @@ def inspect_tflite(path: str | os.PathLike[str]) -> TFLiteFile:
         of_graph = [TYPE_NAMES[tensor.type] for tensor in graph.tensors]
         types += of_graph
         for operator in graph.operators:
-            name = _operator_name(model, operator)
+            name = operator_name(model, operator)
             names.append(name)
             touched = [int(i) for i in (*operator.inputs, *operator.outputs) if i >= 0]
             if name not in CONVERSIONS and any(of_graph[i] in FLOAT_TYPES for i in touched):
@@ -115,13 +122,18 @@ def inspect_tflite(path: str | os.PathLike[str]) -> TFLiteFile:
         tensor_types=dict(collections.Counter(types)),
         input=tensor_spec(next(iter(inputs.values()))),
         output=tensor_spec(outputs[0]),
+        peak_bytes=None if arena is None else arena.peak_bytes,
+        arena_bytes=None if arena is None else arena.arena_bytes,
     )
 
 
-def open_interpreter(path: str | os.PathLike[str], threads: int = 1) -> Interpreter:
+def open_interpreter(
+    path: str | os.PathLike[str], threads: int = 1, *, reference: bool = False
+) -> Interpreter:
     """Returns an interpreter with its tensors allocated.
 
     With XNNPACK; a file that XNNPACK does not take is left to TFLite's own kernels, with a warning.
+    Or with the reference kernels, which are slow and which others are checked against.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -130,15 +142,13 @@ def open_interpreter(path: str | os.PathLike[str], threads: int = 1) -> Interpre
     path = pathlib.Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no TFLite file at {str(path)!r}.")
-    _parse(path)
+    parse_tflite(path)
+    kernels = OpResolverType.BUILTIN_REF if reference else OpResolverType.AUTO
     try:
-        return _allocated(path, threads, OpResolverType.AUTO)
+        return _allocated(path, threads, kernels)
     except (ValueError, RuntimeError) as error:
-        try:
-            interpreter = _allocated(
-                path, threads, OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-            )
-        except (ValueError, RuntimeError):
+        interpreter = None if reference else _allocated_without_xnnpack(path, threads)
+        if interpreter is None:
             raise CorruptFileError(f"{str(path)!r} cannot be run as TFLite: {error}") from error
         warnings.warn(
             f"{str(path)!r} runs without XNNPACK, by TFLite's own kernels, and is measured so: "
@@ -147,6 +157,13 @@ def open_interpreter(path: str | os.PathLike[str], threads: int = 1) -> Interpre
             stacklevel=3,
         )
         return interpreter
+
+
+def _allocated_without_xnnpack(path: pathlib.Path, threads: int) -> Interpreter | None:
+    try:
+        return _allocated(path, threads, OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES)
+    except (ValueError, RuntimeError):
+        return None
 
 
 def _allocated(path: pathlib.Path, threads: int, kernels: OpResolverType) -> Interpreter:
@@ -177,11 +194,11 @@ def signature(
 
 def quantized(path: str | os.PathLike[str]) -> dict[int, TensorSpec]:
     """What the QUANTIZE operators of a file write, by the indices of the tensors that they read."""
-    model = _parse(path)
+    model = parse_tflite(path)
     graph = model.subgraphs[0]
     found: dict[int, TensorSpec] = {}
     for operator in graph.operators:
-        if _operator_name(model, operator) == "QUANTIZE":
+        if operator_name(model, operator) == "QUANTIZE":
             tensor = graph.tensors[operator.outputs[0]]
             spec = TensorSpec(
                 name=tensor.name.decode(errors="replace"),
@@ -194,7 +211,12 @@ def quantized(path: str | os.PathLike[str]) -> dict[int, TensorSpec]:
     return found
 
 
-def _parse(path: str | os.PathLike[str]) -> Any:
+def parse_tflite(path: str | os.PathLike[str]) -> Any:
+    """The file as objects of its schema.
+
+    Raises:
+        CorruptFileError: the file is truncated, or no TFLite file.
+    """
     content = pathlib.Path(path).read_bytes()
     try:
         if content[4:8] != b"TFL3":
@@ -206,7 +228,8 @@ def _parse(path: str | os.PathLike[str]) -> Any:
         ) from error
 
 
-def _operator_name(model: Any, operator: Any) -> str:
+def operator_name(model: Any, operator: Any) -> str:
+    """The kind of an operator of a parsed file."""
     code = model.operatorCodes[operator.opcodeIndex]
     builtin = max(code.builtinCode, code.deprecatedBuiltinCode)
     if code.customCode:

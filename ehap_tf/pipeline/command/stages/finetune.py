@@ -21,7 +21,7 @@ def run(job: Job, fingerprint: str) -> Figures:
     """Writes `finetuned.keras`."""
     slim = load_model(job.run.slim)
     # The baseline may be of a run without this stage.
-    quantize.check_layers(job.config, slim)
+    quantize.check_layers(job, slim)
     checkpoints = job.run.checkpoints("finetune", fingerprint)
     model, result = recipes.train_as(job, slim, "finetune", checkpoints)
     save_model(model, job.run.finetuned)

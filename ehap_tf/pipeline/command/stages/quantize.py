@@ -6,6 +6,7 @@ from typing import Any
 
 import tf_keras
 
+from ehap_tf.budget import require_target
 from ehap_tf.data import sample_arrays
 from ehap_tf.models import load_model
 from ehap_tf.pipeline.command import recipes
@@ -35,14 +36,25 @@ def file_settings(config: PipelineConfig) -> dict[str, Any]:
     return values
 
 
-def check_layers(config: PipelineConfig, model: tf_keras.Model) -> None:
-    """Raises, before hours of work, what this stage would raise after them.
+def check_layers(job: Job, model: tf_keras.Model) -> None:
+    """Raises, before hours of work, what this stage and the export would raise after them.
 
     Raises:
-        ValueError: the job quantizes the model, and a layer of it has no integer kernel.
+        ValueError: the job quantizes the model, and a layer of it has no integer kernel, or the
+            target lacks an operator of its file.
+        ImportError: the target needs an extra that is not installed.
     """
-    if "quantize" in config.stages:
-        require_quantizable(model, config.weight_bits, allow_float=config.allow_float)
+    config = job.config
+    if "quantize" not in config.stages:
+        return
+    require_quantizable(model, config.weight_bits, allow_float=config.allow_float)
+    on_cpu = require_target(
+        model, config.target, config.weight_bits, allow_float=config.allow_float
+    )
+    if on_cpu:
+        job.console.say(
+            f"quantize: {config.target} leaves {', '.join(on_cpu)} to the processor beside it"
+        )
 
 
 def run(job: Job, fingerprint: str) -> Figures:

@@ -40,14 +40,14 @@ def run(job: Job, fingerprint: str) -> Figures:
         )
         # Before hours of training, not after.
         wanted_blocks(job.config, model)
-        quantize.check_layers(job.config, model)
+        quantize.check_layers(job, model)
         _require_enough_images(job)
         model, result = recipes.train_as(job, model, "train", checkpoints)
         save_model(model, job.run.baseline)
         figures |= {"epochs": result.epochs, "best_epoch": result.best_epoch}
     else:
         model = baseline.load_baseline(source, job.dataset)
-        quantize.check_layers(job.config, model)
+        quantize.check_layers(job, model)
         job.console.say(f"train: skipped, the trained model is {source}")
         figures["source"] = str(source)
         if source.suffix == ".keras":

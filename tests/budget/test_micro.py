@@ -1,0 +1,220 @@
+"""Files in TensorFlow Lite Micro and in Arm's compiler, and the memory that is planned for them."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import pathlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+
+import ehap_tf as ehap
+from ehap_tf.budget import TARGETS, require_target
+from ehap_tf.pipeline.command import config
+from ehap_tf.quantization.tflite.arena import Buffer, greedy_bytes, peak_bytes
+
+layers = tf_keras.layers
+SHIPPED = pathlib.Path(__file__).parents[2] / "saved_models/resnet32_cifar10/model_int8.tflite"
+
+
+def exported(model: tf_keras.Model, path: pathlib.Path) -> tuple[ehap.TFLiteFile, list[np.ndarray]]:
+    rng = np.random.default_rng(0)
+    x = [rng.standard_normal((40, *i.shape[1:])).astype(np.float32) for i in model.inputs]
+    data = (dict(zip(model.input_names, x, strict=True)) if len(x) > 1 else x[0],)
+    qat = ehap.quantize(model, "ptq", representative_data=data)
+    return ehap.export_tflite(qat, path), x
+
+
+def relu(layer, x):
+    return layers.ReLU()(layers.BatchNormalization()(layer(x)))
+
+
+def mobile_net() -> tf_keras.Model:
+    """Depthwise and pointwise convolutions: tensors of equal sizes follow each other."""
+    inputs = layers.Input((32, 32, 3))
+    x = relu(layers.Conv2D(8, 3, 2, padding="same"), inputs)
+    for width, stride in ((16, 1), (32, 2), (32, 1), (64, 2), (64, 1)):
+        x = relu(layers.DepthwiseConv2D(3, stride, padding="same"), x)
+        x = relu(layers.Conv2D(width, 1), x)
+    return tf_keras.Model(inputs, layers.Softmax()(layers.Dense(2)(layers.Flatten()(x))))
+
+
+def keyword_net() -> tf_keras.Model:
+    inputs = layers.Input((25, 10, 1))
+    x = relu(layers.Conv2D(16, (10, 4), 2, padding="same"), inputs)
+    for _ in range(2):
+        x = relu(layers.DepthwiseConv2D(3, padding="same"), x)
+        x = relu(layers.Conv2D(16, 1), x)
+    return tf_keras.Model(inputs, layers.Dense(12)(layers.GlobalAveragePooling2D()(x)))
+
+
+def autoencoder() -> tf_keras.Model:
+    x = inputs = layers.Input((160,))
+    for width in (32, 32, 4, 32, 32):
+        x = relu(layers.Dense(width), x)
+    return tf_keras.Model(inputs, layers.Dense(160)(x))
+
+
+def u_net() -> tf_keras.Model:
+    inputs = layers.Input((16, 16, 3))
+    wide = relu(layers.Conv2D(8, 3, padding="same"), inputs)
+    deep = relu(layers.Conv2D(16, 3, padding="same"), layers.MaxPooling2D()(wide))
+    joined = layers.Concatenate()([wide, layers.Conv2DTranspose(8, 2, 2)(deep)])
+    return tf_keras.Model(inputs, layers.Conv2D(2, 1)(joined))
+
+
+def signal_net() -> tf_keras.Model:
+    inputs = layers.Input((64, 2))
+    x = relu(layers.Conv1D(16, 5, padding="same"), inputs)
+    x = layers.Add()([x, relu(layers.Conv1D(16, 5, padding="same"), x)])
+    return tf_keras.Model(inputs, layers.Dense(4)(layers.GlobalAveragePooling1D()(x)))
+
+
+def two_inputs_and_outputs() -> tf_keras.Model:
+    a, b = layers.Input((8, 8, 3), name="z_image"), layers.Input((5,), name="a_numbers")
+    x = layers.Flatten()(layers.Conv2D(4, 3, activation="relu")(a))
+    joined = layers.Concatenate()([x, layers.Dense(6, activation="relu")(b)])
+    return tf_keras.Model([a, b], [layers.Dense(3)(joined), layers.Dense(1)(x)])
+
+
+def residual_net() -> tf_keras.Model:
+    return ehap.build_model("resnet8", num_classes=10, input_shape=(32, 32, 3), seed=0)
+
+
+NETS = (
+    mobile_net,
+    keyword_net,
+    autoencoder,
+    u_net,
+    signal_net,
+    two_inputs_and_outputs,
+    residual_net,
+)
+
+
+@pytest.mark.parametrize("make", NETS)
+def test_micro_computes_what_the_reference_kernels_do(tmp_path, make):
+    pytest.importorskip("tflite_micro")
+    tf_keras.utils.set_random_seed(0)
+    model = make()
+    file, x = exported(model, tmp_path / "net.tflite")
+    data = x[0] if len(x) == 1 else dict(zip(model.input_names, x, strict=True))
+    check = ehap.verify_micro(file.path, data, examples=20)
+    assert check.missing == () and check.examples == 20
+    assert file.arena_bytes == pytest.approx(check.arena_bytes, rel=0.05)
+    assert file.peak_bytes <= file.arena_bytes
+    assert check.agreement >= 0.95
+    # An output of 160 numbers is equal bit for bit less often than one of ten.
+    assert check.equal >= (0.2 if make is autoencoder else 0.9)
+
+
+def test_the_shipped_file_runs_and_its_arena_is_told():
+    pytest.importorskip("tflite_micro")
+    x = np.random.default_rng(0).standard_normal((30, 32, 32, 3)).astype(np.float32)
+    dataset = tf.data.Dataset.from_tensor_slices((x, np.zeros(30))).batch(8)
+    check = ehap.verify_micro(SHIPPED, dataset, examples=20)
+    assert (check.examples, check.missing) == (20, ())
+    assert check.equal >= 0.95 and check.agreement == 1.0
+    assert ehap.inspect_tflite(SHIPPED).arena_bytes == pytest.approx(check.arena_bytes, rel=0.02)
+
+
+def test_operators_that_micro_lacks_are_all_named(tmp_path):
+    pytest.importorskip("tflite_micro")
+    inputs = layers.Input((8, 8, 3))
+    x = layers.Conv2D(4, 3, activation="gelu")(inputs)
+    x = layers.Lambda(lambda t: tf.tile(t, [1, 1, 2, 1]))(x)
+    model = tf_keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling2D()(x)))
+    file, (x,) = exported(model, tmp_path / "net.tflite")
+    check = ehap.verify_micro(file.path, x)
+    assert check == ehap.MicroCheck(missing=("GELU", "TILE"))
+
+
+def test_vela_estimates_cycles_and_memory(tmp_path):
+    pytest.importorskip("ethosu")
+    compiled = tmp_path / "compiled.tflite"
+    estimate = ehap.compile_for_ethos_u(SHIPPED, output=compiled)
+    assert (estimate.cpu_operators, estimate.npu_operators) == (0, 51)
+    assert 1e5 < estimate.cycles < 1e7 and 40_000 < estimate.sram_bytes < 80_000
+    assert compiled.stat().st_size > 1000
+    larger = ehap.compile_for_ethos_u(SHIPPED, "ethos-u55-256")
+    assert larger.cycles < estimate.cycles
+    with pytest.raises(ValueError, match=r"Vela cannot compile .* 'ethos-u56': .*invalid choice"):
+        ehap.compile_for_ethos_u(SHIPPED, "ethos-u56")
+
+
+def brute_peak(buffers: list[Buffer]) -> int:
+    steps = range(max(b.last for b in buffers) + 1)
+    return max(sum(b.bytes for b in buffers if b.first <= s <= b.last) for s in steps)
+
+
+def test_plans_are_checked_by_brute_force():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        buffers = []
+        for _ in range(rng.integers(1, 7)):
+            first = int(rng.integers(0, 5))
+            last = first + int(rng.integers(0, 4))
+            buffers.append(Buffer(16 * int(rng.integers(1, 9)), first, last))
+        peak, greedy = peak_bytes(buffers), greedy_bytes(buffers)
+        assert peak == brute_peak(buffers) <= greedy
+        best = min(greedy_in_order(order) for order in itertools.permutations(buffers))
+        assert peak <= best <= greedy
+
+
+def greedy_in_order(buffers: tuple[Buffer, ...]) -> int:
+    """First fit in this order, by trying every multiple of 16."""
+    placed: list[tuple[int, Buffer]] = []
+    for buffer in buffers:
+        others = [
+            (start, start + other.bytes)
+            for start, other in placed
+            if other.first <= buffer.last and buffer.first <= other.last
+        ]
+        offset = next(
+            place
+            for place in itertools.count(0, 16)
+            if all(place >= end or place + buffer.bytes <= start for start, end in others)
+        )
+        placed.append((offset, buffer))
+    return max(start + buffer.bytes for start, buffer in placed)
+
+
+def test_a_target_is_asked_for_its_operators_before_anything_is_trained():
+    pytest.importorskip("tflite_micro")
+    inputs = layers.Input((8, 8, 3))
+    x = layers.Conv2D(4, 3, activation="gelu")(inputs)
+    x = layers.Lambda(lambda t: tf.reverse(t, [1]))(x)
+    model = tf_keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x)))
+    assert require_target(model, "litert") == ()
+    with pytest.raises(ValueError, match=r"target 'tflm' lacks operators .*: GELU\."):
+        require_target(model, "tflm")
+    with pytest.raises(ValueError, match="target must be one of litert, tflm, ethos-u55-32"):
+        require_target(model, "esp32")
+    without = tf_keras.Model(inputs, layers.Lambda(lambda t: tf.reverse(t, [1]))(inputs))
+    assert require_target(without, "ethos-u55-128") == ("STRIDED_SLICE",)
+
+
+def test_the_command_knows_the_targets():
+    assert config.TARGETS == TARGETS
+
+
+def test_examples_must_be_there():
+    pytest.importorskip("tflite_micro")
+    with pytest.raises(ValueError, match="examples must be at least 1"):
+        ehap.verify_micro(SHIPPED, np.zeros((2, 32, 32, 3)), examples=0)
+    with pytest.raises(ValueError, match="data is empty"):
+        ehap.verify_micro(SHIPPED, np.zeros((0, 32, 32, 3)))
+    with pytest.raises(ValueError, match="the file takes inputs of shape"):
+        ehap.verify_micro(SHIPPED, np.zeros((1, 28, 28, 3)))
+
+
+def test_without_the_extra_the_command_that_installs_it_is_told(monkeypatch):
+    def missing(name, *rest):
+        raise ImportError(name)
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    with pytest.raises(ImportError, match=r"pip install 'ehap_tf\[micro\]'"):
+        ehap.verify_micro(SHIPPED, np.zeros((1, 32, 32, 3)))
