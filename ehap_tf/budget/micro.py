@@ -16,6 +16,7 @@ import flatbuffers
 import numpy as np
 import tensorflow as tf
 
+from ehap_tf.models.keras3 import either_keras
 from ehap_tf.native_output import native_errors_in
 from ehap_tf.progress import ProgressCallback, no_progress
 from ehap_tf.quantization import TFLiteModel, classes, operator_name, parse_tflite, plan_arena
@@ -46,6 +47,7 @@ class MicroCheck:
     agreement: float | None = None
 
 
+@either_keras(None)
 def verify_micro(
     path: str | os.PathLike[str],
     data: Any,
