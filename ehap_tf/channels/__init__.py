@@ -1,6 +1,5 @@
 """Which channels of a functional model line up, and where a removal acts."""
 
-from ehap_tf.channels.activations import zero_at_zero
 from ehap_tf.channels.convolution_rules import is_depthwise
 from ehap_tf.channels.graph import (
     RESIDUAL_MODES,
@@ -21,6 +20,7 @@ from ehap_tf.channels.rules import (
 )
 from ehap_tf.channels.scatter import ScatterChannels
 from ehap_tf.channels.slices import saved_arguments, slice_entries
+from ehap_tf.channels.tried_activations import zero_at_zero
 
 __all__ = [
     "RESIDUAL_MODES",

@@ -10,9 +10,9 @@ from collections.abc import Callable
 import numpy as np
 import tf_keras
 
-from ehap_tf.channels.activations import activation_name, mixes_channels, zero_at_zero
 from ehap_tf.channels.ids import Ids
 from ehap_tf.channels.rules import Call, Effect, Rule, frozen, one_input, rule_for
+from ehap_tf.channels.tried_activations import activation_name, mixes_channels, zero_at_zero
 
 layers = tf_keras.layers
 

@@ -6,9 +6,9 @@ import numpy as np
 import tf_keras
 from tf_keras.src.applications.convnext import LayerScale, StochasticDepth
 
-from ehap_tf.channels.activations import activation_name, mixes_channels, zero_at_zero
 from ehap_tf.channels.ids import Flags, Ids
 from ehap_tf.channels.rules import Call, Effect, frozen, one_input, pass_on, rule_for
+from ehap_tf.channels.tried_activations import activation_name, mixes_channels, zero_at_zero
 from ehap_tf.graph import BatchNorm
 
 layers = tf_keras.layers

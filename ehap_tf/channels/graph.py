@@ -22,7 +22,7 @@ from ehap_tf.channels import (  # noqa: F401
     shape_rules,
     slices,
 )
-from ehap_tf.channels.checks import require_fitting_effect
+from ehap_tf.channels.effect_checks import require_fitting_effect
 from ehap_tf.channels.ids import ChannelIds, Flags, Ids
 from ehap_tf.channels.macs import macs_of
 from ehap_tf.channels.rules import (

@@ -1,5 +1,6 @@
 """Networks by name and by path, under another precision, and in the other Keras."""
 
+from ehap_tf.models.built_in import MODEL_NAMES, build_model
 from ehap_tf.models.checks import (
     require_finite_weights,
     require_functional,
@@ -13,7 +14,6 @@ from ehap_tf.models.keras3 import either_keras, is_keras3_model, to_keras3, to_t
 from ehap_tf.models.outputs import ends_in_softmax, output_names
 from ehap_tf.models.precision import PRECISIONS, policy_of, resolve_precision
 from ehap_tf.models.saving import load_model, save_model
-from ehap_tf.models.zoo import MODEL_NAMES, build_model
 
 __all__ = [
     "MODEL_NAMES",

@@ -15,7 +15,7 @@ from tf_keras.src.layers.core.tf_op_layer import SlicingOpLambda, TFOpLambda
 from tf_keras.src.saving.legacy.saved_model import json_utils
 
 from ehap_tf.graph import model_like, nodes_in_order, replay
-from ehap_tf.models.keras3.operators import full_key
+from ehap_tf.models.keras3.operator_conversion import full_key
 
 # Sizes that axes of unknown size are tried with, of the batch first.
 _TRIED_SIZES = ((2, 6), (3, 8))

@@ -1,9 +1,9 @@
 """What to remove, and the model without it."""
 
-from ehap_tf.pruning.blocks import rank_blocks, remove_blocks, residual_blocks
+from ehap_tf.pruning.block_removal import rank_blocks, remove_blocks, residual_blocks
 from ehap_tf.pruning.plan.cost import count_macs, count_parameters
+from ehap_tf.pruning.plan.plan_composition import plan_further, plan_on_slim
 from ehap_tf.pruning.plan.pruning_plan import PruningPlan
-from ehap_tf.pruning.plan.rounds import plan_further, plan_on_slim
 from ehap_tf.pruning.plan.selection import plan_pruning
 from ehap_tf.pruning.repair import repair
 from ehap_tf.pruning.surgery.compensation import compensate

@@ -1,6 +1,6 @@
 """INT8: the quantization scheme, the QAT model, the TFLite file and what it is worth."""
 
-from ehap_tf.quantization.apply.batch_norm import FreezeBatchNorm, freeze_batch_norm
+from ehap_tf.quantization.apply.batch_norm_statistics import FreezeBatchNorm, freeze_batch_norm
 from ehap_tf.quantization.apply.calibration import calibrate
 from ehap_tf.quantization.apply.persistence import load_qat, save_qat
 from ehap_tf.quantization.apply.qat import plan_quantization, quantize, require_quantizable
@@ -13,13 +13,13 @@ from ehap_tf.quantization.plan.quantization_plan import LayerQuantization, Quant
 from ehap_tf.quantization.plan.scheme import EhapQuantizeScheme, quantization_scope
 from ehap_tf.quantization.tflite.arena import ArenaPlan, plan_arena
 from ehap_tf.quantization.tflite.biases import round_biases
+from ehap_tf.quantization.tflite.conversion import export_float_tflite, export_tflite
 from ehap_tf.quantization.tflite.evaluate import (
     TFLiteModel,
     classes,
     evaluate_tflite,
     measure_latency_ms,
 )
-from ehap_tf.quantization.tflite.export import export_float_tflite, export_tflite
 from ehap_tf.quantization.tflite.metadata import Normalization, read_metadata
 from ehap_tf.quantization.tflite.tflite_file import (
     TensorSpec,

@@ -48,7 +48,7 @@ def test_constants_for_many_classes_are_refused(tmp_path, monkeypatch, activatio
             y = super().__call__(examples)
             return np.zeros_like(y) + expected.mean(axis=0)
 
-    monkeypatch.setattr("ehap_tf.quantization.tflite.export.TFLiteModel", Constant)
+    monkeypatch.setattr("ehap_tf.quantization.tflite.conversion.TFLiteModel", Constant)
     assert np.abs(expected - expected.mean(axis=0)).mean() < 10.0 / 256.0
     with pytest.raises(
         ValueError, match=r"0\.5 times their variance.*Received: (1|1\.0\d|0\.99\d?) times"
@@ -67,7 +67,7 @@ def test_outputs_that_only_rounding_tells_apart_are_not_judged(tmp_path, monkeyp
         def __call__(self, examples):
             return super().__call__(examples)[::-1]
 
-    monkeypatch.setattr("ehap_tf.quantization.tflite.export.TFLiteModel", Mixed)
+    monkeypatch.setattr("ehap_tf.quantization.tflite.conversion.TFLiteModel", Mixed)
     assert export_tflite(qat, tmp_path / "net.tflite", data=(images(),)).difference > 0.0
 
 
@@ -131,7 +131,7 @@ def test_several_outputs_are_compared_each_in_its_steps(tmp_path, monkeypatch, i
             age, kind = super().__call__(examples)
             return age, kind + 50.0 * output_step(qat, 1)
 
-    monkeypatch.setattr("ehap_tf.quantization.tflite.export.TFLiteModel", Shifted)
+    monkeypatch.setattr("ehap_tf.quantization.tflite.conversion.TFLiteModel", Shifted)
     with pytest.raises(ValueError, match=r"Received: (49\.\d|50) steps in output 1 of 2\. One"):
         export_tflite(qat, tmp_path / "net.tflite", io_dtype=io_dtype, data=(images(),))
 

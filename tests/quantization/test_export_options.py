@@ -29,7 +29,7 @@ from ehap_tf.quantization import (
 )
 from ehap_tf.quantization.apply.quality import worst_filters
 from ehap_tf.quantization.tflite import folding, tflite_file
-from ehap_tf.quantization.tflite.export import IO_DTYPES
+from ehap_tf.quantization.tflite.conversion import IO_DTYPES
 from ehap_tf.quantization.tflite.folding import FoldedKernel
 from tests.pruning.nets import computed
 from tests.quantization.nets import SHAPE, build, conv, head, images, layers, randomize
@@ -98,7 +98,7 @@ def test_file_that_computes_something_else_is_refused(qat, tmp_path, monkeypatch
         def __call__(self, examples):
             return -super().__call__(examples)
 
-    monkeypatch.setattr("ehap_tf.quantization.tflite.export.TFLiteModel", Mirrored)
+    monkeypatch.setattr("ehap_tf.quantization.tflite.conversion.TFLiteModel", Mirrored)
     with pytest.raises(ValueError, match=r"up to 10 steps .*Received: \d\d.* CONV_2D"):
         export_tflite(qat, tmp_path / "net.tflite", data=(images(),))
     assert list(tmp_path.iterdir()) == []
@@ -124,7 +124,7 @@ def test_the_difference_is_in_steps_whatever_the_type(qat, file, tmp_path, monke
         def __call__(self, examples):
             return super().__call__(examples) + 50.0 * file.output.scale
 
-    monkeypatch.setattr("ehap_tf.quantization.tflite.export.TFLiteModel", Shifted)
+    monkeypatch.setattr("ehap_tf.quantization.tflite.conversion.TFLiteModel", Shifted)
     with pytest.raises(ValueError, match=r"Received: (49\.|50)"):
         export_tflite(qat, tmp_path / "net.tflite", io_dtype=io_dtype, data=(images(),))
 

@@ -19,7 +19,7 @@ from ehap_tf.models.keras3.compile_state import copy_compile_state
 from ehap_tf.models.keras3.detection import is_keras3_model
 from ehap_tf.models.keras3.layers import translated_layer
 from ehap_tf.models.keras3.objects import CannotTranslateError
-from ehap_tf.models.keras3.operators import call_in_tf_keras
+from ehap_tf.models.keras3.operator_conversion import call_in_tf_keras
 from ehap_tf.models.keras3.weights import copy_weights
 
 _WAY_OUT = (

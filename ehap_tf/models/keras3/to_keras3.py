@@ -11,7 +11,7 @@ from ehap_tf.graph import layer_of, replay
 from ehap_tf.models.checks import require_functional
 from ehap_tf.models.keras3.call_arguments import given_arguments
 from ehap_tf.models.keras3.layers import translated_layer
-from ehap_tf.models.keras3.operators import call_in_keras3, is_operator
+from ehap_tf.models.keras3.operator_conversion import call_in_keras3, is_operator
 from ehap_tf.models.keras3.weights import copy_weights
 
 

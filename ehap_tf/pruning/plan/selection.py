@@ -13,7 +13,7 @@ import tf_keras
 
 from ehap_tf.channels import ChannelGraph, Flags, trace_channels
 from ehap_tf.models.keras3 import either_keras
-from ehap_tf.pruning.plan.implants import IMPLANT_INITS
+from ehap_tf.pruning.plan.implant_layers import IMPLANT_INITS
 from ehap_tf.pruning.plan.pruning_plan import PruningPlan
 from ehap_tf.pruning.plan.units import COST_KINDS, Choice, Units, stays_because
 

@@ -11,7 +11,7 @@ import tf_keras
 
 from ehap_tf.channels import ZERO, ChannelGraph, TracedCall, trace_channels
 from ehap_tf.models.keras3 import either_keras
-from ehap_tf.pruning.plan import implants
+from ehap_tf.pruning.plan import implant_layers
 from ehap_tf.pruning.plan.pruning_plan import PruningPlan, require_plan
 from ehap_tf.pruning.surgery.rebuild import Rebuilder
 
@@ -72,10 +72,10 @@ class _Masker(Rebuilder):
         if not len(implanted):
             return values
         kernel = values[0].copy()
-        center = kernel[implants.center(kernel)].copy()
+        center = kernel[implant_layers.center(kernel)].copy()
         kernel[..., implanted] = 0
         if self._plan.implant_init == "center":
-            kernel[implants.center(kernel)][..., implanted] = center[..., implanted]
+            kernel[implant_layers.center(kernel)][..., implanted] = center[..., implanted]
         return [kernel, *values[1:]]
 
     def outputs(self, call: TracedCall, tensors: list[Any]) -> list[Any]:

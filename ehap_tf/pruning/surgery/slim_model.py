@@ -16,7 +16,7 @@ from ehap_tf.channels import (
     weight_axes,
 )
 from ehap_tf.models.keras3 import either_keras
-from ehap_tf.pruning.plan import implants
+from ehap_tf.pruning.plan import implant_layers
 from ehap_tf.pruning.plan.pruning_plan import PruningPlan, require_plan
 from ehap_tf.pruning.surgery.rebuild import Rebuilder
 
@@ -98,12 +98,12 @@ class _Surgeon(Rebuilder):
         )
         config, weights, name = self.config(call), self._by_name(call), call.layer.name
         stays = np.flatnonzero(self._alive[call.effect.outputs[0]])
-        small_config = implants.config(config, len(implanted))
-        small_weights = implants.weights(
+        small_config = implant_layers.config(config, len(implanted))
+        small_weights = implant_layers.weights(
             weights, np.searchsorted(stays, implanted), self._plan.implant_init
         )
         shape = tuple(node.keras_inputs[0].shape)
-        cropped = implants.crop(tensor, call.layer, shape, self.fresh_name)
+        cropped = implant_layers.crop(tensor, call.layer, shape, self.fresh_name)
         if not len(kept):
             # The 1x1 filters are all there is, and take the name of the layer.
             small = self.make_layer(call, {**small_config, "name": name}, small_weights)

@@ -12,7 +12,7 @@ import tf_keras
 
 from ehap_tf.graph import kept_random_state
 from ehap_tf.models.keras3 import either_keras
-from ehap_tf.quantization.apply.batch_norm import reestimate_batch_norm
+from ehap_tf.quantization.apply.batch_norm_statistics import reestimate_batch_norm
 from ehap_tf.quantization.apply.bias_correction import correct_biases
 from ehap_tf.quantization.apply.calibration import CALIBRATION_EXAMPLES, calibrate
 from ehap_tf.quantization.apply.kernel_rounding import LARGEST_SYSTEM, KernelRounding

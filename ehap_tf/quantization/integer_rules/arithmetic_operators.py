@@ -13,8 +13,8 @@ from ehap_tf.graph import is_symbolic, made_by
 from ehap_tf.models.kinds import layer_kind
 from ehap_tf.quantization.integer_rules.builder import GraphBuilder
 from ehap_tf.quantization.integer_rules.integer_kernels import keeps_grid
+from ehap_tf.quantization.integer_rules.layer_rules import sum_of
 from ehap_tf.quantization.integer_rules.own_layers import EhapStopGradient
-from ehap_tf.quantization.integer_rules.rules import sum_of
 
 layers = tf_keras.layers
 

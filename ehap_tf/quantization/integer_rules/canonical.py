@@ -37,10 +37,10 @@ from ehap_tf.models.kinds import layer_kind
 from ehap_tf.quantization.integer_rules.arithmetic_operators import ARITHMETIC_OPERATORS
 from ehap_tf.quantization.integer_rules.builder import GraphBuilder
 from ehap_tf.quantization.integer_rules.flat_graph import rebuild
+from ehap_tf.quantization.integer_rules.layer_rules import batch_norm
 from ehap_tf.quantization.integer_rules.moving_operators import MOVING_OPERATORS
 from ehap_tf.quantization.integer_rules.reducing_operators import REDUCING_OPERATORS
 from ehap_tf.quantization.integer_rules.rewriting import has_rule_of_the_users, rewrite_layer
-from ehap_tf.quantization.integer_rules.rules import batch_norm
 
 
 def canonical_model(model: tf_keras.Model, keep_float: Sequence[str] = ()) -> tf_keras.Model:

@@ -17,8 +17,8 @@ from ehap_tf.models.kinds import spelled
 from ehap_tf.quantization.integer_rules.integer_kernels import keeps_grid
 from ehap_tf.quantization.integer_rules.own_layers import EhapQuantizeLayer
 from ehap_tf.quantization.plan.quantizers import EhapActivationQuantizer, EhapFixedQuantizer
+from ehap_tf.quantization.tflite.conversion import integer_file
 from ehap_tf.quantization.tflite.evaluate import TFLiteModel
-from ehap_tf.quantization.tflite.export import integer_file
 
 FixedRange = tuple[float, float] | None
 

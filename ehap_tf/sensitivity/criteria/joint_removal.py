@@ -33,7 +33,7 @@ from ehap_tf.sensitivity.estimators.scaling import Scales
 from ehap_tf.sensitivity.gates.closing_gates import channel_means_step, gate_rows_step
 from ehap_tf.sensitivity.gates.gate_derivatives import gate_count
 from ehap_tf.sensitivity.gates.group_gates import find_groups
-from ehap_tf.sensitivity.network.batches import MicroBatch
+from ehap_tf.sensitivity.network.hessian_batch import MicroBatch
 from ehap_tf.sensitivity.network.network import Network
 from ehap_tf.sensitivity.statistics import Floats
 

@@ -21,7 +21,7 @@ import tf_keras
 from ehap_tf.channels import TracedCall, trace_channels
 from ehap_tf.graph import Kernel, Sums, in_parts, kernel_of, some_positions
 from ehap_tf.graph.kernels import Indices
-from ehap_tf.sensitivity.network.batches import HessianBatch
+from ehap_tf.sensitivity.network.hessian_batch import HessianBatch
 from ehap_tf.sensitivity.network.network import Network
 from ehap_tf.sensitivity.statistics import Floats
 

@@ -15,9 +15,9 @@ from ehap_tf.channels import RESIDUAL_MODES
 from ehap_tf.criteria import check_tolerance
 from ehap_tf.progress import ProgressCallback, no_progress
 from ehap_tf.sensitivity.estimators.estimation import ESTIMATOR_NAMES
-from ehap_tf.sensitivity.network.batches import HessianBatch
 from ehap_tf.sensitivity.network.filters import PrunableLayer, find_prunable
-from ehap_tf.sensitivity.running.devices import Replicas
+from ehap_tf.sensitivity.network.hessian_batch import HessianBatch
+from ehap_tf.sensitivity.running.replicas import Replicas
 from ehap_tf.sensitivity.statistics import Floats
 
 

@@ -15,7 +15,7 @@ from ehap_tf.sensitivity.criteria.hessian_trace import relative_factors
 from ehap_tf.sensitivity.criteria.request import Request
 from ehap_tf.sensitivity.estimators.estimation import prepare, trace_samples
 from ehap_tf.sensitivity.estimators.sampling import CHUNK
-from ehap_tf.sensitivity.network.batches import HessianBatch
+from ehap_tf.sensitivity.network.hessian_batch import HessianBatch
 from ehap_tf.sensitivity.statistics import Floats, RunningMoments
 
 

@@ -15,10 +15,10 @@ from ehap_tf.graph import layer_paths
 from ehap_tf.models import clone_with_policy, output_names
 from ehap_tf.models.precision import policy_of
 from ehap_tf.sensitivity.network import losses
-from ehap_tf.sensitivity.network.batches import HessianBatch, MicroBatch
 from ehap_tf.sensitivity.network.emulated_float16 import round_kernels
 from ehap_tf.sensitivity.network.filters import PrunableLayer, find_prunable
 from ehap_tf.sensitivity.network.forward import After, Before, run_graph
+from ehap_tf.sensitivity.network.hessian_batch import HessianBatch, MicroBatch
 from ehap_tf.sensitivity.network.logits import FINAL_ACTIVATIONS, take_logits
 from ehap_tf.sensitivity.network.several_outputs import JoinedLoss, join_outputs
 

@@ -10,9 +10,9 @@ import numpy as np
 import tensorflow as tf
 
 from ehap_tf.sensitivity.estimators.scaling import Scales
-from ehap_tf.sensitivity.network.batches import MicroBatch
+from ehap_tf.sensitivity.network.hessian_batch import MicroBatch
 from ehap_tf.sensitivity.network.network import Network
-from ehap_tf.sensitivity.running.devices import Replicas
+from ehap_tf.sensitivity.running.replicas import Replicas
 from ehap_tf.sensitivity.statistics import Floats
 
 

@@ -24,7 +24,7 @@ from ehap_tf.quantization import (
     quantization_report,
     quantize,
 )
-from ehap_tf.quantization.tflite.export import CHECKED_EXAMPLES
+from ehap_tf.quantization.tflite.conversion import CHECKED_EXAMPLES
 
 COMPARED_BATCHES, COMPARED_BATCH_SIZE = 4, 32
 """Validation images on which the error of each layer is measured."""

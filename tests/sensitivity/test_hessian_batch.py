@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ehap_tf.sensitivity.network import batches
-from ehap_tf.sensitivity.network.batches import HessianBatch
+from ehap_tf.sensitivity.network import hessian_batch
+from ehap_tf.sensitivity.network.hessian_batch import HessianBatch
 
 
 def data(count: int = 10) -> tuple[np.ndarray, np.ndarray]:
@@ -43,7 +43,7 @@ def test_weights_travel_with_their_examples() -> None:
 
 
 def test_data_beyond_the_memory_limit_are_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "_MEMORY_LIMIT", 50)
+    monkeypatch.setattr(hessian_batch, "_MEMORY_LIMIT", 50)
     batch = HessianBatch(data(), 3)
     assert batch.examples == 10
     for _ in range(2):
@@ -51,7 +51,7 @@ def test_data_beyond_the_memory_limit_are_read_again(monkeypatch: pytest.MonkeyP
 
 
 def test_a_later_pass_that_differs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "_MEMORY_LIMIT", 50)
+    monkeypatch.setattr(hessian_batch, "_MEMORY_LIMIT", 50)
     passes = []
 
     def examples() -> Any:

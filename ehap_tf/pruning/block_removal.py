@@ -30,7 +30,7 @@ from ehap_tf.models import require_rankable
 from ehap_tf.models.keras3 import either_keras
 from ehap_tf.progress import ProgressCallback, no_progress
 from ehap_tf.pruning.surgery.rebuild import Rebuilder
-from ehap_tf.sensitivity.network.batches import HessianBatch
+from ehap_tf.sensitivity.network.hessian_batch import HessianBatch
 from ehap_tf.sensitivity.network.network import Network, join_loss
 from ehap_tf.sensitivity.supervised import supervised_part
 

@@ -315,7 +315,7 @@ def test_the_weight_of_a_compiled_loss_counts(compiled: Any) -> None:
 def test_the_oracle_goes_on_from_its_checkpoint(
     model: tf_keras.Model, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ehap_tf.sensitivity.oracle.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("ehap_tf.sensitivity.single_removals.SAVE_SECONDS", 0.0)
     monkeypatch.setattr("ehap_tf.sensitivity.criteria.oracle.TOGETHER", 3)
     path = tmp_path / "oracle.npz"
     whole = oracle_importance(model, data(), cross_entropy())
@@ -348,7 +348,7 @@ def test_the_oracle_goes_on_from_its_checkpoint(
 def test_the_oracle_refuses_a_checkpoint_of_something_else(
     changed: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ehap_tf.sensitivity.oracle.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("ehap_tf.sensitivity.single_removals.SAVE_SECONDS", 0.0)
     model, path = residual_net(dtype="float32"), tmp_path / "oracle.npz"
     arguments: dict[str, Any] = {"loss": cross_entropy(), "checkpoint": path}
     if changed == "in bf16":
@@ -402,7 +402,7 @@ def test_a_loss_class_of_ones_own_takes_the_labels_that_it_wants(model: tf_keras
 def test_the_oracle_goes_on_in_other_batches_but_not_with_another_loss(
     make: Any, model: tf_keras.Model, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ehap_tf.sensitivity.oracle.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("ehap_tf.sensitivity.single_removals.SAVE_SECONDS", 0.0)
     monkeypatch.setattr("ehap_tf.sensitivity.criteria.oracle.TOGETHER", 3)
     path = tmp_path / "oracle.npz"
 

@@ -18,10 +18,10 @@ from ehap_tf.models.precision import resolve_precision
 from ehap_tf.progress import ProgressCallback, no_progress
 from ehap_tf.sensitivity.criteria import Request, Result
 from ehap_tf.sensitivity.criteria.request import RankOptions
-from ehap_tf.sensitivity.network.batches import HessianBatch
 from ehap_tf.sensitivity.network.filters import PrunableLayer, split_filters
-from ehap_tf.sensitivity.running.devices import Replicas
+from ehap_tf.sensitivity.network.hessian_batch import HessianBatch
 from ehap_tf.sensitivity.running.memory import PeakMemory
+from ehap_tf.sensitivity.running.replicas import Replicas
 from ehap_tf.sensitivity.scores import FilterScores, Provenance
 from ehap_tf.sensitivity.statistics import Floats
 from ehap_tf.sensitivity.supervised import supervised_part

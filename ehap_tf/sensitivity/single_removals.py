@@ -16,9 +16,9 @@ from ehap_tf.files import atomic_path, reading
 from ehap_tf.models.keras3 import either_keras
 from ehap_tf.progress import ProgressCallback, no_progress
 from ehap_tf.sensitivity.criteria.request import RankOptions, Request
-from ehap_tf.sensitivity.network.batches import HessianBatch
+from ehap_tf.sensitivity.filter_ranking import rank_with_options
+from ehap_tf.sensitivity.network.hessian_batch import HessianBatch
 from ehap_tf.sensitivity.network.network import Network, agree
-from ehap_tf.sensitivity.rank import rank_with_options
 from ehap_tf.sensitivity.scores import FilterScores
 from ehap_tf.sensitivity.statistics import Floats
 
