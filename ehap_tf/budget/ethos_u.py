@@ -82,10 +82,9 @@ def compile_for_ethos_u(
         )
         summaries = list(pathlib.Path(folder).glob("*_summary_*.csv"))
         if done.returncode or not summaries:
-            said = (done.stderr.strip() or done.stdout.strip()).splitlines()
             raise ValueError(
                 f"Vela cannot compile {os.fspath(path)!r} for {accelerator!r}: "
-                f"{said[-1] if said else 'it says nothing'}"
+                f"{_reason(done.stdout, done.stderr) or f'it ends with code {done.returncode}'}"
             )
         with summaries[0].open(newline="") as file:
             (row,) = csv.DictReader(file)
@@ -115,6 +114,12 @@ def require_vela() -> None:
     """
     if importlib.util.find_spec("ethosu") is None:
         raise ImportError("Arm's compiler Vela is not installed: pip install 'ehap_tf[micro]'")
+
+
+def _reason(*outputs: str) -> str:
+    """The last line that is no warning."""
+    lines = [line for output in outputs for line in output.strip().splitlines()]
+    return next((line for line in reversed(lines) if line and "Warning" not in line), "")
 
 
 def _count(side: str, output: str) -> int:

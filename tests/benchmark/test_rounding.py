@@ -24,12 +24,17 @@ def test_each_row_is_measured_once(tmp_path: pathlib.Path) -> None:
     shake(model).save(tmp_path / "model.keras")
     arguments = [
         "rounding", f"--model={tmp_path}/model.keras", "--examples=64", "--test_images=100",
-        f"--output={path}",
+        "--shares", "0.95", f"--output={path}",
     ]  # fmt: skip
     assert main(arguments) == 0
     rows = {row["what"]: row for row in json.loads(path.read_text())["rows"]}
     ways = [f"{bits} bits, {way}" for bits in (8, 4) for way in ("nearest", "gptq")]
-    assert list(rows) == ["float", *ways]
+    mixed = ["95 % of the bytes", "95 %, by the rounding error alone"]
+    assert list(rows) == ["float", *ways, *mixed]
+    bytes_of = {name: row["bytes"] for name, row in rows.items()}
+    assert bytes_of["float"] is None
+    for name in mixed:
+        assert bytes_of["4 bits, gptq"] < bytes_of[name] <= 0.97 * bytes_of["8 bits, nearest"]
     assert rows["float"]["divergence"] < 1e-9 and rows["float"]["ratio_db"] is None
     assert rows["4 bits, gptq"]["ratio_db"] > rows["4 bits, nearest"]["ratio_db"]
     assert rows["8 bits, nearest"]["ratio_db"] > rows["4 bits, gptq"]["ratio_db"]

@@ -12,8 +12,7 @@ import tensorflow as tf
 import tf_keras
 
 import ehap_tf as ehap
-from ehap_tf.budget import TARGETS, require_target
-from ehap_tf.pipeline.command import config
+from ehap_tf.budget import require_target
 from ehap_tf.quantization.tflite.arena import Buffer, greedy_bytes, peak_bytes
 
 layers = tf_keras.layers
@@ -195,10 +194,6 @@ def test_a_target_is_asked_for_its_operators_before_anything_is_trained():
         require_target(model, "esp32")
     without = tf_keras.Model(inputs, layers.Lambda(lambda t: tf.reverse(t, [1]))(inputs))
     assert require_target(without, "ethos-u55-128") == ("STRIDED_SLICE",)
-
-
-def test_the_command_knows_the_targets():
-    assert config.TARGETS == TARGETS
 
 
 def test_examples_must_be_there():

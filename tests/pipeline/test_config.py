@@ -4,6 +4,7 @@ import inspect
 
 import pytest
 
+from ehap_tf.budget import TARGETS
 from ehap_tf.models import PRECISIONS
 from ehap_tf.pipeline.command import config
 from ehap_tf.pipeline.command.config import PipelineConfig
@@ -17,7 +18,23 @@ def test_names_agree_with_the_rooms():
     assert set(config.ESTIMATORS) == set(ESTIMATOR_NAMES)
     assert set(config.PRECISIONS) == set(PRECISIONS)
     assert config.ROUNDINGS == ROUNDINGS
+    assert config.TARGETS == TARGETS
     assert tuple(stage.name for stage in STAGES) == config.STAGE_NAMES
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"target_bytes": 9, "weight_bits": 4}, "target_bytes chooses the bits"),
+        ({"target_bytes": 0}, "target_bytes must be at least 1"),
+        ({"target": "ethos-u55-64", "weight_bits": 4}, "takes kernels of 8 bits alone"),
+        ({"target": "ethos-u55-64", "target_bytes": 9}, "leave weight_bits and target_bytes out"),
+        ({"target": "esp32"}, "target must be one of litert, tflm, ethos-u55-32"),
+    ],
+)
+def test_settings_of_the_device_that_contradict_each_other(settings, message):
+    with pytest.raises(ValueError, match=message):
+        PipelineConfig(**settings)
 
 
 def test_defaults_agree_with_the_library():

@@ -1,4 +1,4 @@
-"""Post-training quantization of one network, its kernels rounded each way, at 8 and 4 bits.
+"""Post-training quantization of one network, its kernels rounded each way, at 8 and 4 bits, mixed.
 
 Beside the accuracy on test images stands how far the outputs are from the float network's: the
 share of images of the same class, the Kullback-Leibler divergence of the probabilities and the
@@ -9,7 +9,12 @@ numbers up to the rounding of sums (`export_tflite` checks it).
 from __future__ import annotations
 
 import argparse
+import functools
+import pathlib
+import tempfile
 import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tf_keras
@@ -27,11 +32,15 @@ from ehap_tf.benchmark.measuring.subject import (
 )
 from ehap_tf.data import sample_arrays
 from ehap_tf.models import ends_in_softmax
-from ehap_tf.quantization import quantize
+from ehap_tf.quantization import export_tflite, plan_quantization, quantize
 from ehap_tf.quantization.apply.qat import ROUNDINGS
+from ehap_tf.sensitivity import FilterScores, rank_filters
+
+TRACE_PROBES = 16
 
 COLUMNS = {
     "what": "kernels",
+    "bytes": "bytes of the file",
     "accuracy": "accuracy",
     "agreement": "same class as in float",
     "divergence": "divergence, nats",
@@ -45,6 +54,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_subject_arguments(parser, examples=512)
     add = parser.add_argument
     add("--bits", nargs="+", type=int, default=[8, 4], help="of the kernels; default 8 4")
+    add(
+        "--shares",
+        nargs="*",
+        type=float,
+        default=[0.7, 0.6],
+        help="of the bytes of the 8-bit file, to be met by 4 bits for some kernels, chosen with "
+        "their curvature and by the rounding error alone; default 0.7 0.6",
+    )
     add("--test_images", type=int, default=0, help="default 0, for all of them")
     output.add_output_arguments(parser)
     add_records_argument(parser)
@@ -54,27 +71,71 @@ def run(options: argparse.Namespace) -> None:
     """Measures what is not yet measured, prints the table, writes what --output asks for."""
     model, dataset, _ = load_images(options.model, options.dataset, options.data_dir, options.seed)
     x, y = some_arrays(dataset, dataset.test, options.test_images)
-    images, _ = sample_arrays(dataset, options.examples, options.seed)
+    images, labels = sample_arrays(dataset, options.examples, options.seed)
     of_model = digest(trained_source(options.model, options.dataset), options.seed)
     names = ("dataset", "examples", "test_images", "seed")
     settings = {"model": of_model} | {name: getattr(options, name) for name in names}
     records = Records(beside(options.output, options.records), settings)
     judge = _Judge(model, x, y)
     rows = [records.row("float", lambda: judge.row("float", model, 0.0))]
-    variants = [(bits, rounding) for bits in options.bits for rounding in ROUNDINGS]
+    variants = _variants(model, images, labels, options)
     clock = Clock(len(variants))
-    for bits, rounding in variants:
-        name = f"{bits} bits, {rounding}"
+    for name, arguments in variants.items():
 
-        def measured(bits: int = bits, rounding: str = rounding, name: str = name) -> Row:
+        def measured(name: str = name, arguments: Any = arguments) -> Row:
             began = time.monotonic()
-            qat = quantize(model, "ptq", bits, representative_data=images, rounding=rounding)
+            qat = quantize(model, "ptq", representative_data=images, **arguments())
             return judge.row(name, qat, time.monotonic() - began)
 
         rows.append(records.row(name, measured))
         clock.tick(name)
     output.show(f"Post-training quantization, {len(y)} test images", rows, COLUMNS)
     output.save(options, "rounding", rows, table=output.markdown(rows, COLUMNS), model=of_model)
+
+
+def _variants(
+    model: tf_keras.Model, images: np.ndarray, labels: np.ndarray, options: argparse.Namespace
+) -> dict[str, Callable[[], dict[str, Any]]]:
+    """Name -> the arguments of `quantize`, which are made when they are needed."""
+    found: dict[str, Callable[[], dict[str, Any]]] = {
+        f"{bits} bits, {rounding}": functools.partial(dict, weight_bits=bits, rounding=rounding)
+        for bits in options.bits
+        for rounding in ROUNDINGS
+    }
+
+    @functools.cache
+    def scores() -> FilterScores:
+        loss = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=not ends_in_softmax(model))
+        data = images, labels
+        return rank_filters(model, data, loss, estimator="gauss_newton", probes=TRACE_PROBES)
+
+    @functools.cache
+    def whole() -> int:
+        return _file_bytes(quantize(model, "ptq", representative_data=images))
+
+    def plan(share: float, is_curved: bool) -> dict[str, Any]:
+        known = scores()
+        if not is_curved:
+            # One number for each weight of the network.
+            ones = {
+                name: np.full(len(trace), model.get_layer(name).kernel.numpy().size / len(trace))
+                for name, trace in known.trace.items()
+            }
+            known = FilterScores(dict(known), known.provenance, trace=ones)
+        target = int(share * whole())
+        return {"plan": plan_quantization(model, target_bytes=target, scores=known)}
+
+    for share in options.shares:
+        found[f"{100 * share:g} % of the bytes"] = functools.partial(plan, share, True)
+        found[f"{100 * share:g} %, by the rounding error alone"] = functools.partial(
+            plan, share, False
+        )
+    return found
+
+
+def _file_bytes(qat: tf_keras.Model) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        return export_tflite(qat, pathlib.Path(folder) / "model.tflite").bytes
 
 
 class _Judge:
@@ -93,6 +154,7 @@ class _Judge:
         noise = float(np.square(error).sum())
         return {
             "what": name,
+            "bytes": _file_bytes(model) if seconds else None,
             "accuracy": float((found.argmax(-1) == self._labels).mean()),
             "agreement": float((found.argmax(-1) == wanted.argmax(-1)).mean()),
             "divergence": divergence(wanted, found),

@@ -221,6 +221,13 @@ class PipelineConfig:
     weight_bits: int = _setting(
         8, "bits of a convolution weight in the integer file, 8 or 4", unit="bits"
     )
+    target_bytes: int | None = _setting(
+        None,
+        "of the integer file: as many kernels have 4 bits as it takes, those whose rounding costs "
+        "the least; none: all have --weight_bits",
+        unit="bytes",
+        low=1,
+    )
     rounding: str = _setting(
         "nearest",
         "of the kernels: each weight for itself (nearest), or for the outputs of its layer, with "
@@ -277,6 +284,16 @@ class PipelineConfig:
             _check(field, getattr(self, field.name))
         if self.weight_bits not in (4, 8):
             raise ValueError(f"weight_bits must be 4 or 8. Received: {self.weight_bits}")
+        if self.target_bytes is not None and self.weight_bits != 8:
+            raise ValueError(
+                "target_bytes chooses the bits of the kernels: leave weight_bits at 8. "
+                f"Received: target_bytes={self.target_bytes}, weight_bits={self.weight_bits}"
+            )
+        if self.target.startswith("ethos-u") and (self.target_bytes or self.weight_bits != 8):
+            raise ValueError(
+                "target of an Ethos-U takes kernels of 8 bits alone, which its compiler packs by "
+                f"itself: leave weight_bits and target_bytes out. Received: target={self.target}"
+            )
         if self.rounding != "nearest" and self.qat_epochs:
             raise ValueError(
                 "rounding other than nearest goes with qat_epochs=0. "

@@ -19,6 +19,10 @@ MICRO_BATCH = 128
 """Examples differentiated at once: bounds the memory, changes no score beyond rounding."""
 
 
+TRACE_PROBES = 16
+"""Of the Gauss-Newton sketch where bits are chosen: sums over a layer's filters vary little."""
+
+
 def ranking_settings(config: PipelineConfig) -> dict[str, Any]:
     """The criterion and what it looks at."""
     values = select(
@@ -114,6 +118,23 @@ def rank_network(job: Job, model: tf_keras.Model, title: str = "rank") -> Filter
     for note in scores.provenance.notes:
         job.console.say(f"{title}: {note}")
     return scores
+
+
+def traces_of(job: Job, model: tf_keras.Model) -> FilterScores:
+    """The curvature at each filter of `model`, by the fast estimator, whatever ranks filters."""
+    data, loss = _examples_and_loss(job, model)
+    with job.console.progress("quantize: curvature", "probes") as progress:
+        return rank_filters(
+            model,
+            data,
+            loss,
+            estimator="gauss_newton",
+            probes=TRACE_PROBES,
+            batch_size=MICRO_BATCH,
+            seed=job.config.seed,
+            strategy=job.strategy,
+            progress=progress,
+        )
 
 
 def _examples_and_loss(job: Job, model: tf_keras.Model) -> tuple[Any, tf_keras.losses.Loss]:

@@ -32,6 +32,7 @@ class RunDirectory:
         self.plan = path / "plan.json"
         self.slim = path / "slim.keras"
         self.finetuned = path / "finetuned.keras"
+        self.quantization_plan = path / "quantization_plan.json"
         self.qat = path / "qat.h5"
         self.tflite = path / "model_int8.tflite"
         self.tflite_metadata = path / "model_int8.tflite.json"

@@ -6,15 +6,24 @@ from typing import Any
 
 import tf_keras
 
+from ehap_tf import files
 from ehap_tf.budget import require_target
 from ehap_tf.data import sample_arrays
 from ehap_tf.models import load_model
 from ehap_tf.pipeline.command import recipes
 from ehap_tf.pipeline.command.config import PipelineConfig
 from ehap_tf.pipeline.command.job import Figures, Job, Stage, select
+from ehap_tf.pipeline.command.ranking import traces_of
 from ehap_tf.pipeline.training.evaluation import accuracy
 from ehap_tf.pipeline.training.fitting import TrainingRecipe
-from ehap_tf.quantization import quantize, require_quantizable, round_biases, save_qat
+from ehap_tf.quantization import (
+    plan_quantization,
+    quantize,
+    require_quantizable,
+    require_target_bytes,
+    round_biases,
+    save_qat,
+)
 
 CALIBRATION_EXAMPLES = 1280
 """Training images that set the first activation ranges: ten batches of 128 (BUILD_NOTES)."""
@@ -25,6 +34,8 @@ def settings(config: PipelineConfig) -> dict[str, Any]:
     values = file_settings(config) | recipes.training_settings(config, "quantize")
     if config.rounding != "nearest":
         values |= select(config, "rounding")
+    if config.target_bytes is not None:
+        values |= select(config, "target_bytes", "hessian_batch_size")
     return values
 
 
@@ -48,6 +59,9 @@ def check_layers(job: Job, model: tf_keras.Model) -> None:
     if "quantize" not in config.stages:
         return
     require_quantizable(model, config.weight_bits, allow_float=config.allow_float)
+    if config.target_bytes is not None and job.run.slim.exists():
+        # Bits can save no more; whether that is enough is known once the network is slim.
+        require_target_bytes(model, config.target_bytes, allow_float=config.allow_float)
     on_cpu = require_target(
         model, config.target, config.weight_bits, allow_float=config.allow_float
     )
@@ -58,17 +72,27 @@ def check_layers(job: Job, model: tf_keras.Model) -> None:
 
 
 def run(job: Job, fingerprint: str) -> Figures:
-    """Writes `qat.h5`."""
+    """Writes `qat.h5`, and with a target the plan of bits."""
     config = job.config
+    slim = load_model(job.run.finetuned)
+    plan = plan_quantization(
+        slim,
+        config.weight_bits,
+        allow_float=config.allow_float,
+        target_bytes=config.target_bytes,
+        scores=None if config.target_bytes is None else traces_of(job, slim),
+    )
+    if config.target_bytes is not None:
+        job.console.say(f"quantize: {config.target_bytes:,} bytes: {plan}")
+        files.write_text(job.run.quantization_plan, plan.to_json())
     examples = min(CALIBRATION_EXAMPLES, len(job.dataset.train))
     representative = sample_arrays(job.dataset, examples, config.seed)
     qat = quantize(
-        load_model(job.run.finetuned),
+        slim,
         method="qat" if config.rounding == "nearest" else "ptq",
-        weight_bits=config.weight_bits,
         representative_data=representative,
-        allow_float=config.allow_float,
         rounding=config.rounding,
+        plan=plan,
     )
     values = settings(config)
     recipe = TrainingRecipe(
