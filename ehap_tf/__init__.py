@@ -80,6 +80,8 @@ _HOMES = {
     "verify_micro": "ehap_tf.budget",
     "EthosEstimate": "ehap_tf.budget",
     "compile_for_ethos_u": "ehap_tf.budget",
+    "LatencyTable": "ehap_tf.budget",
+    "measure_operators": "ehap_tf.budget",
     "export_c": "ehap_tf.budget",
     "compress": "ehap_tf.pipeline.compress",
     "finetune": "ehap_tf.pipeline.training.finetuning",

@@ -25,6 +25,7 @@ ROOMS: dict[str, dict[str, str]] = {
     },
     "integers": {
         "latency": "milliseconds of float32 and INT8 files, dense and slim, by threads",
+        "operators": "milliseconds of each operator at several widths: the table of a device",
         "convert": "every family of tf_keras.applications as a full-integer file, dense and pruned",
         "ptq": "post-training quantization beside plain full-integer conversion: error, bytes",
         "rounding": "post-training quantization with kernels rounded each way, at 8 and 4 bits",

@@ -46,19 +46,9 @@ def require_target(
     require_micro()
     if target in ACCELERATORS:
         require_vela()
-    noise = np.random.default_rng(0)
-    examples = {
-        name: noise.standard_normal((_EXAMPLES, *tensor.shape[1:])).astype(np.float32)
-        for name, tensor in zip(model.input_names, model.inputs, strict=True)
-    }
-    data = (examples if len(examples) > 1 else next(iter(examples.values())),)
-    qat = quantize(
-        model, "ptq", weight_bits, representative_data=data, allow_float=allow_float,
-        bias_correction=False,
-    )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "model.tflite"
-        export_tflite(qat, path, allow_float=allow_float)
+        noise_file(model, path, weight_bits, allow_float=allow_float)
         missing = missing_micro_operators(path)
         on_cpu = compile_for_ethos_u(path, target).on_cpu if target in ACCELERATORS else ()
     if missing:
@@ -67,3 +57,35 @@ def require_target(
             f"{', '.join(missing)}. Build the network without them, or choose target {LITERT!r}."
         )
     return on_cpu
+
+
+def noise_file(
+    model: tf_keras.Model,
+    path: pathlib.Path,
+    weight_bits: int = 8,
+    *,
+    allow_float: bool = False,
+) -> pathlib.Path:
+    """Writes the integer file of a model as it would be of real data, but for its numbers.
+
+    Args:
+        model: as for `quantize`, trained or not.
+        path: where the file goes.
+        weight_bits: as in `quantize`.
+        allow_float: as in `quantize`.
+    """
+    noise = np.random.default_rng(0)
+    examples = {
+        name: noise.standard_normal((_EXAMPLES, *tensor.shape[1:])).astype(np.float32)
+        for name, tensor in zip(model.input_names, model.inputs, strict=True)
+    }
+    qat = quantize(
+        model,
+        "ptq",
+        weight_bits,
+        representative_data=(examples if len(examples) > 1 else next(iter(examples.values())),),
+        allow_float=allow_float,
+        bias_correction=False,
+    )
+    export_tflite(qat, path, allow_float=allow_float)
+    return path
