@@ -106,7 +106,7 @@ def measure_operators(
         >>> table.predict_ms("pruned_int8.tflite")
     """
     with tempfile.TemporaryDirectory() as folder:
-        if isinstance(model, str | os.PathLike):
+        if isinstance(model, str | os.PathLike) and os.fspath(model).endswith(".tflite"):
             path = pathlib.Path(model)
         else:
             path = noise_file(model, pathlib.Path(folder) / "model.tflite")

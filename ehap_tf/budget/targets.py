@@ -10,6 +10,7 @@ import tf_keras
 
 from ehap_tf.budget.ethos_u import ACCELERATORS, compile_for_ethos_u, require_vela
 from ehap_tf.budget.micro import missing_micro_operators, require_micro
+from ehap_tf.models.keras3 import either_keras
 from ehap_tf.quantization import export_tflite, quantize
 
 LITERT, MICRO = "litert", "tflm"
@@ -20,6 +21,7 @@ and an Ethos-U beside that."""
 _EXAMPLES = 8
 
 
+@either_keras(None)
 def require_target(
     model: tf_keras.Model, target: str, weight_bits: int = 8, *, allow_float: bool = False
 ) -> tuple[str, ...]:
@@ -59,6 +61,7 @@ def require_target(
     return on_cpu
 
 
+@either_keras(None)
 def noise_file(
     model: tf_keras.Model,
     path: pathlib.Path,
