@@ -23,6 +23,7 @@ TARGETS = (
     *(f"ethos-u{kind}" for kind in ("55-32", "55-64", "55-128", "55-256", "65-256")),
 )
 PRECISIONS = ("fp32", "fp16", "bf16", "auto")
+AMOUNTS = ("prune_ratio", "target_params", "target_macs", "target_latency_ms")
 DEFAULT_PRUNE_RATIO = 0.77
 DEFAULT_REPAIR_IMAGES = 512
 
@@ -118,8 +119,8 @@ class PipelineConfig:
     )
     prune_ratio: float | None = _setting(
         None,
-        f"share of all filters to remove; none: {DEFAULT_PRUNE_RATIO}, unless --target_params or "
-        "--target_macs is given",
+        f"share of all filters to remove; none: {DEFAULT_PRUNE_RATIO}, unless --target_params, "
+        "--target_macs or --target_latency_ms is given",
         unit="fraction of filters",
         low=0,
         below=1,
@@ -132,6 +133,16 @@ class PipelineConfig:
         "share of the multiply-accumulates to keep, instead of --prune_ratio",
         unit="fraction",
         high=1,
+    )
+    target_latency_ms: float | None = _setting(
+        None,
+        "of the integer file, instead of --prune_ratio, as predicted from times of its operators",
+        unit="ms",
+    )
+    latency_table: str | None = _setting(
+        None,
+        "with --target_latency_ms, the times of the operators of this model on a device, as "
+        "`python -m ehap_tf.benchmark operators` writes them; none: they are measured here",
     )
     prune_ratio_limit: float = _setting(
         0.95,
@@ -299,16 +310,12 @@ class PipelineConfig:
                 "rounding other than nearest goes with qat_epochs=0. "
                 f"Received: rounding={self.rounding}, qat_epochs={self.qat_epochs}"
             )
-        for name in ("tolerance", "target_params", "target_macs"):
+        for name in ("tolerance", "target_params", "target_macs", "target_latency_ms"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name} must be above 0. Received: {value}")
         check_tolerance(self.criterion, self.tolerance)
-        amounts = [
-            name
-            for name in ("prune_ratio", "target_params", "target_macs")
-            if getattr(self, name) is not None
-        ]
+        amounts = [name for name in AMOUNTS if getattr(self, name) is not None]
         if len(amounts) > 1:
             raise ValueError(
                 f"{' and '.join(amounts)} exclude each other: give one of them, and =none for "
@@ -319,6 +326,18 @@ class PipelineConfig:
             raise ValueError(
                 "baseline=train goes with a built-in model; a saved one is taken as it is. "
                 f"Received: model={self.model}"
+            )
+        if self.target_latency_ms is None and self.latency_table is not None:
+            raise ValueError(
+                "latency_table goes with target_latency_ms. "
+                f"Received: latency_table={self.latency_table}"
+            )
+        if self.latency_table is not None and not pathlib.Path(self.latency_table).is_file():
+            raise ValueError(f"latency_table must be a file. Received: {self.latency_table}")
+        if self.target_latency_ms is not None and self.prune_steps > 1:
+            raise ValueError(
+                "target_latency_ms goes with prune_steps=1. "
+                f"Received: prune_steps={self.prune_steps}"
             )
         if self.prune_steps > 1 and self.implant_ratio:
             raise ValueError(
@@ -363,7 +382,7 @@ class PipelineConfig:
     @property
     def amount(self) -> dict[str, Any]:
         """How much to prune, as the one keyword argument of `plan_pruning`."""
-        for name in ("target_params", "target_macs", "prune_ratio"):
+        for name in AMOUNTS:
             value = getattr(self, name)
             if value is not None:
                 return {name: value}

@@ -154,7 +154,7 @@ def amount_of_rest(
 ) -> dict[str, Any]:
     """What a target for `whole` means for `rest`, the same model without some of its blocks."""
     ((name, value),) = amount.items()
-    if rest is whole or name == "prune_ratio":
+    if rest is whole or name in ("prune_ratio", "target_latency_ms"):
         return dict(amount)
     count = count_parameters if name == "target_params" else count_macs
     return {name: min(1.0, value * count(whole) / count(rest))}

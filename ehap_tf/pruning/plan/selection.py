@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 import numbers
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import tf_keras
 
+from ehap_tf.budget import LatencyTable
 from ehap_tf.channels import ChannelGraph, Flags, trace_channels
 from ehap_tf.models.keras3 import either_keras
+from ehap_tf.progress import ProgressCallback, no_progress
 from ehap_tf.pruning.plan.implant_layers import IMPLANT_INITS
+from ehap_tf.pruning.plan.predicted_latency import PredictedLatency
 from ehap_tf.pruning.plan.pruning_plan import PruningPlan
 from ehap_tf.pruning.plan.units import COST_KINDS, Choice, Units, stays_because
 
@@ -26,6 +29,8 @@ def plan_pruning(
     *,
     target_params: float | None = None,
     target_macs: float | None = None,
+    target_latency_ms: float | None = None,
+    costs: LatencyTable | None = None,
     prune_ratio_limit: float = 0.95,
     residual: str = "union",
     implant_ratio: float = 0.0,
@@ -33,6 +38,7 @@ def plan_pruning(
     round_to: int = 1,
     keep_layers: Sequence[str] = (),
     cost_aware: str | None = None,
+    progress: ProgressCallback = no_progress,
 ) -> PruningPlan:
     """Chooses the filters that stay, without building a model.
 
@@ -51,6 +57,10 @@ def plan_pruning(
         prune_ratio: share of all filters below the threshold, in [0, 1).
         target_params: fraction of the parameters to keep, in (0, 1].
         target_macs: fraction of the multiply-accumulates to keep, in (0, 1].
+        target_latency_ms: milliseconds that the integer file may take, as `costs` predicts them of
+            the file itself: a dozen files are written while the threshold is searched. Give
+            `round_to=8` with it, and `cost_aware="macs"`.
+        costs: from `measure_operators` of this model, on any device; None measures this machine.
         prune_ratio_limit: largest share of its filters that a layer may lose, in [0, 1]; the last
             filter always stays.
         residual: "union": every branch of a sum keeps its own filters. "tied": the branches keep
@@ -61,6 +71,8 @@ def plan_pruning(
         round_to: the number of filters that a pruned layer keeps is a multiple of this.
         keep_layers: paths or patterns (`block3_*`) of layers that keep all their filters.
         cost_aware: "macs" or "params": a score counts per cost that its filter causes.
+        progress: with a target latency, called as `progress(files, of_about, figures)`; the figure is the
+            "latency_ms" of the last.
 
     Returns:
         A plan, with the parameters and multiply-accumulates that the slim model will have.
@@ -69,6 +81,10 @@ def plan_pruning(
         TypeError: the model is subclassed, or `scores` is no mapping.
         ValueError: an argument is out of range, scores do not fit the model, or a target cannot be
             reached.
+
+    Example:
+        >>> table = ehap.LatencyTable.from_json(open("raspberry_pi.json").read())
+        >>> plan = ehap.plan_pruning(model, scores, target_latency_ms=4.0, costs=table, round_to=8)
     """
     if not isinstance(scores, Mapping):
         raise TypeError(
@@ -79,8 +95,11 @@ def plan_pruning(
         "prune_ratio": prune_ratio,
         "target_params": target_params,
         "target_macs": target_macs,
+        "target_latency_ms": target_latency_ms,
     }
     _check_amount(amount)
+    if costs is not None and target_latency_ms is None:
+        raise ValueError("costs go with target_latency_ms. Received: target_latency_ms=None")
     check_fraction("prune_ratio_limit", prune_ratio_limit)
     check_fraction("implant_ratio", implant_ratio)
     check_choice("implant_init", implant_init, IMPLANT_INITS)
@@ -103,23 +122,39 @@ def plan_pruning(
         implant_ratio=implant_ratio,
         cost_aware=cost_aware,
     )
+
+    def finished(choice: Choice) -> PruningPlan:
+        return plan_from_flags(graph, *units.flags(choice), implant_init, units.held())
+
     shortfall = ""
     if prune_ratio is not None:
         choice = units.above_threshold(prune_ratio)
         shortfall = units.shortfall(prune_ratio, choice)
-    elif target_params is not None:
-        choice = _search(graph, units, "params", target_params, prune_ratio_limit, round_to)
+    elif target_latency_ms is not None:
+        latency = PredictedLatency(model, costs, progress, int(units.free.sum()).bit_length() + 1)
+        choice = _least_removed(
+            units,
+            lambda choice: latency.of(finished(choice)),
+            target_latency_ms,
+            lambda least: (
+                f"target_latency_ms={target_latency_ms:g} cannot be reached: on "
+                f"{latency.device} at least {least:.4g} ms of {latency.whole_ms:.4g} ms are left"
+            ),
+            prune_ratio_limit,
+            round_to,
+        )
     else:
-        assert target_macs is not None
-        choice = _search(graph, units, "macs", target_macs, prune_ratio_limit, round_to)
+        kind = "params" if target_params is not None else "macs"
+        fraction = target_params if target_params is not None else target_macs
+        assert fraction is not None
+        choice = _search(graph, units, kind, fraction, prune_ratio_limit, round_to)
     if shortfall:
         warnings.warn(
             f"{shortfall}. To remove more, give target_params or target_macs, which count what is "
             "removed, or leave the scores of these layers out, so that the ratio is of the others",
             stacklevel=3,
         )
-    plan = plan_from_flags(graph, *units.flags(choice), implant_init, units.held())
-    return dataclasses.replace(plan, shortfall=shortfall)
+    return dataclasses.replace(finished(choice), shortfall=shortfall)
 
 
 def plan_from_flags(
@@ -211,15 +246,39 @@ def _search(
         raise ValueError(
             "target_macs needs a model whose input has a fixed size; give target_params"
         )
-    found = units.fewest(lambda choice: cost(choice) <= fraction * whole)
+    return _least_removed(
+        units,
+        cost,
+        fraction * whole,
+        lambda least: (
+            f"target_{kind}={fraction:g} cannot be reached: at least {least / whole:.4g} is left"
+        ),
+        limit,
+        round_to,
+    )
+
+
+def _least_removed(
+    units: Units,
+    cost: Callable[[Choice], float],
+    budget: float,
+    refusal: Callable[[float], str],
+    limit: float,
+    round_to: int,
+) -> Choice:
+    """The choice that removes as few of the lowest units as bring a cost down to the budget.
+
+    Raises:
+        ValueError: none does; `refusal` says of the least possible cost how far it goes.
+    """
+    found = units.fewest(lambda choice: cost(choice) <= budget)
     if found is None:
         least = cost(units.without_lowest(int(units.free.sum())))
         held = [f"{layer} ({reason})" for layer, reason in units.held().items()]
         names = ", ".join(held[:5]) + (f" and {len(held) - 5} more" if len(held) > 5 else "")
         raise ValueError(
-            f"target_{kind}={fraction:g} cannot be reached: at least {least / whole:.4g} is left "
-            f"with prune_ratio_limit={limit:g} and round_to={round_to}. Filters stay in: "
-            f"{names or 'no layer'}"
+            f"{refusal(least)} with prune_ratio_limit={limit:g} and round_to={round_to}. Filters "
+            f"stay in: {names or 'no layer'}"
         )
     return found
 
@@ -228,12 +287,15 @@ def _check_amount(amount: Mapping[str, float | None]) -> None:
     given = {name: value for name, value in amount.items() if value is not None}
     if len(given) != 1:
         raise ValueError(
-            f"give exactly one of prune_ratio, target_params and target_macs. Received: {given}"
+            "give exactly one of prune_ratio, target_params, target_macs and target_latency_ms. "
+            f"Received: {given}"
         )
     ((name, value),) = given.items()
     if name == "prune_ratio" and not 0 <= value < 1:
         raise ValueError(f"prune_ratio must be in [0, 1). Received: {value}")
-    if name != "prune_ratio" and not 0 < value <= 1:
+    if name == "target_latency_ms" and not value > 0:
+        raise ValueError(f"target_latency_ms must be above 0. Received: {value}")
+    if name in ("target_params", "target_macs") and not 0 < value <= 1:
         raise ValueError(f"{name} must be in (0, 1], a fraction to keep. Received: {value}")
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pathlib
 from typing import Any
 
 from ehap_tf import files
+from ehap_tf.budget import LatencyTable
 from ehap_tf.models import load_model, save_model
 from ehap_tf.pipeline.command.config import PipelineConfig
 from ehap_tf.pipeline.command.job import Figures, Job, Stage, select
@@ -38,6 +40,8 @@ def settings(config: PipelineConfig) -> dict[str, Any]:
         values |= select(config, "recalibrate_batches")
         if config.recalibrate_batches:
             values |= select(config, "batch_size", "seed")
+    if config.latency_table is not None:
+        values |= select(config, "latency_table")
     if config.prune_steps > 1:
         values |= step_settings(config)
     return config.amount | values
@@ -58,9 +62,16 @@ def run(job: Job, fingerprint: str) -> Figures:
         before, removal = last.before, last.removal
         figures["prune_steps"] = list(last.history)
     else:
-        plan = plan_pruning(
-            model, scores, **amount, residual=config.residual, **plan_options(config)
-        )
+        with job.console.progress("prune: latency", "files") as progress:
+            plan = plan_pruning(
+                model,
+                scores,
+                **amount,
+                residual=config.residual,
+                **plan_options(config),
+                costs=_table(config),
+                progress=progress,
+            )
         slim = prune(model, plan)
         before, removal = model, plan
     files.write_text(job.run.plan, plan.to_json())
@@ -83,6 +94,22 @@ def run(job: Job, fingerprint: str) -> Figures:
     save_model(slim, job.run.slim)
     figures["pruned_accuracy"] = accuracy(slim, job.dataset.test, job.dataset)
     return figures
+
+
+def _table(config: PipelineConfig) -> LatencyTable | None:
+    """The times of operators that --latency_table names.
+
+    Raises:
+        ValueError: it is no such table; with its name.
+    """
+    if config.latency_table is None:
+        return None
+    try:
+        return LatencyTable.from_json(pathlib.Path(config.latency_table).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"latency_table {config.latency_table!r} cannot be read: {error}"
+        ) from None
 
 
 STAGE = Stage(
