@@ -71,8 +71,8 @@ def plan_pruning(
         round_to: the number of filters that a pruned layer keeps is a multiple of this.
         keep_layers: paths or patterns (`block3_*`) of layers that keep all their filters.
         cost_aware: "macs" or "params": a score counts per cost that its filter causes.
-        progress: with a target latency, called as `progress(files, of_about, figures)`; the figure is the
-            "latency_ms" of the last.
+        progress: with a target latency, called as `progress(files, of_about, figures)`; the figure
+            is the "latency_ms" of the last.
 
     Returns:
         A plan, with the parameters and multiply-accumulates that the slim model will have.
