@@ -15,7 +15,7 @@ import tf_keras
 import ehap_tf as ehap
 from ehap_tf.benchmark.__main__ import main
 from ehap_tf.budget import operator_timing
-from tests.budget.test_micro import NETS, exported
+from tests.budget.nets import NETS, exported
 
 layers = tf_keras.layers
 SHIPPED = pathlib.Path(__file__).parents[2] / "saved_models/resnet32_cifar10/model_int8.tflite"
@@ -59,8 +59,8 @@ def test_it_travels_as_json(table):
 
 
 @pytest.mark.parametrize("make", NETS)
-def test_every_operator_of_a_network_is_timed(tmp_path, make):
-    file, _ = exported(make(), tmp_path / "net.tflite")
+def test_every_operator_of_a_network_is_timed(file_of, make):
+    _, file, _ = file_of(make)
     table = ehap.measure_operators(file.path, rounds=1)
     assert table.untimed == []
     assert table.predict_ms(file.path) == pytest.approx(table.network_ms)
