@@ -24,12 +24,12 @@ QUICK = (
     "benchmark/test_main.py",
     "channels/test_ids.py",
     "channels/test_scatter.py",
-    "channels/test_walk.py",
     "data/test_arrays.py",
     "data/test_augmentation.py",
     "data/test_catalogue.py",
     "docs/test_pages.py::test_every_page",
     "docs/test_pages.py::test_the_reference",
+    "graph/test_calls.py",
     "models/test_kinds.py",
     "pipeline/test_compress.py::test_one_call",
     "pipeline/test_config.py",
@@ -48,6 +48,12 @@ QUICK = (
     "test_startup.py",
 )
 """Beginnings of the names of the tests that `pytest -m quick` runs: something of every room."""
+
+
+def pytest_configure() -> None:
+    folder = pathlib.Path(__file__).parent
+    if missing := [name for name in QUICK if not (folder / name.split("::")[0]).is_file()]:
+        raise pytest.UsageError(f"QUICK names files that are not there: {', '.join(missing)}")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -75,11 +81,14 @@ def fresh_processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FreshP
 
 
 @pytest.fixture
-def eagerly() -> Iterator[None]:
-    """Runs functions without compiling them, where a few small steps are all that a test takes."""
+def eagerly(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Runs functions without compiling them, where a few small steps are all that a test takes.
+
+    A test marked `compiled`, in a module whose others run so, takes many steps.
+    """
     import tensorflow as tf
 
-    tf.config.run_functions_eagerly(True)
+    tf.config.run_functions_eagerly(not request.node.get_closest_marker("compiled"))
     yield
     tf.config.run_functions_eagerly(False)
 

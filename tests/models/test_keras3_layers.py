@@ -183,6 +183,7 @@ def _everything() -> Any:
     return with_random_weights(keras.Model(images, layers.Dense(3, name="logits")(x)))
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_recurrent_and_attention_networks_are_pruned_trained_and_given_back():
     model = _everything()
     x = inputs_of(model)

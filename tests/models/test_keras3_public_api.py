@@ -38,7 +38,9 @@ def _random_scores(model: Any) -> ehap.FilterScores:
     return ehap.rank_filters(model, criterion="random")
 
 
-@pytest.mark.parametrize("residual_mode", ["union", "tied"])
+@pytest.mark.parametrize(
+    "residual_mode", ["union", pytest.param("tied", marks=pytest.mark.families)]
+)
 def test_prune_gives_a_keras_3_model_that_equals_the_mask(
     model: Any, tmp_path: pathlib.Path, residual_mode: str
 ):

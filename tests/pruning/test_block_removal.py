@@ -140,7 +140,7 @@ def test_a_block_of_a_model_used_in_two_places_is_one_block():
     assert order == {"A/inner/inside": pytest.approx(float(LOSS(y, model(x))), rel=1e-5)}
 
 
-@pytest.mark.parametrize("batch_size", [None, 5])
+@pytest.mark.parametrize("batch_size", [5, pytest.param(None, marks=pytest.mark.families)])
 def test_the_order_is_that_of_brute_force(net: tf_keras.Model, batch_size: int | None):
     x, y = data_of(net)
     reports: list[tuple[int, int]] = []

@@ -72,9 +72,9 @@ def numbers(count=32):
         pytest.param(
             lambda: layers.Bidirectional(layers.LSTM(2)), "end", marks=pytest.mark.families
         ),
-        (layers.ThresholdedReLU, "start"),
+        pytest.param(layers.ThresholdedReLU, "start", marks=pytest.mark.families),
         (layers.ThresholdedReLU, "middle"),
-        (layers.ThresholdedReLU, "end"),
+        pytest.param(layers.ThresholdedReLU, "end", marks=pytest.mark.families),
         (Product, "start"),
         (Product, "middle"),
         (Product, "end"),

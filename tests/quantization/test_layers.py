@@ -56,7 +56,7 @@ def test_layer_is_integer_in_the_file(names, tmp_path):
         assert steps.max() <= 6.001, name
 
 
-@pytest.mark.parametrize("pruned", [False, True])
+@pytest.mark.parametrize("pruned", [True, pytest.param(False, marks=pytest.mark.families)])
 def test_sequences_are_integer_in_the_file(pruned, tmp_path):
     names, x = sorted(SEQUENCE_NETS), sequences()
     model = side_by_side(SEQUENCE_NETS, names, SEQUENCE)

@@ -19,6 +19,9 @@ from tests.sensitivity.networks import (
     residual_net,
 )
 
+# test_estimators, test_layer_kinds and test_filter_ranking run compiled.
+pytestmark = pytest.mark.usefixtures("eagerly")
+
 layers = tf_keras.layers
 
 
@@ -321,6 +324,7 @@ def test_obd_and_quadratic_are_derivatives_on_gates(model: tf_keras.Model) -> No
     )
 
 
+@pytest.mark.compiled
 def test_the_gate_sketch_is_unbiased_and_not_negative(model: tf_keras.Model) -> None:
     truth = joined(rank(model, "obd", estimator="exact"))
     scores = rank(model, "obd", probes=200, batch_size=3)
@@ -369,6 +373,7 @@ def test_minibatches_together_give_the_change_of_the_whole_loss(
     np.testing.assert_allclose(joined(mean.signed), joined(at_once.signed), rtol=1e-9)
 
 
+@pytest.mark.compiled
 def test_taylor_on_weights_takes_the_exact_trace_when_asked(model: tf_keras.Model) -> None:
     scores = rank(model, "taylor_so_weight", estimator="exact")
     trace = rank(model, "hessian_trace", estimator="exact")

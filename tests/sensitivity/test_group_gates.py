@@ -16,6 +16,8 @@ from ehap_tf.pruning.plan.selection import plan_from_flags
 from ehap_tf.sensitivity.criteria.joint_removal import joint_removal_losses
 from tests.sensitivity.networks import batch_norm, cross_entropy, examples, initializer, joined
 
+pytestmark = pytest.mark.usefixtures("eagerly")
+
 layers = tf_keras.layers
 DTYPE = "float64"
 
@@ -174,6 +176,7 @@ def test_joint_criteria_take_the_terms_between_common_gates(
     assert exact.provenance.residual == "tied"
 
 
+@pytest.mark.compiled
 def test_the_sketch_of_groups_is_unbiased(model: tf_keras.Model) -> None:
     truth = rank(model, "obd", estimator="exact")
     sketch = rank(model, "obd", probes=200, estimator="gauss_newton")
