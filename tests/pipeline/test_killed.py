@@ -20,8 +20,8 @@ from ehap_tf.sensitivity import FilterScores
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
-# Imports the package once, then runs the command for every line `KILL FOLDER FLAGS` of its input in a
-# child that has run nothing before. The child kills itself when a stage's progress has come to a
+# Imports the package once, then runs the command for every line `KILL FOLDER FLAGS` of its input in
+# a child that has run nothing before. The child kills itself when a stage's progress has come to a
 # number, or at the moment when a finished temporary file would take the place of a file.
 DRIVER = """
 import contextlib, os, signal, sys, traceback
