@@ -15,7 +15,7 @@ from ehap_tf.pipeline.command.ranking import wanted_blocks
 from ehap_tf.pruning import PruningPlan, count_macs, count_parameters, remove_blocks
 from ehap_tf.sensitivity import FilterScores
 from tests.pruning.nets import shake
-from tests.pruning.test_blocks import block
+from tests.pruning.test_block_removal import block
 
 layers = tf_keras.layers
 SETTINGS = {
