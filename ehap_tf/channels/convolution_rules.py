@@ -11,6 +11,7 @@ import numpy as np
 import tf_keras
 
 from ehap_tf.channels.ids import Ids
+from ehap_tf.channels.macs import Work, einsum, multiplies, places_of
 from ehap_tf.channels.rules import Call, Effect, Rule, frozen, one_input, rule_for
 from ehap_tf.channels.tried_activations import activation_name, mixes_channels, zero_at_zero
 
@@ -196,3 +197,34 @@ def dense(call: Call) -> Effect:
         config={"units": out},
         note=_fused_activation_note(call, out),
     )
+
+
+def _at_outputs(*kernels: str) -> Callable[[Call], Work]:
+    """Counts kernels that are used once at each position of the output."""
+    return lambda call: Work(dict.fromkeys(kernels, places_of(call, call.output_shapes[0])))
+
+
+multiplies(layers.Conv1D, layers.Conv2D, layers.Conv3D, layers.Dense)(_at_outputs("kernel"))
+multiplies(layers.DepthwiseConv1D, layers.DepthwiseConv2D)(_at_outputs("depthwise_kernel"))
+multiplies(layers.SeparableConv1D, layers.SeparableConv2D)(
+    _at_outputs("depthwise_kernel", "pointwise_kernel")
+)
+
+
+@multiplies(layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
+def _transposed(call: Call) -> Work:
+    return Work({"kernel": places_of(call, call.input_shapes[0])})
+
+
+@multiplies(layers.LocallyConnected1D, layers.LocallyConnected2D)
+def _locally_connected(call: Call) -> Work:
+    """Each position has weights of its own."""
+    del call
+    return Work({"kernel": 1.0})
+
+
+@multiplies(layers.EinsumDense)
+def _einsum_dense(call: Call) -> Work:
+    layer = call.layer
+    whole = einsum(layer.equation, [call.input_shapes[0], tuple(layer.kernel.shape)])
+    return Work({"kernel": whole / math.prod(layer.kernel.shape)})

@@ -7,6 +7,7 @@ import tf_keras
 from tf_keras.src.applications.convnext import LayerScale, StochasticDepth
 
 from ehap_tf.channels.ids import Flags, Ids
+from ehap_tf.channels.macs import Work, multiplies
 from ehap_tf.channels.rules import Call, Effect, frozen, one_input, pass_on, rule_for
 from ehap_tf.channels.tried_activations import activation_name, mixes_channels, zero_at_zero
 from ehap_tf.graph import BatchNorm
@@ -152,3 +153,13 @@ def rescaling(call: Call) -> Effect:
 def normalization(call: Call) -> Effect:
     """(x - mean) / sqrt(variance) with constants per channel; stands at inputs, so it is kept."""
     return frozen(call, f"{call.path!r} holds constants per channel")
+
+
+@multiplies(
+    layers.Embedding, layers.PReLU, layers.BatchNormalization, layers.LayerNormalization,
+    layers.GroupNormalization, layers.Normalization,
+)  # fmt: skip
+def _by_element(call: Call) -> Work:
+    """Weights of several axes that scale or look up single numbers."""
+    del call
+    return Work()

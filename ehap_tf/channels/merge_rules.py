@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
+import math
+from typing import Any
 
 import numpy as np
 import tf_keras
 from tf_keras.src.applications.inception_resnet_v2 import CustomScaleLayer
 
 from ehap_tf.channels.ids import Ids
-from ehap_tf.channels.rules import Call, Effect, frozen, rule_for
+from ehap_tf.channels.macs import Work, multiplies, numbers_in, shape_of, size_of
+from ehap_tf.channels.rules import Call, Effect, frozen, positions, rule_for
 
 layers = tf_keras.layers
 
@@ -83,3 +86,52 @@ def scaled_sum(call: Call) -> Effect:
 def contraction(call: Call) -> Effect:
     """Products over whole axes: left as they are, heads included."""
     return frozen(call, f"{type(call.layer).__name__} {call.path!r} is kept whole")
+
+
+@multiplies(layers.MultiHeadAttention)
+def _multi_head_attention(call: Call) -> Work:
+    layer = call.layer
+    query, value = (shape_of(_argument(call, *at)) for at in ((0, "query"), (1, "value")))
+    given = _argument(call, 2, "key")
+    key = value if given is None else shape_of(given)
+    attended = math.prod(size_of(value[axis]) for axis in layer._attention_axes)
+    pairs = positions(query) * attended
+    return Work(
+        {
+            "_query_dense.kernel": positions(query),
+            "_key_dense.kernel": positions(key),
+            "_value_dense.kernel": positions(value),
+            "_output_dense.kernel": positions(query),
+        },
+        pairs * layer._num_heads * (layer._key_dim + layer._value_dim),
+    )
+
+
+@multiplies(layers.Attention)
+def _attention(call: Call) -> Work:
+    query, value = call.input_shapes[:2]
+    pairs = positions(query) * positions(value)
+    return Work(products=pairs * (size_of(query[-1]) + size_of(value[-1])))
+
+
+@multiplies(layers.AdditiveAttention)
+def _additive_attention(call: Call) -> Work:
+    """Each pair of positions is scored by a product with the scale, where there is one."""
+    query, value = call.input_shapes[:2]
+    pairs = positions(query) * positions(value)
+    return Work({"scale": pairs} if call.layer.use_scale else {}, pairs * size_of(value[-1]))
+
+
+@multiplies(layers.Dot)
+def _dot(call: Call) -> Work:
+    axes = call.layer.axes
+    axis = axes if isinstance(axes, int) else axes[0]
+    return Work(products=numbers_in(call.output_shapes[0]) * size_of(call.input_shapes[0][axis]))
+
+
+def _argument(call: Call, place: int, name: str, default: Any = None) -> Any:
+    """An argument of a call, given by position or by name."""
+    args, kwargs = call.node.call_args, call.node.call_kwargs
+    if name in kwargs:
+        return kwargs[name]
+    return args[place] if len(args) > place else default

@@ -5,16 +5,19 @@ An operator layer has no weights; its arguments stand in the node of its call.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tf_keras.src.layers.core.tf_op_layer import TFOpLambda
+import tf_keras
+from tf_keras.src.layers.core.tf_op_layer import SlicingOpLambda, TFOpLambda
 
 from ehap_tf.channels.ids import ZERO, Flags
+from ehap_tf.channels.macs import Work, einsum, multiplies, numbers_in, shape_of, size_of
 from ehap_tf.channels.merge_rules import concatenate_along, elementwise_sum, product
-from ehap_tf.channels.rules import Call, Effect, frozen, one_input, pass_on, rule_for
+from ehap_tf.channels.rules import Call, Effect, frozen, one_input, pass_on, positions, rule_for
 from ehap_tf.graph import PRODUCTS, SUMS, arguments, operator_kind, operator_symbol
 
 _ELEMENTWISE = frozenset(
@@ -136,3 +139,41 @@ def replaced(args: Any, kwargs: Any, place: int, name: str, value: Any) -> Any:
     args = list(args)
     args[place] = value
     return tuple(args), kwargs
+
+
+_CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "convolution", "depthwise_conv2d")
+_COUNTED = ("einsum", "matmul", "tensordot", *_CONVOLUTIONS)
+
+
+@multiplies(TFOpLambda)
+def _operator(call: Call) -> Work:
+    kind = operator_kind(call.layer)
+    given = call.operator.arguments if kind in _COUNTED else {}
+    if kind == "matmul":
+        left, turned = given["a"], given.get("transpose_a") or given.get("adjoint_a")
+        inner = size_of(shape_of(left)[-2 if turned else -1])
+        return Work(products=numbers_in(call.output_shapes[0]) * inner)
+    if kind == "einsum":
+        operands = given["inputs"]
+        batch = next(n for n, each in enumerate(operands) if tf_keras.backend.is_keras_tensor(each))
+        return Work(products=einsum(given["equation"], list(map(shape_of, operands)), batch))
+    if kind == "tensordot":
+        left, axes = given["a"], given["axes"]
+        first = range(-axes, 0) if isinstance(axes, int) else np.atleast_1d(axes[0]).tolist()
+        inner = math.prod(size_of(shape_of(left)[axis]) for axis in first)
+        return Work(products=numbers_in(call.output_shapes[0]) * inner)
+    if kind in _CONVOLUTIONS:
+        filters = given.get("filters")
+        filters = given["filter"] if filters is None else filters
+        size = math.prod(map(size_of, shape_of(filters)))
+        return Work(products=positions(call.output_shapes[0]) * size)
+    symbol = operator_symbol(call.layer)
+    if symbol.startswith(("linalg.", "signal.", "nn.conv", "nn.separable", "nn.atrous", "keras.")):
+        return Work(uncounted=f"what the operator tf.{symbol} multiplies is not known")
+    return Work()
+
+
+@multiplies(SlicingOpLambda)
+def _slicing(call: Call) -> Work:
+    del call
+    return Work()
