@@ -43,6 +43,8 @@ from ehap_tf.graph.kernels import (
 )
 from ehap_tf.graph.least_squares import Sums, with_ridge
 from ehap_tf.graph.operators import (
+    MOVING,
+    PIECEWISE_LINEAR,
     PRODUCTS,
     QUOTIENTS,
     SUMS,
@@ -72,10 +74,13 @@ from ehap_tf.graph.traits import (
     is_identity_at_inference,
     is_noise,
     register_traits,
+    relu_limit,
     traits_of,
 )
 
 __all__ = [
+    "MOVING",
+    "PIECEWISE_LINEAR",
     "PRODUCTS",
     "QUOTIENTS",
     "SUMS",
@@ -128,6 +133,7 @@ __all__ = [
     "propagate_calls",
     "readers",
     "register_traits",
+    "relu_limit",
     "replay",
     "rows_at",
     "some_positions",

@@ -23,6 +23,15 @@ PRODUCTS = frozenset(["multiply"])
 
 QUOTIENTS = frozenset(["divide"])
 
+MOVING = frozenset("reshape transpose squeeze expand_dims concat stack identity getitem".split())
+"""Kinds of operators that do nothing but put numbers elsewhere."""
+
+PIECEWISE_LINEAR = SUMS | frozenset(
+    """abs identity clip_by_value concat split pad reshape negative reduce_mean reduce_sum
+    reduce_max relu relu6 leaky_relu""".split()
+)
+"""Kinds of operators that are piecewise linear in their tensors, whatever the other arguments."""
+
 _SAME = {
     "add_v2": "add", "sub": "subtract", "mul": "multiply", "truediv": "divide", "neg": "negative",
     "gt": "greater", "ge": "greater_equal", "lt": "less", "le": "less_equal", "swish": "silu",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+import math
+from typing import Any, Literal
 
 import tf_keras
 from tf_keras.src.applications.convnext import StochasticDepth
+from tf_keras.src.applications.inception_resnet_v2 import CustomScaleLayer
 from tf_keras.src.layers.core.tf_op_layer import SlicingOpLambda
 
 layers = tf_keras.layers
@@ -29,31 +31,29 @@ class LayerTraits:
         training_only: what the layer does in training, where it is the identity at inference;
             None where it is not.
         moves: the layer does nothing but put numbers elsewhere.
+        adds: it sums its inputs up, "plain" or "scaled": all but the first times a number.
+        looks_up: it cuts its input's numbers to integers, of whatever type they come.
     """
 
     piecewise_linear: bool = False
     training_only: TrainingOnly | None = None
     moves: bool = False
+    adds: Literal["plain", "scaled"] | None = None
+    looks_up: bool = False
 
 
 _TRAITS: dict[type, LayerTraits] = {}
 
 
-def register_traits(
-    *classes: type,
-    linear: bool = True,
-    training_only: TrainingOnly | None = None,
-    moves: bool = False,
-) -> None:
+def register_traits(*classes: type, linear: bool = True, **traits: Any) -> None:
     """Says what the layers of some classes are, and those of subclasses that compute the same.
 
     Args:
         *classes: of layers.
         linear: they are piecewise linear.
-        training_only: as in `LayerTraits`.
-        moves: as in `LayerTraits`.
+        **traits: others of `LayerTraits`.
     """
-    _TRAITS.update(dict.fromkeys(classes, LayerTraits(linear, training_only, moves)))
+    _TRAITS.update(dict.fromkeys(classes, LayerTraits(linear, **traits)))
 
 
 def traits_of(layer: tf_keras.layers.Layer) -> LayerTraits:
@@ -70,6 +70,15 @@ def is_identity_at_inference(layer: tf_keras.layers.Layer) -> bool:
 def is_noise(layer: tf_keras.layers.Layer) -> bool:
     """Whether a layer disturbs what it reads at random, position by position, in training only."""
     return traits_of(layer).training_only in ("scaling", "noise")
+
+
+def relu_limit(layer: tf_keras.layers.Layer) -> float | None:
+    """The limit (perhaps infinity) of a layer that is min(max(x, 0), limit); None for others."""
+    if computes_like(layer, layers.Activation):
+        return math.inf if layer.activation is tf_keras.activations.relu else None
+    if not computes_like(layer, layers.ReLU) or layer.negative_slope or layer.threshold:
+        return None
+    return math.inf if layer.max_value is None else float(layer.max_value)
 
 
 def computes_like(layer: tf_keras.layers.Layer, base: type) -> bool:
@@ -93,9 +102,15 @@ register_traits(
 )  # fmt: skip
 register_traits(layers.ActivityRegularization, layers.Identity, training_only="loss")
 register_traits(layers.Concatenate, layers.Flatten, layers.Permute, layers.Reshape, moves=True)
+register_traits(layers.Add, adds="plain")
+register_traits(CustomScaleLayer, adds="scaled")
+register_traits(
+    layers.CategoryEncoding, layers.Embedding, layers.HashedCrossing, layers.Hashing,
+    layers.IntegerLookup, linear=False, looks_up=True,
+)  # fmt: skip
 register_traits(
     SlicingOpLambda,
-    layers.Activation, layers.Add, layers.Average, layers.AveragePooling1D, layers.AveragePooling2D,
+    layers.Activation, layers.Average, layers.AveragePooling1D, layers.AveragePooling2D,
     layers.AveragePooling3D, layers.BatchNormalization, layers.Conv1D, layers.Conv1DTranspose,
     layers.Conv2D, layers.Conv2DTranspose, layers.Conv3D, layers.Conv3DTranspose,
     layers.Cropping1D, layers.Cropping2D, layers.Cropping3D, layers.Dense, layers.DepthwiseConv1D,

@@ -15,16 +15,18 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 import tf_keras
-from tf_keras.src.applications.inception_resnet_v2 import CustomScaleLayer
 
 from ehap_tf.channels import TracedCall, trace_channels
 from ehap_tf.graph import (
+    computes_like,
     layer_of,
     layer_paths,
     model_inside,
     nodes_in_order,
     operator_kind,
     propagate,
+    relu_limit,
+    traits_of,
 )
 from ehap_tf.models import require_rankable
 from ehap_tf.models.keras3 import either_keras
@@ -240,15 +242,14 @@ def _branch(node: Any, behind: Sequence[frozenset[int]]) -> int | None:
         behind: for each of its inputs the tensors, by `id()`, that it is computed from.
     """
     layer, tensors = node.layer, node.keras_inputs
-    is_layer = isinstance(layer, (tf_keras.layers.Add, CustomScaleLayer))
-    adds = is_layer or operator_kind(layer) == "add"
+    adds = "plain" if operator_kind(layer) == "add" else traits_of(layer).adds
     if not adds or len(tensors) != 2 or tuple(tensors[0].shape) != tuple(tensors[1].shape):
         return None
     first, second = map(id, tensors)
     if first in behind[1]:
         return 1
     # A scaled sum scales its second input, so that it is the branch that can go.
-    if second in behind[0] and not isinstance(layer, CustomScaleLayer):
+    if second in behind[0] and adds == "plain":
         return 0
     return None
 
@@ -276,18 +277,14 @@ class _WithoutBlocks(Rebuilder):
 def _repeats(layer: tf_keras.layers.Layer, tensor: Any) -> bool:
     """Whether a ReLU sees the output of the same ReLU, which it leaves as it is."""
     before = layer_of(tensor)
+    linear = computes_like(layer, tf_keras.layers.Activation) and (
+        layer.activation is tf_keras.activations.linear
+    )
     return (
         type(layer) is type(before)
-        and isinstance(layer, (tf_keras.layers.ReLU, tf_keras.layers.Activation))
+        and (linear or relu_limit(layer) is not None)
         and {**layer.get_config(), "name": ""} == {**before.get_config(), "name": ""}
-        and _is_idempotent(layer)
     )
-
-
-def _is_idempotent(layer: tf_keras.layers.Layer) -> bool:
-    if isinstance(layer, tf_keras.layers.ReLU):
-        return not layer.negative_slope and not layer.threshold
-    return layer.activation in (tf_keras.activations.relu, tf_keras.activations.linear)
 
 
 class _WithGates(Rebuilder):

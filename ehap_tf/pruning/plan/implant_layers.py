@@ -14,12 +14,6 @@ import tf_keras
 
 IMPLANT_INITS = ("zero", "center")
 
-_CROPPING = {
-    1: tf_keras.layers.Cropping1D,
-    2: tf_keras.layers.Cropping2D,
-    3: tf_keras.layers.Cropping3D,
-}
-
 
 def center(kernel: npt.NDArray[Any]) -> tuple[int, ...]:
     """The spatial index of the centre of a kernel (..., inputs, filters)."""
@@ -76,7 +70,8 @@ def crop(
     name = fresh_name(f"{layer.name}_implant_crop")
     rank = len(amounts)
     cropping = amounts[0] if rank == 1 else tuple(amounts)
-    return _CROPPING[rank](cropping, name=name, dtype=layer.dtype_policy)(tensor)
+    cropping_class = getattr(tf_keras.layers, f"Cropping{rank}D")
+    return cropping_class(cropping, name=name, dtype=layer.dtype_policy)(tensor)
 
 
 def _crop_of_axis(

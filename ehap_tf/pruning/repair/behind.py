@@ -17,7 +17,14 @@ import tensorflow as tf
 import tf_keras
 
 from ehap_tf.channels import ScatterChannels
-from ehap_tf.graph import batch_norm_coefficients, computes_like, is_plain_batch_norm, rows_at
+from ehap_tf.graph import (
+    batch_norm_coefficients,
+    computes_like,
+    is_plain_batch_norm,
+    relu_limit,
+    rows_at,
+    traits_of,
+)
 from ehap_tf.models.kinds import function_kind
 from ehap_tf.pruning.repair.walk import Key, Program, Step, Values
 
@@ -26,17 +33,14 @@ Range = tuple[float, float]
 
 EVERYTHING: Range = (-np.inf, np.inf)
 
-_ACTIVATION = tf_keras.layers.Activation
-
 _RANGES: dict[str, Range] = {"relu": (0.0, np.inf), "relu6": (0.0, 6.0)}
 
 
 def seen_range(layer: tf_keras.layers.Layer) -> Range:
     """The inputs of an activation layer, or of a layer's own activation, that it tells apart."""
-    if type(layer) is tf_keras.layers.ReLU:
-        if layer.negative_slope or layer.threshold:
-            return EVERYTHING
-        return 0.0, np.inf if layer.max_value is None else float(layer.max_value)
+    limit = relu_limit(layer)
+    if limit is not None:
+        return 0.0, limit
     return _RANGES.get(function_kind(getattr(layer, "activation", None)), EVERYTHING)
 
 
@@ -152,7 +156,7 @@ def way_behind(step: Step, readers: Mapping[Key, Sequence[Step | None]], filters
     while len(readers[key]) == 1 and (reader := readers[key][0]) is not None:
         step, layer = reader, reader.layer
         is_first = norm is None and not others and not scattered
-        if type(layer) is tf_keras.layers.Add and not others:
+        if traits_of(layer).adds == "plain" and not others:
             shapes = {tuple(tensor.shape) for tensor in step.node.keras_inputs}
             others = tuple(other for other in step.inputs if other != key)
             if len(shapes) > 1 or not others:  # something is broadcast, or added to itself
@@ -164,7 +168,7 @@ def way_behind(step: Step, readers: Mapping[Key, Sequence[Step | None]], filters
         elif isinstance(layer, ScatterChannels) and not others:
             places, scattered = np.asarray(layer.positions)[places], True
         else:
-            if type(layer) is tf_keras.layers.ReLU or computes_like(layer, _ACTIVATION):
+            if relu_limit(layer) is not None or computes_like(layer, tf_keras.layers.Activation):
                 seen = seen_range(layer)
             break
         key = step.outputs[0]

@@ -7,7 +7,7 @@ import pathlib
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -27,8 +27,10 @@ from ehap_tf.quantization.integer_rules.wrappers import (
     EhapQuantizeWrapper,
     unwrapped,
 )
+from ehap_tf.quantization.plan.layout import EhapQuantizeLayoutTransform
 from ehap_tf.quantization.plan.quantization_plan import QuantizationPlan
-from ehap_tf.quantization.plan.scheme import EhapQuantizeScheme, quantization_scope
+from ehap_tf.quantization.plan.registry import EhapQuantizeRegistry
+from ehap_tf.quantization.plan.scheme import quantization_scope
 from ehap_tf.quantization.tflite.conversion import export_tflite
 from ehap_tf.quantization.tflite.finite import require_finite_weights
 from ehap_tf.quantization.tflite.inputs import input_batches, input_names
@@ -137,14 +139,17 @@ def quantize(
             'representative_data is needed for method="ptq", a few hundred inputs suffice. '
             "Received: None"
         )
-    options = QuantizationOptions(weight_bits, activation_bits, act_percentile, allow_float)
-    if plan is not None and options != QuantizationOptions():
+    settings = QuantizationPlan(
+        (), weight_bits, activation_bits, act_percentile, allow_float=allow_float
+    )
+    if plan is not None and settings != QuantizationPlan(()):
         raise ValueError(
             "plan says it all: leave weight_bits, activation_bits, act_percentile and allow_float "
-            f"out, or give them to plan_quantization. Received: {options} and a plan"
+            f"out, or give them to plan_quantization. Received: a plan, {weight_bits=}, "
+            f"{activation_bits=}, {act_percentile=}, {allow_float=}"
         )
     with quantization_scope():
-        flat, configs, _ = _rewritten(model, options, plan)
+        flat, configs, _ = _rewritten(model, settings, plan)
         qat = _wrap(flat, configs, model.output_names)
     if representative_data is not None:
         if reestimate:
@@ -209,11 +214,11 @@ def plan_quantization(
         >>> plan = ehap.plan_quantization(model, target_bytes=200_000, scores=scores)
     """
     traces = _traces(target_bytes, scores)
-    options = QuantizationOptions(
-        weight_bits, activation_bits, act_percentile, allow_float, keep_float
+    settings = QuantizationPlan(
+        (), weight_bits, activation_bits, act_percentile, keep_float, allow_float
     )
     with quantization_scope():
-        flat, configs, plan = _rewritten(model, options)
+        flat, configs, plan = _rewritten(model, settings)
     plan = plan.with_bits(bits or {})
     if target_bytes is None:
         return plan
@@ -301,30 +306,18 @@ def require_quantizable(
     plan_quantization(model, weight_bits, allow_float=allow_float)
 
 
-class QuantizationOptions(NamedTuple):
-    """What a plan is made by; see `plan_quantization`."""
-
-    weight_bits: int = 8
-    activation_bits: int = 8
-    act_percentile: float = 100.0
-    allow_float: bool = False
-    keep_float: Sequence[str] = ()
-
-
 def _rewritten(
-    model: tf_keras.Model, options: QuantizationOptions, plan: QuantizationPlan | None = None
+    model: tf_keras.Model, settings: QuantizationPlan, plan: QuantizationPlan | None = None
 ) -> tuple[tf_keras.Model, Mapping[str, Mapping[str, Any]], QuantizationPlan]:
     """The operators of the file as a float model, the config of each that is quantized, the plan.
 
     Args:
         model: to be quantized.
-        options: what the plan is made by.
+        settings: what the plan is made by, without layers.
         plan: one that was made before, which is followed instead.
     """
     _require_fixed_size(model)
-    if plan is not None:
-        options = QuantizationOptions(*(getattr(plan, name) for name in options._fields))
-    layout = EhapQuantizeScheme(*options).get_layout_transformer()
+    layout = EhapQuantizeLayoutTransform(EhapQuantizeRegistry(plan or settings))
     flat = layout.rewritten(model)
     decided = layout.decided(flat)
     if plan is not None:

@@ -18,10 +18,9 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapp
 
 from ehap_tf.data import as_dataset, only_array
 from ehap_tf.models.keras3 import either_keras
-from ehap_tf.models.kinds import layer_kind
 from ehap_tf.quantization.integer_rules.wrappers import unwrapped
 from ehap_tf.quantization.tflite.evaluate import TFLiteModel, class_labels, classes
-from ehap_tf.quantization.tflite.folding import fold
+from ehap_tf.quantization.tflite.folding import filters_axis, fold
 from ehap_tf.quantization.tflite.inputs import input_arrays, input_names
 from ehap_tf.quantization.tflite.integer_graph import IntegerGraph, output_range, output_step
 
@@ -188,8 +187,7 @@ def worst_filters(wrapper: QuantizeWrapper) -> tuple[tuple[int, float], ...]:
     """See `LayerQuality`; of TFMOT's wrapper around a convolution or Dense."""
     kernels = [fold(wrapper, None, rounding) for rounding in (False, True)]
     exact, rounded = (kernel.values for kernel in kernels)
-    one_scale = kernels[0].grouping == "tensor"
-    channels = -2 if one_scale and layer_kind(wrapper.layer) == "Conv2DTranspose" else -1
+    channels = filters_axis(wrapper.layer, kernels[0].grouping)
     ratios = []
     for weights, error in zip(
         np.moveaxis(exact.astype(np.float64), channels, 0),

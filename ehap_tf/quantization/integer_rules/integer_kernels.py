@@ -19,6 +19,13 @@ from ehap_tf.quantization.integer_rules.own_layers import (
     EhapRsqrt,
     EhapSlice,
 )
+from ehap_tf.quantization.integer_rules.products import (
+    CONV_2D,
+    DEPTHWISE_CONV_2D,
+    FULLY_CONNECTED,
+    TRANSPOSE_CONV,
+    Product,
+)
 
 layers = tf_keras.layers
 
@@ -42,6 +49,7 @@ class IntegerKernel:
             a BatchNorm.
         ends_in_relu: whether a ReLU right behind is part of the operator, at no cost.
         averages: whether it computes new values that it rounds to its input's grid.
+        product: which convolution it is, or Dense, if it is one.
 
     Raises:
         ValueError: `output` is none of these.
@@ -54,6 +62,7 @@ class IntegerKernel:
     multiplies: bool = False
     ends_in_relu: bool = False
     averages: bool = False
+    product: Product = CONV_2D
 
     def __post_init__(self) -> None:
         if self.output not in OUTPUTS:
@@ -82,6 +91,13 @@ def multiplies(layer: Any) -> bool:
     """Whether a layer is a convolution or Dense in integers."""
     kernel = integer_kernel(layer)
     return kernel is not None and kernel.multiplies
+
+
+def product_of(layer: Any) -> Product:
+    """Which convolution a layer is in integers, or Dense."""
+    kernel = integer_kernel(layer)
+    assert kernel is not None and kernel.multiplies
+    return kernel.product
 
 
 def keeps_grid(layer: Any) -> bool:
@@ -133,13 +149,20 @@ def _up_sampling(layer: Any) -> IntegerKernel | None:
     return {"nearest": ON_GRID, "bilinear": AVERAGING}.get(layer.interpolation)
 
 
-def _product(weights: str, scales: str = "channel", four_bits: bool = True) -> IntegerKernel:
-    return IntegerKernel("observed", weights, scales, four_bits, multiplies=True, ends_in_relu=True)
+_PRODUCT = IntegerKernel(weights="kernel", four_bits=True, multiplies=True, ends_in_relu=True)
 
-
-declare(_product("kernel"), layers.Conv2D, layers.Dense)
-declare(_product("depthwise_kernel", "depthwise"), layers.DepthwiseConv2D)
-declare(_product("kernel", "transposed", four_bits=False), layers.Conv2DTranspose)
+declare(_PRODUCT, layers.Conv2D)
+declare(dataclasses.replace(_PRODUCT, product=FULLY_CONNECTED), layers.Dense)
+declare(
+    dataclasses.replace(
+        _PRODUCT, weights="depthwise_kernel", scales="depthwise", product=DEPTHWISE_CONV_2D
+    ),
+    layers.DepthwiseConv2D,
+)
+declare(
+    dataclasses.replace(_PRODUCT, scales="transposed", four_bits=False, product=TRANSPOSE_CONV),
+    layers.Conv2DTranspose,
+)
 declare(IntegerKernel(weights="alpha", scales="tensor"), layers.PReLU)
 declare(
     ON_GRID,

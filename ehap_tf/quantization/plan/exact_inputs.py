@@ -7,12 +7,9 @@ from collections.abc import Callable
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.graph import consumers, layer_of
-from ehap_tf.models.kinds import layer_kind, spelled
+from ehap_tf.graph import consumers, layer_of, traits_of
+from ehap_tf.models.kinds import spelled
 from ehap_tf.quantization.integer_rules.integer_kernels import keeps_grid
-
-LOOKUPS = frozenset({"CategoryEncoding", "Embedding", "HashedCrossing", "Hashing", "IntegerLookup"})
-"""Layers that cut their input's numbers to integers, of whatever type they come."""
 
 
 def require_no_exact_inputs(
@@ -52,4 +49,4 @@ def require_no_exact_inputs(
 
 def _needs_exact_numbers(layer: tf_keras.layers.Layer) -> bool:
     outputs = tf.nest.flatten(layer.output)
-    return layer_kind(layer) in LOOKUPS or not all(y.dtype.is_floating for y in outputs)
+    return traits_of(layer).looks_up or not all(y.dtype.is_floating for y in outputs)

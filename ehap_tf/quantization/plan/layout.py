@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
@@ -60,7 +61,7 @@ class EhapQuantizeLayoutTransform(default_layout.Default8BitQuantizeLayoutTransf
     """
 
     def __init__(self, registry: EhapQuantizeRegistry) -> None:
-        self._registry = registry
+        self._registry, self._settings = registry, registry.settings
 
     def apply(
         self, model: tf_keras.Model, layer_quantize_map: Mapping[str, Mapping[str, Any]]
@@ -97,7 +98,7 @@ class EhapQuantizeLayoutTransform(default_layout.Default8BitQuantizeLayoutTransf
             ValueError: as `apply`; a pattern of `keep_float` fits no layer.
         """
         annotated = annotated or {}
-        flat = canonical_model(model, self._registry.keep_float)
+        flat = canonical_model(model, self._settings.keep_float)
         for layer in flat.layers:
             if isinstance(layer, EhapOperator):
                 layer.round_constants()
@@ -120,15 +121,8 @@ class EhapQuantizeLayoutTransform(default_layout.Default8BitQuantizeLayoutTransf
         readers, sources = reading_layers(flat), producers(flat)
         names = (annotated or {}).keys()
         layers = [self._decided(layer, readers, sources, names) for layer in _called(flat)]
-        registry = self._registry
-        return QuantizationPlan(
-            tuple(layers),
-            registry.weight_bits,
-            registry.activation_bits,
-            registry.percentile,
-            tuple(registry.keep_float),
-            registry.allow_float,
-        )
+        kept = tuple(self._settings.keep_float)
+        return dataclasses.replace(self._settings, layers=tuple(layers), keep_float=kept)
 
     def _decided(
         self,
@@ -198,7 +192,7 @@ class EhapQuantizeLayoutTransform(default_layout.Default8BitQuantizeLayoutTransf
     def _is_float(self, layer: tf_keras.layers.Layer) -> bool:
         if isinstance(layer, EhapFloatLayer):
             return True
-        return self._registry.allow_float and not (
+        return self._settings.allow_float and not (
             isinstance(layer, NOT_WRAPPED) or self._registry.supports(layer)
         )
 
@@ -284,7 +278,7 @@ class EhapQuantizeLayoutTransform(default_layout.Default8BitQuantizeLayoutTransf
 
     def _quantize_tensor(self, tensor: Any) -> Any:
         quantizer = EhapActivationQuantizer(
-            self._registry.activation_bits, self._registry.percentile
+            self._settings.activation_bits, self._settings.act_percentile
         )
         node, index = made_by(tensor)
         name = f"{node.layer.name}_quantize"

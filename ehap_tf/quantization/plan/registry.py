@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import tf_keras
 from tensorflow_model_optimization.python.core.quantization.keras.default_8bit import (
     default_8bit_quantize_registry as default_registry,
@@ -13,6 +11,7 @@ from ehap_tf.models.kinds import spelled
 from ehap_tf.quantization.integer_rules.integer_kernels import integer_kernel
 from ehap_tf.quantization.integer_rules.integer_operators import EhapOperator
 from ehap_tf.quantization.plan.configs import EhapQuantizeConfig
+from ehap_tf.quantization.plan.quantization_plan import QuantizationPlan
 
 CONFIG_OUTPUTS = {"exact": "none", "grid": "none", "one_grid": "observed"}
 """What `IntegerKernel` says of an output that is none of `EhapQuantizeConfig` by itself."""
@@ -22,27 +21,13 @@ class EhapQuantizeRegistry(default_registry.Default8BitQuantizeRegistry):
     """TFMOT's registry with quantization of our own for every layer of the canonical graph.
 
     Args:
-        weight_bits: of all kernels; of a Conv2DTranspose always 8.
-        activation_bits: of all observed outputs.
-        percentile: of all observed outputs, see `EhapActivationQuantizer`.
-        allow_float: let the layout leave layers without an integer kernel in float.
-        keep_float: patterns of the names of layers that it leaves in float in any case.
+        settings: a plan, whose layers are not looked at; None is the default one. The kernel of a
+            Conv2DTranspose always has 8 bits.
     """
 
-    def __init__(
-        self,
-        weight_bits: int = 8,
-        activation_bits: int = 8,
-        percentile: float = 100.0,
-        allow_float: bool = False,
-        keep_float: Sequence[str] = (),
-    ) -> None:
+    def __init__(self, settings: QuantizationPlan | None = None) -> None:
         super().__init__()
-        self.weight_bits = weight_bits
-        self.activation_bits = activation_bits
-        self.percentile = percentile
-        self.allow_float = allow_float
-        self.keep_float = tuple(keep_float)
+        self.settings = settings or QuantizationPlan(())
 
     def supports(self, layer: tf_keras.layers.Layer) -> bool:
         """Whether the layer's computation exists in integers."""
@@ -65,9 +50,9 @@ class EhapQuantizeRegistry(default_registry.Default8BitQuantizeRegistry):
             weights=[] if kernel.weights is None else [kernel.weights],
             grouping=kernel.scales,
             output=CONFIG_OUTPUTS.get(kernel.output, kernel.output),
-            weight_bits=self.weight_bits if kernel.four_bits else 8,
-            activation_bits=self.activation_bits,
-            percentile=self.percentile,
+            weight_bits=self.settings.weight_bits if kernel.four_bits else 8,
+            activation_bits=self.settings.activation_bits,
+            percentile=self.settings.act_percentile,
         )
 
 

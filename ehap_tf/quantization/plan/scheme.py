@@ -78,10 +78,10 @@ class EhapQuantizeScheme(QuantizeScheme):
         allow_float: bool = False,
         keep_float: Sequence[str] = (),
     ) -> None:
-        # What a plan cannot be, the scheme is not made of.
-        QuantizationPlan((), weight_bits, activation_bits, act_percentile, keep_float)
         self._registry = EhapQuantizeRegistry(
-            weight_bits, activation_bits, act_percentile, allow_float, keep_float
+            QuantizationPlan(
+                (), weight_bits, activation_bits, act_percentile, keep_float, allow_float
+            )
         )
 
     def get_layout_transformer(self) -> EhapQuantizeLayoutTransform:

@@ -13,6 +13,7 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapp
 )
 
 from ehap_tf.graph import batch_norm_numbers
+from ehap_tf.quantization.integer_rules.integer_kernels import product_of
 from ehap_tf.quantization.plan.quantizers import (
     EhapWeightQuantizer,
     fake_quantize_symmetric,
@@ -21,10 +22,6 @@ from ehap_tf.quantization.plan.quantizers import (
     to_channels_last,
     weight_limits,
 )
-
-TRANSPOSED = frozenset({"Conv2DTranspose", "Dense"})
-"""Layers whose kernels the TFLite converter transposes. It cannot with several scales; given the
-rounded kernel as a constant, it finds the scale of each output channel by its largest weight."""
 
 LARGEST_BIAS = 2.0**30
 """In units of the int32 accumulator: half of what it holds."""
@@ -120,7 +117,7 @@ class FoldedKernel:
         Args:
             layer: whose kernel it is; None is a convolution.
         """
-        if self.limits.ndim and type(layer).__name__ in TRANSPOSED:
+        if self.limits.ndim and layer is not None and product_of(layer).transposes:
             with tf.init_scope():  # Not by an operator of the graph that is converted.
                 return tf.constant(self._rounded().numpy())
         return self._rounded()
@@ -133,17 +130,7 @@ class FoldedKernel:
 
     def operate(self, layer: tf_keras.layers.Layer, x: tf.Tensor) -> tf.Tensor:
         """What `layer` computes of `x` with this kernel, the bias not added."""
-        kind, kernel = type(layer).__name__, self.constant(layer)
-        if kind == "Dense":
-            return tf.linalg.matmul(x, kernel)
-        padding, dilations = layer.padding.upper(), layer.dilation_rate
-        if kind == "DepthwiseConv2D":
-            strides = (1, *layer.strides, 1)
-            return tf.nn.depthwise_conv2d(x, kernel, strides, padding, dilations=dilations)
-        if kind == "Conv2DTranspose":
-            shape = (x.shape[0], *layer.compute_output_shape(x.shape)[1:])
-            return tf.nn.conv2d_transpose(x, kernel, shape, layer.strides, padding)
-        return tf.nn.conv2d(x, kernel, layer.strides, padding, dilations=dilations)
+        return product_of(layer).operate(layer, x, self.constant(layer))
 
 
 def fold(
@@ -165,9 +152,8 @@ def fold(
     limits = weight_limits(values, quantizer.grouping)
     quantized = fake_quantize_symmetric(values, limits, quantizer.bits) if rounding else values
     layer = wrapper.layer
-    # With one scale the outputs of a Conv2DTranspose are not on the last axis.
-    channels = layer.filters if quantizer.grouping == "tensor" and values.ndim == 4 else None
-    identity = np.ones(channels or values.shape[-1]), np.zeros(channels or values.shape[-1])
+    axis = filters_axis(layer, quantizer.grouping)
+    identity = np.ones(values.shape[axis]), np.zeros(values.shape[axis])
     gain, shift = identity if batch_norm is None else batch_norm_numbers(batch_norm)
     bias = shift + (layer.bias.numpy() * gain if layer.use_bias else 0.0)
     scaled, folded = _dilated(layer, quantized.numpy()), limits.numpy()
@@ -183,9 +169,14 @@ def fold(
     )
 
 
+def filters_axis(layer: tf_keras.layers.Layer, grouping: str) -> int:
+    """The axis of filters in `FoldedKernel.values`: with one scale that of the layer's kernel."""
+    return product_of(layer).filters_axis if grouping == "tensor" else -1
+
+
 def _dilated(layer: tf_keras.layers.Layer, kernel: np.ndarray) -> np.ndarray:
     """The kernel with its dilation written out in zeros, where the file's operator has none."""
-    if type(layer).__name__ != "Conv2DTranspose":
+    if product_of(layer).dilates:
         return kernel
     rows, columns = layer.dilation_rate
     height, width = kernel.shape[:2]

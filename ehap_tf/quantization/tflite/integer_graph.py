@@ -36,7 +36,7 @@ from ehap_tf.graph import (
 from ehap_tf.models import output_names
 from ehap_tf.models.kinds import layer_kind
 from ehap_tf.quantization.integer_rules.flat_graph import output_layers, readers_in_file
-from ehap_tf.quantization.integer_rules.integer_kernels import keeps_grid, multiplies
+from ehap_tf.quantization.integer_rules.integer_kernels import keeps_grid, multiplies, product_of
 from ehap_tf.quantization.integer_rules.integer_operators import EhapOperator
 from ehap_tf.quantization.integer_rules.own_layers import EhapFloatLayer
 from ehap_tf.quantization.integer_rules.wrappers import NAME_PREFIX, has_default_name, unwrapped
@@ -216,7 +216,7 @@ class IntegerGraph:
             kernel = dataclasses.replace(kernel, limits=kernel.limits * np.float32(trace))
             self.stored[wrapper.name] = kernel
         bias = kernel.bias
-        if layer_kind(wrapper.layer) == "Conv2DTranspose" and not bias.any():
+        if product_of(wrapper.layer).needs_bias and not bias.any():
             bias = np.full_like(bias, ALMOST_ZERO)
         elif bias.size > 1 and bias.any() and np.ptp(bias) == 0.0:
             # The converter writes one integer for all channels, in spite of their scales.
@@ -278,9 +278,9 @@ class IntegerGraph:
             (name,) = self._sources[layer.name]
             while len(self._readers[name]) == 1:
                 inner = unwrapped(self._layers[name])
-                if layer_kind(inner) in ("Conv2D", "Dense"):
+                if multiplies(inner):
                     # Scattered, the channels of a group would be those of another.
-                    if getattr(inner, "groups", 1) == 1:
+                    if product_of(inner).spreads and getattr(inner, "groups", 1) == 1:
                         found[name] = layer.name
                     break
                 if not _keeps_zeros(inner):

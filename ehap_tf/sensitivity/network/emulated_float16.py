@@ -14,6 +14,8 @@ import tensorflow as tf
 import tf_keras
 from tf_keras.src.mixed_precision import autocast_variable
 
+from ehap_tf.graph import DenseKernel, kernel_of
+
 _KERNELS = ("kernel", "depthwise_kernel", "pointwise_kernel")
 
 
@@ -45,9 +47,9 @@ def emulated_call(layer: tf_keras.layers.Layer, inputs: Any, **kwargs: Any) -> A
     """What `layer(inputs)` returns, summed in float32."""
     inputs = tf.cast(tf.cast(inputs, tf.float16), tf.float32)
     with autocast_variable.enable_auto_cast_variables(tf.float32):
-        if isinstance(layer, tf_keras.layers.Dense):
+        if isinstance(kernel := kernel_of(layer), DenseKernel):
             # Its own call casts the inputs back.
-            outputs = tf.tensordot(inputs, tf.convert_to_tensor(layer.kernel), 1)
+            outputs = kernel.applied(inputs, tf.convert_to_tensor(layer.kernel))
             if layer.use_bias:
                 outputs = tf.nn.bias_add(outputs, layer.bias)
             outputs = layer.activation(outputs)

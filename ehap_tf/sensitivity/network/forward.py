@@ -7,6 +7,7 @@ derivatives of its own and no memory for them, to second order least of all.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Collection
 from typing import Any
@@ -29,6 +30,7 @@ from ehap_tf.graph import (
     nodes_in_order,
     propagate,
     readers,
+    relu_limit,
 )
 from ehap_tf.sensitivity.network.emulated_float16 import emulated_call, is_emulated
 
@@ -166,7 +168,7 @@ def _call(
         args, kwargs = layer._call_spec.set_arg_value("training", training, args, kwargs, True)
     if _is_affine(layer) and not training:
         outputs = _batch_norm(layer, args[0])
-    elif _is_plain_relu(layer):
+    elif relu_limit(layer) == math.inf:
         outputs = _relu(tf.cast(args[0], layer.compute_dtype))
     elif _is_nearest_upsampling(layer):
         outputs = _repeated(layer, tf.cast(args[0], layer.compute_dtype))
@@ -199,17 +201,6 @@ def _batch_norm(layer: tf_keras.layers.BatchNormalization, inputs: tf.Tensor) ->
         scale, offset = tf.reshape(scale, shape), tf.reshape(offset, shape)
     # In float32 also when the network computes in 16 bits.
     return tf.cast(tf.cast(inputs, scale.dtype) * scale + offset, layer.compute_dtype)
-
-
-def _is_plain_relu(layer: tf_keras.layers.Layer) -> bool:
-    if type(layer) is tf_keras.layers.Activation:
-        return layer.activation is tf_keras.activations.relu
-    return (
-        type(layer) is tf_keras.layers.ReLU
-        and layer.max_value is None
-        and not layer.negative_slope
-        and not layer.threshold
-    )
 
 
 @tf.custom_gradient

@@ -13,9 +13,9 @@ from typing import Any
 import tf_keras
 
 from ehap_tf.graph import (
+    PIECEWISE_LINEAR,
     PRODUCTS,
     QUOTIENTS,
-    SUMS,
     layer_calls,
     operator_kind,
     operator_of,
@@ -24,10 +24,6 @@ from ehap_tf.graph import (
 from ehap_tf.sensitivity.network.filters import find_prunable, walk_layers
 
 _LINEAR_ACTIVATIONS = {"linear", "relu", "relu6", "leaky_relu", "hard_sigmoid", "identity"}
-_LINEAR_OPERATORS = frozenset(
-    """abs identity clip_by_value concat split pad reshape negative reduce_mean reduce_sum
-    reduce_max relu relu6 leaky_relu""".split()
-)
 
 
 def smooth_parts(model: tf_keras.Model, skipped: Collection[int] = ()) -> list[str]:
@@ -38,7 +34,7 @@ def smooth_parts(model: tf_keras.Model, skipped: Collection[int] = ()) -> list[s
         skipped: `id()` of layers that are left out of the computation, such as a final softmax.
 
     Returns:
-        One short text a layer, e.g. "dense_1 (Dense, gelu)".
+        One short text per layer, e.g. "dense_1 (Dense, gelu)".
     """
     calls = list(layer_calls(model))
     uses = Counter(id(layer) for layer, _ in calls)
@@ -75,7 +71,7 @@ def _is_linear_operator(layer: tf_keras.layers.Layer) -> bool:
             and (kind in PRODUCTS or node.keras_inputs[0] is _first_argument(node))
             for node in nodes
         )
-    return kind in SUMS or kind in _LINEAR_OPERATORS
+    return kind in PIECEWISE_LINEAR
 
 
 def _first_argument(node: Any) -> Any:

@@ -17,6 +17,7 @@ import tf_keras
 from tf_keras.src.layers.core.tf_op_layer import TFOpLambda
 
 from ehap_tf.graph import (
+    MOVING,
     arguments,
     is_identity_at_inference,
     made_by,
@@ -32,9 +33,6 @@ layers = tf_keras.layers
 FINAL_ACTIVATIONS = {SOFTMAX: "softmax", SIGMOID: "sigmoid"}
 """What turns the logits of a kind of loss into probabilities."""
 
-_MOVING_OPERATORS = frozenset(
-    "reshape transpose squeeze expand_dims concat stack identity getitem".split()
-)
 _UNKNOWN_SIZE = 3
 
 
@@ -150,5 +148,5 @@ def _path(model: tf_keras.Model, tensor: Any) -> _Path | None:
 def _moves(layer: Any) -> bool:
     """Whether a layer only moves numbers."""
     if isinstance(layer, TFOpLambda):
-        return operator_kind(layer) in _MOVING_OPERATORS
+        return operator_kind(layer) in MOVING
     return traits_of(layer).moves or is_identity_at_inference(layer)
