@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import time
 from collections.abc import Sequence
@@ -155,24 +156,19 @@ def compress(
     require_writable(path)
     if repair_images < 0:
         raise ValueError(f"repair_images must be at least 0. Received: {repair_images}")
-    require_functional(model)
-    require_finite_weights(model)
-    instead = "call rank_filters, plan_pruning, prune, finetune, quantize and export_tflite instead"
-    if len(model.inputs) != 1 or len(model.outputs) != 1:
-        raise ValueError(
-            "compress takes a classifier with one input and one output. Received: "
-            f"{len(model.inputs)} and {len(model.outputs)}; {instead}"
-        )
-    if model.outputs[0].shape[-1] == 1:
-        raise ValueError(
-            "compress takes a classifier with a number for each class. Received: outputs of shape "
-            f"{tuple(model.outputs[0].shape)}; {instead}, and evaluate_tflite with a threshold"
-        )
+    _require_classifier(model)
     training_loss, weights = known_loss(model, loss)
     resolve_loss(training_loss, model)  # refuses several
     steps = require_fit(model, train_data, training_loss, "train_data", batch_size)
     require_fit(model, validation_data, training_loss, "validation_data", batch_size)
     require_quantizable(model, weight_bits, allow_float=allow_float)
+    # Of the only output, whatever it is called: behind an average quantization has another name.
+    (output_loss,) = tf.nest.flatten(training_loss)
+    train = functools.partial(
+        fit_best, train_data=train_data, validation_data=validation_data, loss=output_loss,
+        loss_weights=next(iter(weights.values()), None), batch_size=batch_size, steps=steps,
+        verbose=verbose,
+    )  # fmt: skip
     baseline_accuracy = accuracy_on(model, validation_data)
     if prune_ratio is None and target_params is None and target_macs is None:
         target_macs = 0.5
@@ -194,36 +190,21 @@ def compress(
         slim = adapted(
             prune(model, plan), model, plan, drawn, repair_images=repair_images, seed=seed
         )
-    report: dict[str, Any] = _costs(model, slim) | {
-        "criterion": scores.criterion,
-        "estimator": scores.estimator,
-        "precision": scores.precision,
-        "probes": scores.probes,
+    report: dict[str, Any] = _figures(model, slim, scores) | {
         "seed": seed,
-        "rank_seconds": scores.seconds,
-        "rank_peak_bytes": scores.peak_bytes,
         "baseline_accuracy": baseline_accuracy,
         "pruned_accuracy": accuracy_on(slim, validation_data),
     }
     rate = _learning_rate(model, learning_rate)
-    # Of the only output, whatever it is called: behind an average quantization has another name.
-    (output_loss,) = tf.nest.flatten(training_loss)
-    options: dict[str, Any] = {
-        "loss": output_loss,
-        "loss_weights": next(iter(weights.values()), None),
-        "batch_size": batch_size,
-        "steps": steps,
-        "verbose": verbose,
-    }
     with _timed(seconds, "finetune"):
-        fit_best(slim, train_data, validation_data, finetune_epochs, rate, **options)
+        train(slim, epochs=finetune_epochs, learning_rate=rate)
     report["finetuned_accuracy"] = accuracy_on(slim, validation_data)
     with _timed(seconds, "quantize"):
         calibration = first_examples(drawn, 1280)[:2]
         qat = quantize(
             slim, weight_bits=weight_bits, representative_data=calibration, allow_float=allow_float
         )
-        fit_best(qat, train_data, validation_data, qat_epochs, rate / 10, quantized=True, **options)
+        train(qat, epochs=qat_epochs, learning_rate=rate / 10, quantized=True)
         round_biases(qat)
     report["qat_accuracy"] = accuracy_on(qat, validation_data)
     with _timed(seconds, "export"):
@@ -235,6 +216,22 @@ def compress(
         }
     report["stage_seconds"] = seconds
     return Compressed(slim, qat, file, scores, plan, report)
+
+
+def _require_classifier(model: tf_keras.Model) -> None:
+    require_functional(model)
+    require_finite_weights(model)
+    instead = "call rank_filters, plan_pruning, prune, finetune, quantize and export_tflite instead"
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        raise ValueError(
+            "compress takes a classifier with one input and one output. Received: "
+            f"{len(model.inputs)} and {len(model.outputs)}; {instead}"
+        )
+    if model.outputs[0].shape[-1] == 1:
+        raise ValueError(
+            "compress takes a classifier with a number for each class. Received: outputs of shape "
+            f"{tuple(model.outputs[0].shape)}; {instead}, and evaluate_tflite with a threshold"
+        )
 
 
 def accuracy_on(model: tf_keras.Model, data: Any) -> float:
@@ -272,12 +269,18 @@ def _drawn(data: Any, count: int, seed: int) -> Any:
     )
 
 
-def _costs(model: tf_keras.Model, slim: tf_keras.Model) -> dict[str, Any]:
+def _figures(model: tf_keras.Model, slim: tf_keras.Model, scores: FilterScores) -> dict[str, Any]:
     return {
         "params_before": count_parameters(model),
         "params_after": count_parameters(slim),
         "macs_before": count_macs(model),
         "macs_after": count_macs(slim),
+        "criterion": scores.criterion,
+        "estimator": scores.estimator,
+        "precision": scores.precision,
+        "probes": scores.probes,
+        "rank_seconds": scores.seconds,
+        "rank_peak_bytes": scores.peak_bytes,
     }
 
 

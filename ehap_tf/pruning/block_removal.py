@@ -155,15 +155,21 @@ def rank_blocks(
             losses[name] = measured()
             done += 1
             progress(done, total, {})
-        best = min(losses, key=lambda name: _or_infinity(losses[name]))
-        if not np.isfinite(losses[best]):
-            raise ValueError(
-                "loss must be finite without some block. Received: NaN or infinity without each of "
-                f"{', '.join(losses)}{' besides ' if order else ''}{', '.join(order)}; check the "
-                f"weights and the data, or rank with count={len(order)}"
-            )
+        best = _lowest(losses, order)
         order[best] = losses[best]
     return order
+
+
+def _lowest(losses: Mapping[str, float], order: Mapping[str, float]) -> str:
+    """The block without which the loss is lowest, those of `order` being removed already."""
+    finite = {name: loss for name, loss in losses.items() if np.isfinite(loss)}
+    if not finite:
+        raise ValueError(
+            "loss must be finite without some block. Received: NaN or infinity without each of "
+            f"{', '.join(losses)}{' besides ' if order else ''}{', '.join(order)}; check the "
+            f"weights and the data, or rank with count={len(order)}"
+        )
+    return min(finite, key=finite.__getitem__)
 
 
 def _needed(model: tf_keras.Model, gone: Mapping[int, int]) -> set[int]:
@@ -185,10 +191,6 @@ def _needed(model: tf_keras.Model, gone: Mapping[int, int]) -> set[int]:
             if gone.get(id(node)) != place:
                 tensors.add(id(tensor))
     return needed
-
-
-def _or_infinity(loss: float) -> float:
-    return loss if np.isfinite(loss) else np.inf
 
 
 def _chosen(blocks: Iterable[str] | str, found: Mapping[str, _Block]) -> list[str]:

@@ -150,6 +150,17 @@ def call_in_tf_keras(operation: Any, args: tuple[Any, ...], kwargs: dict[str, An
             f"the operation {operation.name!r} ({kind}) has no counterpart in tf_keras here. Write "
             "this part of the model with layers"
         )
+    args, kwargs, options = _converted(operation, kind, rule, args, kwargs)
+    values = [value for value in (*args, *kwargs.values()) if value is not None]
+    if kind in ("Relu", "Sigmoid", "Softmax", "Tanh", "Silu"):
+        values = values[:1]
+    return TFOpLambda(rule.function, name=operation.name)(*_of_one_type(values), **options)
+
+
+def _converted(
+    operation: Any, kind: str, rule: _Rule, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any], dict[str, Any]]:
+    """The arguments of a call that stay, and those that the operation's attributes become."""
     for attribute, value in rule.required.items():
         if getattr(operation, attribute, value) != value:
             raise CannotTranslateError(
@@ -177,10 +188,7 @@ def call_in_tf_keras(operation: Any, args: tuple[Any, ...], kwargs: dict[str, An
         size = args[0].shape[operation.axis]
         cuts = [0, *operation.indices_or_sections, size]
         options["num_or_size_splits"] = [b - a for a, b in itertools.pairwise(cuts)]
-    values = [value for value in (*args, *kwargs.values()) if value is not None]
-    if kind in ("Relu", "Sigmoid", "Softmax", "Tanh", "Silu"):
-        values = values[:1]
-    return TFOpLambda(rule.function, name=operation.name)(*_of_one_type(values), **options)
+    return args, kwargs, options
 
 
 def call_in_keras3(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

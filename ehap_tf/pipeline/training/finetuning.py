@@ -103,18 +103,9 @@ def fit_best(
     batches = shuffled_batches(train_data, batch_size)
     if steps is None:
         steps = count_batches(batches_of(train_data, batch_size))
-    metrics: Any = ["accuracy"]
-    if tf.nest.is_nested(loss):
-        # Keras looks for labels of every output that a metric stands for.
-        metrics = {name: ["accuracy"] for name in losses_by_output(model, loss)}
     schedule = tf_keras.optimizers.schedules.CosineDecay(learning_rate, max(1, epochs * steps))
-    model.compile(
-        tf_keras.optimizers.SGD(schedule, momentum=momentum, nesterov=True),
-        loss,
-        # Of examples with weights the accuracy is weighted like the loss.
-        **{"weighted_metrics" if has_weights(train_data) else "metrics": metrics},
-        loss_weights=loss_weights,
-    )
+    optimizer = tf_keras.optimizers.SGD(schedule, momentum=momentum, nesterov=True)
+    _compile(model, optimizer, loss, loss_weights, has_weights(train_data))
     callbacks: list[Any] = [tf_keras.callbacks.TerminateOnNaN()]
     best = validation = None
     if validation_data is not None:
@@ -137,6 +128,18 @@ def fit_best(
         )
     if best and best.weights is not None:
         model.set_weights(best.weights)
+
+
+def _compile(
+    model: tf_keras.Model, optimizer: Any, loss: Any, loss_weights: Any, weighted: bool
+) -> None:
+    """With accuracies, of examples with weights weighted like the loss."""
+    metrics: Any = ["accuracy"]
+    if tf.nest.is_nested(loss):
+        # Keras looks for labels of every output that a metric stands for.
+        metrics = {name: ["accuracy"] for name in losses_by_output(model, loss)}
+    by_name = {"weighted_metrics" if weighted else "metrics": metrics}
+    model.compile(optimizer, loss, **by_name, loss_weights=loss_weights)
 
 
 class BestWeights(tf_keras.callbacks.Callback):

@@ -98,15 +98,7 @@ def fit(
     steps = steps_per_epoch(dataset, recipe.batch_size)
     if strategy is None:
         strategy = tf.distribute.get_strategy()
-    settings = {
-        "dataset": dataset.name,
-        "examples": len(dataset.train),
-        "seed": seed,
-        "freeze_batch_norm_after": freeze_batch_norm_after,
-        # Another one would go on in other arithmetic, and has other loss scales.
-        "precision": sorted({layer.compute_dtype for layer in model.layers}),
-        "recipe": dataclasses.asdict(recipe),
-    }
+    settings = _settings(model, dataset, recipe, seed, freeze_batch_norm_after)
     workers = Workers(strategy)
     trainer = Trainer(model, recipe, steps, strategy)
     fresh = trainer.state(0, 0, -1.0, (), settings)
@@ -126,22 +118,16 @@ def fit(
         log(past)
     try:
         for epoch in range(first_epoch, recipe.epochs):
-            began = time.monotonic()
             if freeze_batch_norm_after is not None and epoch >= freeze_batch_norm_after:
                 trainer.freeze_batch_norm()
+            began = time.monotonic()
             figures = trainer.run_epoch(batches, epoch, progress, folder)
             trainer.hand_over()
             accuracy = trainer.evaluate(validation) if workers.is_chief else 0.0
             figures["validation_accuracy"] = workers.value_from_chief(accuracy)
             figures["seconds"] = time.monotonic() - began
-            is_best = figures["validation_accuracy"] > state.best_accuracy
-            state = trainer.state(
-                epoch + 1,
-                epoch + 1 if is_best else state.best_epoch,
-                figures["validation_accuracy"] if is_best else state.best_accuracy,
-                (*state.history, figures),
-                settings,
-            )
+            state = _after(trainer, state, figures)
+            is_best = state.best_epoch == state.epoch
             if workers.is_chief:
                 # best.npz first: a crash in between repeats this epoch and writes the same again.
                 state.save(*([folder / "best.npz"] if is_best else []), folder / "last.npz")
@@ -158,6 +144,34 @@ def fit(
     return TrainingResult(
         state.epoch, best.best_epoch, accuracy, state.history, first_epoch, tuple(notes)
     )
+
+
+def _settings(
+    model: tf_keras.Model,
+    dataset: ImageDataset,
+    recipe: TrainingRecipe,
+    seed: int,
+    freeze_batch_norm_after: int | None,
+) -> dict[str, Any]:
+    """What a training must have in common with a checkpoint that it goes on from."""
+    return {
+        "dataset": dataset.name,
+        "examples": len(dataset.train),
+        "seed": seed,
+        "freeze_batch_norm_after": freeze_batch_norm_after,
+        # Another one would go on in other arithmetic, and has other loss scales.
+        "precision": sorted({layer.compute_dtype for layer in model.layers}),
+        "recipe": dataclasses.asdict(recipe),
+    }
+
+
+def _after(trainer: Trainer, state: TrainingState, figures: dict[str, float]) -> TrainingState:
+    """The state after one more epoch, which may be the best one."""
+    epoch, accuracy = state.epoch + 1, figures["validation_accuracy"]
+    best = state.best_epoch, state.best_accuracy
+    best_epoch, best_accuracy = (epoch, accuracy) if accuracy > best[1] else best
+    history = (*state.history, figures)
+    return trainer.state(epoch, best_epoch, best_accuracy, history, state.settings)
 
 
 def _chiefs(workers: Workers, state: TrainingState) -> TrainingState:

@@ -6,6 +6,7 @@ import dataclasses
 import numbers
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -86,11 +87,7 @@ def plan_pruning(
         >>> table = ehap.LatencyTable.from_json(open("raspberry_pi.json").read())
         >>> plan = ehap.plan_pruning(model, scores, target_latency_ms=4.0, costs=table, round_to=8)
     """
-    if not isinstance(scores, Mapping):
-        raise TypeError(
-            "scores must be a mapping from layer to one score per filter, as rank_filters(model, "
-            f"data) returns it. Received: {type(scores).__name__}"
-        )
+    _check_scores(scores, residual)
     amount = {
         "prune_ratio": prune_ratio,
         "target_params": target_params,
@@ -106,12 +103,6 @@ def plan_pruning(
     if cost_aware is not None:
         check_choice("cost_aware", cost_aware, COST_KINDS)
     check_whole_number("round_to", round_to)
-    scored_for = getattr(getattr(scores, "provenance", None), "residual", "union")
-    if scored_for == "tied" and residual != "tied":
-        raise ValueError(
-            "residual must be 'tied' for scores that were ranked with residual='tied': they are "
-            f"shares of what goes together. Received: {residual!r}; rank again, or plan 'tied'"
-        )
     graph = trace_channels(model, residual)
     units = Units(
         graph,
@@ -281,6 +272,20 @@ def _least_removed(
             f"stay in: {names or 'no layer'}"
         )
     return found
+
+
+def _check_scores(scores: Any, residual: str) -> None:
+    if not isinstance(scores, Mapping):
+        raise TypeError(
+            "scores must be a mapping from layer to one score per filter, as rank_filters(model, "
+            f"data) returns it. Received: {type(scores).__name__}"
+        )
+    scored_for = getattr(getattr(scores, "provenance", None), "residual", "union")
+    if scored_for == "tied" and residual != "tied":
+        raise ValueError(
+            "residual must be 'tied' for scores that were ranked with residual='tied': they are "
+            f"shares of what goes together. Received: {residual!r}; rank again, or plan 'tied'"
+        )
 
 
 def _check_amount(amount: Mapping[str, float | None]) -> None:

@@ -121,24 +121,7 @@ def quantize(
             infinite, the model takes inputs of any size, the plan is of another model, or an
             argument is outside its values, such as a list of batches for data.
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {METHODS}. Received: {method!r}")
-    if rounding not in ROUNDINGS:
-        raise ValueError(f"rounding must be one of {ROUNDINGS}. Received: {rounding!r}")
-    if rounding != "nearest" and method != "ptq":
-        raise ValueError(
-            'rounding goes with method="ptq": training rounds to nearest at every step. '
-            f"Received: rounding={rounding!r}, method={method!r}"
-        )
-    if (reestimate or bias_correction) and representative_data is None:
-        raise ValueError(
-            "representative_data is needed for reestimate and bias_correction. Received: None"
-        )
-    if method == "ptq" and representative_data is None:
-        raise ValueError(
-            'representative_data is needed for method="ptq", a few hundred inputs suffice. '
-            "Received: None"
-        )
+    _require_agreeing(method, rounding, reestimate or bias_correction, representative_data)
     settings = QuantizationPlan(
         (), weight_bits, activation_bits, act_percentile, allow_float=allow_float
     )
@@ -159,6 +142,28 @@ def quantize(
         if corrects or rounding == "gptq":
             _mend(qat, representative_data, rounding, corrects, warn=bool(bias_correction))
     return qat
+
+
+def _require_agreeing(method: str, rounding: str, improves: Any, representative_data: Any) -> None:
+    """Checks arguments of `quantize` against each other; `improves` what needs data."""
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {METHODS}. Received: {method!r}")
+    if rounding not in ROUNDINGS:
+        raise ValueError(f"rounding must be one of {ROUNDINGS}. Received: {rounding!r}")
+    if rounding != "nearest" and method != "ptq":
+        raise ValueError(
+            'rounding goes with method="ptq": training rounds to nearest at every step. '
+            f"Received: rounding={rounding!r}, method={method!r}"
+        )
+    if improves and representative_data is None:
+        raise ValueError(
+            "representative_data is needed for reestimate and bias_correction. Received: None"
+        )
+    if method == "ptq" and representative_data is None:
+        raise ValueError(
+            'representative_data is needed for method="ptq", a few hundred inputs suffice. '
+            "Received: None"
+        )
 
 
 @kept_random_state()
