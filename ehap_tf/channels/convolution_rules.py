@@ -145,7 +145,7 @@ def _channel_by_channel(call: Call, kernel: str, multiplier: int) -> Effect:
     (arriving,) = call.inputs
     preserves_zero = not layer.use_bias and zero_at_zero(layer.activation)
     if not preserves_zero:
-        arriving = call.ids.settle(arriving, f"{call.path!r} makes something of a zero channel")
+        arriving = call.ids.settle(arriving, f"{call.path!r} maps a zero channel to non-zero")
     out = np.repeat(arriving, multiplier)
     spatial: tuple[Ids | None, ...] = (None,) * len(layer.kernel_size)
     own = kernel == "depthwise_kernel"

@@ -18,13 +18,13 @@ layers = tf_keras.layers
 @rule_for(BatchNorm)
 @one_input
 def batch_normalization(call: Call) -> Effect:
-    """One scale, shift, mean and variance a channel."""
+    """One scale, shift, mean and variance per channel."""
     (ids,) = call.inputs
     axis = call.layer.axis
     rank = len(call.input_shapes[0])
     if list(np.atleast_1d(axis)) not in ([rank - 1], [-1]):
         return frozen(call, f"{call.path!r} normalises axis {axis}, not the last one")
-    ids = call.ids.settle(ids, f"{call.path!r} makes something of a zero channel")
+    ids = call.ids.settle(ids, f"{call.path!r} maps a zero channel to non-zero")
     names = ["gamma", "beta", "moving_mean", "moving_variance"]
     if call.layer.renorm:
         names += ["moving_stddev", "renorm_mean", "renorm_stddev"]
@@ -101,12 +101,12 @@ def prelu(call: Call) -> Effect:
 @rule_for(layers.GroupNormalization)
 @one_input
 def group_normalization(call: Call) -> Effect:
-    """With a group for each channel: one scale, shift, mean and variance a channel."""
+    """With a group for each channel: one scale, shift, mean and variance per channel."""
     (ids,) = call.inputs
     layer, last = call.layer, len(call.input_shapes[0]) - 1
     if layer.axis not in (last, -1) or layer.groups not in (len(ids), -1):
         return statistics_over_channels(call)
-    ids = call.ids.settle(ids, f"{call.path!r} makes something of a zero channel")
+    ids = call.ids.settle(ids, f"{call.path!r} maps a zero channel to non-zero")
     weights = dict.fromkeys(("gamma", "beta"), (ids,))
     return Effect([ids], [ids], config={"groups": ids}, weights=weights)
 
@@ -129,7 +129,7 @@ def statistics_over_channels(call: Call) -> Effect:
 @rule_for(LayerScale)
 @one_input
 def layer_scale(call: Call) -> Effect:
-    """ConvNeXt's factor a channel."""
+    """ConvNeXt's factor per channel."""
     (ids,) = call.inputs
     return Effect(
         [ids],

@@ -210,7 +210,7 @@ def pass_on(call: Call, **effect: Any) -> Effect:
         return _with_several(call)
     (ids,) = call.inputs
     if not effect.get("preserves_zero", False):
-        ids = call.ids.settle(ids, f"{call.path!r} makes something of a zero channel")
+        ids = call.ids.settle(ids, f"{call.path!r} maps a zero channel to non-zero")
     return Effect([ids], [ids], **effect)
 
 

@@ -66,7 +66,8 @@ def residual_blocks(model: tf_keras.Model) -> list[str]:
 def remove_blocks(model: tf_keras.Model, blocks: Iterable[str] | str) -> tf_keras.Model:
     """A new model without some residual blocks; the layers that stay keep names and weights.
 
-    An activation that comes to stand behind the same one, as a ReLU behind the sum does, goes too.
+    If two identical activations become adjacent, as a ReLU before and behind the sum, the second is
+    dropped.
     The outputs are those of the model with the branches of the blocks zero, under the same names.
 
     Args:
@@ -97,7 +98,7 @@ def rank_blocks(
 
     Removes the block without which the loss is lowest, then of those left the one without which it
     is lowest then, and so on: one pass over the data for each block that is left. Blocks inside
-    the branch of one that was removed are gone with it, and come no more.
+    the branch of one that was removed are removed with it, and not ranked.
 
     Args:
         model: Functional or Sequential.

@@ -159,13 +159,13 @@ def _as_result(result: Any, layers: list[PrunableLayer], criterion: str) -> Resu
         vectors = {"scores": result.scores}
         vectors |= {name: v for name in _FURTHER if (v := getattr(result, name)) is not None}
         checked: dict[str, Any] = {
-            name: _vector(values, filters, f"{must} give {filters} numbers as {name}, one a filter")
+            name: _vector(values, filters, f"{must} give {filters} numbers as {name}")
             for name, values in vectors.items()
         }
         return dataclasses.replace(result, **checked)
     if not isinstance(result, Mapping):
         raise TypeError(
-            f"{must} return a Result, or a mapping from layer name to one score a filter. "
+            f"{must} return a Result, or a mapping from layer name to one score per filter. "
             f"Received: {type(result).__name__}"
         )
     scores = []

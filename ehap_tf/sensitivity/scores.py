@@ -1,4 +1,4 @@
-"""What ranking returns: one score a filter, how sure it is, and how it was made."""
+"""What ranking returns: one score per filter, how sure it is, and how it was made."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Provenance:
 
 
 class FilterScores(Mapping[str, np.ndarray]):
-    """Scores of all prunable layers: layer name -> float vector, one number a filter.
+    """Scores of all prunable layers: layer name -> float vector, one number per filter.
 
     Higher is worth more. Layers stand in model order; a layer of a nested model is
     `"outer/inner"`.

@@ -48,7 +48,7 @@ def oracle_importance(
 ) -> FilterScores:
     """Removes every filter in turn, where its removal acts, and measures the loss.
 
-    One forward pass over the data a filter.
+    One forward pass over the data per filter.
 
     Args:
         model: Functional or Sequential.

@@ -91,7 +91,7 @@ FLAGS = (
 )
 STEPS = ("--prune_steps=2", "--prune_step_epochs=2")
 
-# 16 steps an epoch: 40 is in the middle of the third, 25 of the second.
+# 16 steps per epoch: 40 is in the middle of the third, 25 of the second.
 # Kills at the write of every other file are in test_runner.py, where a run takes milliseconds.
 # A run that stops in a step of pruning is in test_rounds.py.
 KILLS = ("progress:quantize:25",)

@@ -319,7 +319,7 @@ def test_what_cannot_be_removed_is_said(net: tf_keras.Model):
         ((2, 8, 8, 4), [0, 1], LOSS, r"data must hold inputs of shape \(None, 8, 8, 3\)"),
         ((2, 8, 8, 3), [0, 1], "sparse_categorical_crossentropy", "give the loss from_logits"),
         ((2, 8, 8, 3), [0, 1], "categorical_crossentropy", "data must hold one-hot labels"),
-        ((2, 8, 8, 3), [0, 1], lambda y, p: tf.reduce_mean(p), "one value an example"),
+        ((2, 8, 8, 3), [0, 1], lambda y, p: tf.reduce_mean(p), "one value per example"),
         ((2, 8, 8, 3), [[np.nan] * 3] * 2, "mse", "loss must be finite"),
     ],
 )

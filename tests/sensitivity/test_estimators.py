@@ -71,7 +71,7 @@ def test_exact_with_a_smooth_activation_goes_weight_by_weight(
 ) -> None:
     scores = rank(tanh_net, estimator="exact", batch_size=6)
     np.testing.assert_allclose(joined(scores.trace), tanh_truth, rtol=1e-9, atol=1e-12)
-    assert scores.provenance.notes == ("one product a weight",)
+    assert scores.provenance.notes == ("one product per weight",)
 
 
 @pytest.mark.parametrize("estimator", ["hutchinson", "gauss_newton"])

@@ -64,7 +64,7 @@ def test_the_callers_things_stay_as_they_are(model: tf_keras.Model) -> None:
         ({"batch_size": 0}, "batch_size must be"),
         ({"batch_size": 2.5}, r"batch_size must be.*Received: 2\.5"),
         ({"batch_size": True}, "batch_size must be"),
-        ({"loss": lambda y, p: tf.reduce_mean(p)}, r"one value an example.*Received: shape \(\)"),
+        ({"loss": lambda y, p: tf.reduce_mean(p)}, r"one value per example.*Received: shape \(\)"),
         ({"loss": "mse"}, r"labels must have the shape of the outputs.*\(10,\).*\(10, 4\)"),
         ({"seed": -1}, "seed must be"),
         ({"loss": "no_such_loss"}, "loss must be"),

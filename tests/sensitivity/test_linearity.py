@@ -35,7 +35,7 @@ def upsampling_net(interpolation: str) -> tf_keras.Model:
 def test_nearest_upsampling_has_second_derivatives() -> None:
     model, (x, y) = upsampling_net("nearest"), examples()
     scores = rank(model, estimator="exact")
-    assert scores.provenance.notes == ("one product a weight",)
+    assert scores.provenance.notes == ("one product per weight",)
     # One kernel entry after the other, by differences of Keras's own gradients.
     expected, step = [], 1e-5
     for layer in (layer for layer in model.layers if hasattr(layer, "kernel")):
@@ -166,7 +166,7 @@ def test_a_layer_that_reads_itself_is_not_linear_in_its_weights(nested: bool) ->
     hessian = outer.jacobian(gradient, shared.kernel, experimental_use_pfor=False)
     diagonal = np.diag(np.reshape(hessian, (25, 25))).reshape(5, 5)
     scores = rank(model, data=(x, y), estimator="exact")
-    assert scores.provenance.notes == ("one product a weight",)
+    assert scores.provenance.notes == ("one product per weight",)
     np.testing.assert_allclose(next(iter(scores.trace.values())), diagonal.sum(axis=0), rtol=1e-9)
     sketch = rank(model, data=(x, y), estimator="gauss_newton", probes=2)
     assert "(used 2 times)" in sketch.provenance.notes[0]

@@ -186,7 +186,7 @@ def test_exact_goes_output_by_output_where_that_is_the_hessian(data):
     assert scores.provenance.notes == ("equal to the Gauss-Newton trace",)
     as_functions = {"digit": by_hand(LOSSES["digit"]), "ink": by_hand(losses.mean_squared_error)}
     by_weight = ehap.rank_filters(net(), data, as_functions, estimator="exact")
-    assert by_weight.provenance.notes == ("one product a weight",)
+    assert by_weight.provenance.notes == ("one product per weight",)
     np.testing.assert_allclose(joined(scores), joined(by_weight), rtol=1e-9)
 
 

@@ -52,8 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reference",
         default="exact",
-        help="exact (one backward pass a class and example), or a number of float32 sketch probes "
-        "with another seed; default exact",
+        help="exact (one backward pass per class and example), or a number of float32 sketch "
+        "probes with another seed; default exact",
     )
     output.add_output_arguments(parser)
     add_records_argument(parser)

@@ -31,7 +31,7 @@ class ChannelGates(tf_keras.layers.Layer):
     """Multiplies every channel by a number that is not trained."""
 
     def build(self, input_shape: Any) -> None:
-        """Makes one gate a channel, open."""
+        """Makes one gate per channel, open."""
         self.gates = self.add_weight(
             "gates", shape=(input_shape[-1],), initializer="ones", trainable=False
         )

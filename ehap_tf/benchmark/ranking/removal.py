@@ -320,7 +320,7 @@ def below_all_others(scores: FilterScores, flags: dict[str, np.ndarray]) -> Filt
 
 
 def table(rows: Sequence[Row]) -> str:
-    """A line a criterion and mode: per cent right after / re-estimated (share of MACs left)."""
+    """A line per criterion and mode: per cent right after / re-estimated (share of MACs left)."""
     rest = [row for row in rows if row["criterion"] != "whole"]
     amounts = sorted({row["removed"] for row in rest if "removed" in row})
     lines: dict[tuple[str, str], Row] = {}

@@ -42,7 +42,7 @@ class Round:
         number: of steps done.
         model: the network, trained on unless this is the last step.
         plan: what is left of the network that everything started from.
-        history: one dict of figures a step.
+        history: one dict of figures per step.
         before: at the last step the network before its removal.
         removal: at the last step the plan of `before` that made `model`.
     """

@@ -25,7 +25,7 @@ class TrainingState:
         optimizer: the optimizer's variables (step counter, momenta, loss scale), in its order.
         best_epoch: after which epoch the validation accuracy was highest; 0 before the first.
         best_accuracy: that accuracy; -1 before the first.
-        history: one dict of figures an epoch.
+        history: one dict of figures per epoch.
         settings: what the training was started with; another training must not take this up.
     """
 

@@ -39,7 +39,7 @@ class TrainingResult:
         epochs: whole epochs trained, those of earlier calls included.
         best_epoch: after which of them validation accuracy was highest; 0 without epochs.
         best_accuracy: that validation accuracy, the one of the weights now in the model.
-        history: one dict an epoch: epoch, loss, accuracy, validation_accuracy, learning_rate,
+        history: one dict per epoch: epoch, loss, accuracy, validation_accuracy, learning_rate,
             seconds.
         resumed_epochs: how many of the epochs an earlier call had trained.
         notes: what went otherwise than planned, e.g. a damaged checkpoint that was set aside.

@@ -34,7 +34,7 @@ class TrainingRecipe:
         epochs: passes over the training split; 0 leaves the model as it is.
         learning_rate: its highest value.
         weight_decay: factor of each kernel in its gradient.
-        batch_size: images a step, over all devices.
+        batch_size: images per step, over all devices.
         momentum: of SGD.
         nesterov: whether the momentum looks ahead.
         warmup_epochs: how long the learning rate rises; a fraction is allowed.

@@ -4,7 +4,7 @@ A gate alpha = 1 on a channel behind BatchNorm scales gamma and beta, so that th
 on it is gamma dL/dgamma + beta dL/dbeta; behind a layer without BatchNorm it is the sum of weight
 times gradient over the filter and its bias (Molchanov et al. 2019, arXiv 1906.10771). No second
 pass over the network is needed. A BatchNorm further down that reads the channel among others
-(behind a Concatenate, or behind the sum in tied mode) makes something of a zero too, which a
+(behind a Concatenate, or behind the sum in tied mode) maps zero to non-zero too, which a
 removal takes away; its term is added. In training mode BatchNorm does not feel the scale of what it
 reads, so that nothing counts twice.
 

@@ -49,7 +49,7 @@ def not_removable_by_zeros(graph: ChannelGraph) -> dict[str, str]:
         if call.effect.preserves_zero or _zero_weights_give_zero(call):
             continue
         reason = (
-            f"{call.path!r} ({type(call.layer).__name__}) makes something of a zero channel, and "
+            f"{call.path!r} ({type(call.layer).__name__}) maps a zero channel to non-zero, and "
             "a sum adds it to others"
         )
         harmful = set[int]().union(*(graph.ids.merged(ids) for ids in call.effect.outputs))

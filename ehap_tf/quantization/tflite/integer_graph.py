@@ -48,7 +48,7 @@ Range = tuple[float, float]
 Observer = Callable[[tf_keras.layers.Layer, tf.Tensor, tf.Tensor], None]
 LARGEST_SELECTION = 2**16
 """Weights of a convolution that only moves channels. Beyond it costs more than the GATHER it stands
-for: a trunk of 2,048 channels would bring 4 MB into the file, and as many products a position."""
+for: a trunk of 2,048 channels would bring 4 MB into the file, and as many products per position."""
 SMALLEST_DIFFERENCE = 1e-6
 """Of two kernels, relative, that the converter must not take for one."""
 

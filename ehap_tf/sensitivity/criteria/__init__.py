@@ -1,4 +1,4 @@
-"""What a filter is worth: one criterion a module. `ehap_tf.criteria` is the list of them."""
+"""What a filter is worth: one criterion per module. `ehap_tf.criteria` is the list of them."""
 
 from ehap_tf.sensitivity.criteria.request import Request, Result
 

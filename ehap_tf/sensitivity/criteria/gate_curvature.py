@@ -61,7 +61,7 @@ def estimate_curvature(
             not linear in h, and it is not judged.
 
     Returns:
-        One number a gate: a filter, or in tied mode a group of filters.
+        One number per gate: per filter, or in tied mode per group of filters.
     """
     require_known_curvature(network)
     size = gate_count(network)
@@ -125,7 +125,7 @@ def _result(
 
 
 def by_filter(network: Network, result: Result) -> Result:
-    """One number a filter of what has one a gate: in tied mode its share of the group's."""
+    """One number per filter of what has one per gate: in tied mode its share of the group's."""
     if network.residual != "tied":
         return result
     groups = find_groups(network)

@@ -182,7 +182,7 @@ class _LayerCurvature:
 
     Attributes:
         parts: for each layer the numbers of its gates.
-        sums: one matrix a layer: the sum over probes and examples.
+        sums: one matrix per layer: the sum over probes and examples.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """Taylor importance (Molchanov et al. 2019, arXiv 1906.10771), on gates and on weights.
 
-Squared a minibatch of `MINIBATCH` examples and averaged over minibatches, each by its number of
+Squared per minibatch of `MINIBATCH` examples and averaged over minibatches, each by its number of
 examples. The minibatches are cut at fixed places, so that scores do not depend on how much is
 computed at once.
 """
@@ -42,7 +42,7 @@ def first_order_weights(request: Request) -> Result:
 
 
 def second_order(request: Request) -> Result:
-    """(-g_c + h_c / 2)^2 on gates; g a minibatch, h over all data by the Gauss-Newton sketch."""
+    """(-g_c + h_c / 2)^2 on gates; g per minibatch, h over all data by the Gauss-Newton sketch."""
     network = prepare(request, by_group=True)
     curvature = estimate_curvature(request, network)
     gradients, shares = _gradients(request, network, gate_gradient_step(network))

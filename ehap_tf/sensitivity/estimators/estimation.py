@@ -46,12 +46,12 @@ HESSIAN_TRACE = "Hessian trace"
 GAUSS_NEWTON_TRACE = "Gauss-Newton trace"
 
 MAX_BASIS_WEIGHTS = 50_000
-"""Beyond that many weights the exact Hessian trace would take one product a weight too many."""
+"""Beyond that many weights the exact Hessian trace would take one product per weight too many."""
 
 _GRADIENT_MEMORY = 1 << 28
 
 Sample = Callable[[npt.NDArray[np.int32]], Floats]
-"""Probe numbers -> one row of per-filter values a probe."""
+"""Probe numbers -> one row of per-filter values per probe."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,14 +175,14 @@ def _exact(request: Request, network: Network) -> Trace:
     weights = sum(int(kernel.shape.num_elements()) for kernel in network.kernels)
     if weights > MAX_BASIS_WEIGHTS:
         raise ValueError(
-            f"estimator 'exact' needs one product a weight for this network ({weights} weights, at "
-            f"most {MAX_BASIS_WEIGHTS}), because its Hessian is not the Gauss-Newton matrix: "
+            f"estimator 'exact' needs one product per weight for this network ({weights} weights, "
+            f"at most {MAX_BASIS_WEIGHTS}), because its Hessian is not the Gauss-Newton matrix: "
             f"{', '.join(smooth_parts(network.model, network.skipped)) or network.loss.name}. Use "
             "'hutchinson' or 'gauss_newton'"
         )
     sample = hessian_samples(request, network, basis_directions(network), scales)
     total = exact_sum(sample, weights, _filters(network), request.progress)
-    return Trace(total, None, 0, HESSIAN_TRACE, ("one product a weight",))
+    return Trace(total, None, 0, HESSIAN_TRACE, ("one product per weight",))
 
 
 def hessian_samples(

@@ -1,7 +1,7 @@
 """The Gauss-Newton sketch of per-filter curvature traces: first derivatives only.
 
 The Gauss-Newton matrix is the sum over examples of J^T S S^T J, with J the Jacobian of the outputs
-and S S^T the Hessian of the loss on them. With random signs r an example, u = sum_i J_i^T S_i r_i
+and S S^T the Hessian of the loss on them. With random signs r per example, u = sum_i J_i^T S_i r_i
 is one backward pass, and the squared norm of a filter's part of u is an unbiased, non-negative
 estimate of its trace. In a network of piecewise linear layers the Gauss-Newton and the Hessian
 trace of a filter are equal, because the outputs are linear in each single layer's weights.

@@ -65,7 +65,7 @@ def factor_times(
         network: for its loss.
         labels: of the examples; only soft labels matter, by their sum.
         outputs: logits, or predictions for the squared error, shape (batch, ..., n).
-        weights: one factor an example.
+        weights: one factor per example.
         vectors: v, of the shape of `outputs`.
 
     Returns:

@@ -65,7 +65,7 @@ def closing_forward(network: Network, constants: Floats | None) -> GatedForward:
 def channel_means_step(network: Network) -> Step:
     """Builds the function that sums each channel's mean over positions, times example weights.
 
-    The channels are those behind the gates, one a filter; in tied mode those that readers read.
+    The channels are those behind the gates, one per filter; in tied mode those that readers read.
 
     Returns:
         A step as `hutchinson_step` gives, with one row whatever the probes are.

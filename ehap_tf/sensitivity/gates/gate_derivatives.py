@@ -85,7 +85,7 @@ def channel_factors(alpha: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
 
 
 def gate_count(network: Network) -> int:
-    """How many gates the network has: one a filter, in tied mode one a group of filters."""
+    """How many gates the network has: one per filter, in tied mode one per group of filters."""
     if network.residual == "tied":
         return find_groups(network).count
     return sum(layer.filters for layer in network.layers)

@@ -49,7 +49,7 @@ class Groups:
     blocks: tuple[Places, ...]
 
     def shares(self, values: Floats) -> Floats:
-        """One number a filter of one a group; the numbers of a group add up to its own."""
+        """One number per filter of one per group; those of a group add up to its own."""
         members = np.bincount(self.of_filter, minlength=self.count)
         shared: Floats = (values / members)[self.of_filter]
         return shared

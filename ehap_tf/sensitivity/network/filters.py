@@ -115,7 +115,7 @@ def filter_sums(tensors: Sequence[tf.Tensor], layers: Sequence[PrunableLayer]) -
 
 
 def split_filters(values: np.ndarray, layers: Sequence[PrunableLayer]) -> Mapping[str, np.ndarray]:
-    """Cuts a flat vector of all filters into one vector a layer, by layer name."""
+    """Cuts a flat vector of all filters into one vector per layer, by layer name."""
     ends = np.cumsum([layer.filters for layer in layers])
     pieces = np.split(values, ends[:-1])
     return {layer.name: piece for layer, piece in zip(layers, pieces, strict=True)}

@@ -25,7 +25,7 @@ class MicroBatch:
     Attributes:
         inputs: what the model takes, numpy arrays with the examples on axis 0.
         labels: what the loss takes.
-        weights: one factor an example; ones where the caller gave none.
+        weights: one factor per example; ones where the caller gave none.
         first: the number of the first example in the whole Hessian batch.
     """
 

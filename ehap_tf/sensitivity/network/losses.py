@@ -1,4 +1,4 @@
-"""The loss as the estimators need it: one value an example, from logits where there are any."""
+"""The loss as the estimators need it: one value per example, from logits where there are any."""
 
 from __future__ import annotations
 

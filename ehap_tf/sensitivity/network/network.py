@@ -37,7 +37,7 @@ class Network:
         examples: in the whole Hessian batch: the divisor of the loss.
         skipped: `id()` of final softmax layers that are left out.
         residual: "union" gates every filter by itself, "tied" those that a sum lines up together.
-        output_size: numbers an example in what `forward` returns.
+        output_size: numbers per example in what `forward` returns.
         output: the name of the caller's output; None where there are several.
     """
 
@@ -75,7 +75,7 @@ class Network:
         return tf.cast(outputs[0], self.dtype)
 
     def loss_values(self, labels: Any, outputs: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-        """One value an example such that their sum over the Hessian batch is the loss."""
+        """One value per example such that their sum over the Hessian batch is the loss."""
         values = tf.convert_to_tensor(self.loss.function(labels, outputs))
         values = tf.reshape(tf.cast(values, self.dtype), [tf.shape(weights)[0], -1])
         values = tf.reduce_sum(values, axis=1) * self.factor(tf.shape(values)[1])
@@ -221,7 +221,7 @@ def _check_values(loss: losses.Loss, labels: Any, outputs: tf.Tensor) -> None:
     shape = tf.convert_to_tensor(loss.function(labels, outputs)).shape
     if shape[:1] != outputs.shape[:1]:
         raise ValueError(
-            f"loss {loss.name} must give one value an example, shape ({len(outputs)}, ...). "
+            f"loss {loss.name} must give one value per example, shape ({len(outputs)}, ...). "
             f"Received: shape {shape}; leave the mean over the examples out of it"
         )
 

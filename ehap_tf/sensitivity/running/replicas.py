@@ -65,7 +65,7 @@ class Replicas:
         return run
 
     def _of_all(self, result: Any) -> Sequence[Any]:
-        """One tensor a replica, those of other processes included."""
+        """One tensor per replica, those of other processes included."""
         strategy = self._strategy
         assert strategy is not None  # nothing is spread without one
         local = strategy.experimental_local_results(result)
