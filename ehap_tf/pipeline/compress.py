@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -157,18 +157,8 @@ def compress(
     if repair_images < 0:
         raise ValueError(f"repair_images must be at least 0. Received: {repair_images}")
     _require_classifier(model)
-    training_loss, weights = known_loss(model, loss)
-    resolve_loss(training_loss, model)  # refuses several
-    steps = require_fit(model, train_data, training_loss, "train_data", batch_size)
-    require_fit(model, validation_data, training_loss, "validation_data", batch_size)
+    train = _training(model, train_data, validation_data, loss, batch_size, verbose)
     require_quantizable(model, weight_bits, allow_float=allow_float)
-    # Of the only output, whatever it is called: behind an average quantization has another name.
-    (output_loss,) = tf.nest.flatten(training_loss)
-    train = functools.partial(
-        fit_best, train_data=train_data, validation_data=validation_data, loss=output_loss,
-        loss_weights=next(iter(weights.values()), None), batch_size=batch_size, steps=steps,
-        verbose=verbose,
-    )  # fmt: skip
     baseline_accuracy = accuracy_on(model, validation_data)
     if prune_ratio is None and target_params is None and target_macs is None:
         target_macs = 0.5
@@ -232,6 +222,28 @@ def _require_classifier(model: tf_keras.Model) -> None:
             "compress takes a classifier with a number for each class. Received: outputs of shape "
             f"{tuple(model.outputs[0].shape)}; {instead}, and evaluate_tflite with a threshold"
         )
+
+
+def _training(
+    model: tf_keras.Model,
+    train_data: Any,
+    validation_data: Any,
+    loss: Any,
+    batch_size: int,
+    verbose: int,
+) -> Callable[..., None]:
+    """`fit_best` for a model, epochs and a learning rate; data and loss fit the model."""
+    training_loss, weights = known_loss(model, loss)
+    resolve_loss(training_loss, model)  # refuses several
+    steps = require_fit(model, train_data, training_loss, "train_data", batch_size)
+    require_fit(model, validation_data, training_loss, "validation_data", batch_size)
+    # Of the only output, whatever it is called: behind an average quantization has another name.
+    (output_loss,) = tf.nest.flatten(training_loss)
+    return functools.partial(
+        fit_best, train_data=train_data, validation_data=validation_data, loss=output_loss,
+        loss_weights=next(iter(weights.values()), None), batch_size=batch_size, steps=steps,
+        verbose=verbose,
+    )  # fmt: skip
 
 
 def accuracy_on(model: tf_keras.Model, data: Any) -> float:

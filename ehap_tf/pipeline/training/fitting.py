@@ -96,35 +96,30 @@ def fit(
     """
     folder = pathlib.Path(directory)
     steps = steps_per_epoch(dataset, recipe.batch_size)
-    if strategy is None:
-        strategy = tf.distribute.get_strategy()
+    strategy = strategy or tf.distribute.get_strategy()
     settings = _settings(model, dataset, recipe, seed, freeze_batch_norm_after)
     workers = Workers(strategy)
     trainer = Trainer(model, recipe, steps, strategy)
     fresh = trainer.state(0, 0, -1.0, (), settings)
     found, notes = _resume(folder, settings) if resume and workers.is_chief else (None, [])
-    state = _chiefs(workers, found or fresh)
+    state = best = _chiefs(workers, found or fresh)
     trainer.load(state)
-    best = state
     if 0 < state.best_epoch < state.epoch and workers.is_chief:
         best = _load_best(folder, state, notes)
     first_epoch = state.epoch
-    stream = training_batches(
-        dataset, recipe.batch_size, seed, first_epoch, max(1, recipe.epochs - first_epoch)
-    )
+    epochs = range(first_epoch, recipe.epochs)
+    stream = training_batches(dataset, recipe.batch_size, seed, first_epoch, max(1, len(epochs)))
     batches = iter(distributed_batches(stream, recipe.batch_size, strategy))
     validation = evaluation_batches(dataset.validation, dataset, 256)
     for past in state.history:
         log(past)
     try:
-        for epoch in range(first_epoch, recipe.epochs):
+        for epoch in epochs:
             if freeze_batch_norm_after is not None and epoch >= freeze_batch_norm_after:
                 trainer.freeze_batch_norm()
             began = time.monotonic()
             figures = trainer.run_epoch(batches, epoch, progress, folder)
-            trainer.hand_over()
-            accuracy = trainer.evaluate(validation) if workers.is_chief else 0.0
-            figures["validation_accuracy"] = workers.value_from_chief(accuracy)
+            figures["validation_accuracy"] = _validated(trainer, workers, validation)
             figures["seconds"] = time.monotonic() - began
             state = _after(trainer, state, figures)
             is_best = state.best_epoch == state.epoch
@@ -163,6 +158,12 @@ def _settings(
         "precision": sorted({layer.compute_dtype for layer in model.layers}),
         "recipe": dataclasses.asdict(recipe),
     }
+
+
+def _validated(trainer: Trainer, workers: Workers, validation: Any) -> float:
+    """The chief's accuracy of what is trained by now, in every process."""
+    trainer.hand_over()
+    return workers.value_from_chief(trainer.evaluate(validation) if workers.is_chief else 0.0)
 
 
 def _after(trainer: Trainer, state: TrainingState, figures: dict[str, float]) -> TrainingState:
