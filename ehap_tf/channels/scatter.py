@@ -12,6 +12,21 @@ import tf_keras
 from ehap_tf.graph import register_traits
 
 
+def source_channels(positions: tuple[int, ...], channels: int) -> np.ndarray:
+    """For each output channel the input channel that it reads; past the end is the padding.
+
+    Raises:
+        ValueError: positions repeat or lie outside [0, channels).
+    """
+    if len(set(positions)) != len(positions) or not all(0 <= p < channels for p in positions):
+        raise ValueError(
+            f"positions must be distinct and in [0, {channels}). Received: {positions}"
+        )
+    source = np.full(channels, len(positions), np.int32)
+    source[list(positions)] = np.arange(len(positions), dtype=np.int32)
+    return source
+
+
 @tf_keras.utils.register_keras_serializable(package="ehap_tf")
 class ScatterChannels(tf_keras.layers.Layer):
     """Places input channel `i` at output channel `positions[i]`; the other outputs are zero.
@@ -37,17 +52,7 @@ class ScatterChannels(tf_keras.layers.Layer):
         super().__init__(**kwargs)
         self.positions = tuple(int(p) for p in positions)
         self.channels = int(channels)
-        if len(set(self.positions)) != len(self.positions) or not all(
-            0 <= p < self.channels for p in self.positions
-        ):
-            raise ValueError(
-                f"positions must be distinct and in [0, {self.channels}). "
-                f"Received: {self.positions}"
-            )
-        # Output channel j reads input channel source[j]; the index past the end reads the padding.
-        source = np.full(self.channels, len(self.positions), np.int32)
-        source[list(self.positions)] = np.arange(len(self.positions), dtype=np.int32)
-        self._source = source
+        self._source = source_channels(self.positions, self.channels)
         self.supports_masking = True
 
     def build(self, input_shape: Any) -> None:

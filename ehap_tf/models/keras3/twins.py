@@ -8,6 +8,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from ehap_tf.channels.scatter import source_channels
+
 
 @keras.saving.register_keras_serializable(package="ehap_tf")
 class ScatterChannels(keras.layers.Layer):
@@ -25,16 +27,7 @@ class ScatterChannels(keras.layers.Layer):
         super().__init__(**kwargs)
         self.positions = tuple(int(p) for p in positions)
         self.channels = int(channels)
-        if len(set(self.positions)) != len(self.positions) or not all(
-            0 <= p < self.channels for p in self.positions
-        ):
-            raise ValueError(
-                f"positions must be distinct and in [0, {self.channels}). "
-                f"Received: {self.positions}"
-            )
-        source = np.full(self.channels, len(self.positions), np.int32)
-        source[list(self.positions)] = np.arange(len(self.positions), dtype=np.int32)
-        self._source = source
+        self._source = source_channels(self.positions, self.channels)
         self.supports_masking = True
 
     def call(self, inputs: Any) -> Any:

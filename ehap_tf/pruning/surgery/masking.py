@@ -9,11 +9,11 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.channels import ZERO, ChannelGraph, TracedCall, trace_channels
+from ehap_tf.channels import ZERO, TracedCall
 from ehap_tf.models.keras3 import either_keras
 from ehap_tf.pruning.plan import implant_layers
-from ehap_tf.pruning.plan.pruning_plan import PruningPlan, require_plan
-from ehap_tf.pruning.surgery.rebuild import Rebuilder
+from ehap_tf.pruning.plan.pruning_plan import PruningPlan
+from ehap_tf.pruning.surgery.rebuild import ByPlan
 
 
 @tf_keras.utils.register_keras_serializable(package="ehap_tf")
@@ -54,17 +54,10 @@ def mask(model: tf_keras.Model, plan: PruningPlan) -> tf_keras.Model:
         TypeError: the model is subclassed, or `plan` is no plan.
         ValueError: the plan does not fit the model.
     """
-    require_plan(plan)
-    graph = trace_channels(model, plan.residual)
-    return _Masker(graph, plan).rebuild(model)
+    return _Masker(model, plan).rebuild(model)
 
 
-class _Masker(Rebuilder):
-    def __init__(self, graph: ChannelGraph, plan: PruningPlan) -> None:
-        super().__init__(graph)
-        self._plan = plan
-        self._alive = plan.alive(graph)
-
+class _Masker(ByPlan):
     def weights(self, call: TracedCall) -> list[Any]:
         """An implanted filter has its kernel zero outside the centre, or everywhere."""
         values = super().weights(call)

@@ -13,7 +13,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.channels import ChannelGraph, Ids, TracedCall, saved_arguments
+from ehap_tf.channels import ChannelGraph, Ids, TracedCall, saved_arguments, trace_channels
 from ehap_tf.graph import (
     ZeroInitializers,
     arguments,
@@ -25,6 +25,7 @@ from ehap_tf.graph import (
     model_like,
     propagate,
 )
+from ehap_tf.pruning.plan.pruning_plan import PruningPlan, require_plan
 
 
 class Rebuilder:
@@ -191,6 +192,25 @@ class Rebuilder:
             self._new_layers[id(layer)] = new
         args, kwargs = arguments(node, tensors)
         return list(tf.nest.flatten(self._new_layers[id(layer)](*args, **kwargs)))
+
+
+class ByPlan(Rebuilder):
+    """Makes a copy of a model as a plan says.
+
+    Args:
+        model: that the plan was made for.
+        plan: which filters stay.
+
+    Raises:
+        TypeError: `plan` is no plan.
+        ValueError: it does not fit the model.
+    """
+
+    def __init__(self, model: tf_keras.Model, plan: PruningPlan) -> None:
+        require_plan(plan)
+        super().__init__(trace_channels(model, plan.residual))
+        self._plan = plan
+        self._alive = plan.alive(self.graph)
 
 
 def _only_layer(model: tf_keras.Model) -> tf_keras.layers.Layer:

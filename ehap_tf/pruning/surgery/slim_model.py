@@ -8,17 +8,15 @@ import numpy as np
 import tf_keras
 
 from ehap_tf.channels import (
-    ChannelGraph,
     Ids,
     ScatterChannels,
     TracedCall,
-    trace_channels,
     weight_axes,
 )
 from ehap_tf.models.keras3 import either_keras
 from ehap_tf.pruning.plan import implant_layers
-from ehap_tf.pruning.plan.pruning_plan import PruningPlan, require_plan
-from ehap_tf.pruning.surgery.rebuild import Rebuilder
+from ehap_tf.pruning.plan.pruning_plan import PruningPlan
+from ehap_tf.pruning.surgery.rebuild import ByPlan
 
 
 @either_keras()
@@ -38,17 +36,10 @@ def prune(model: tf_keras.Model, plan: PruningPlan) -> tf_keras.Model:
         TypeError: the model is subclassed, or `plan` is no plan.
         ValueError: the plan does not fit the model.
     """
-    require_plan(plan)
-    graph = trace_channels(model, plan.residual)
-    return _Surgeon(graph, plan).rebuild(model)
+    return _Surgeon(model, plan).rebuild(model)
 
 
-class _Surgeon(Rebuilder):
-    def __init__(self, graph: ChannelGraph, plan: PruningPlan) -> None:
-        super().__init__(graph)
-        self._plan = plan
-        self._alive = plan.alive(graph)
-
+class _Surgeon(ByPlan):
     def width(self, ids: Ids) -> int:
         return int(self._alive[ids].sum())
 

@@ -13,12 +13,13 @@ from ehap_tf.quantization.plan.quantizers import (
     EhapActivationQuantizer,
     EhapFixedQuantizer,
     EhapWeightQuantizer,
+    EqualByArguments,
 )
 
 OUTPUTS = ("none", "observed", "unit", "signed_unit", "log_unit")
 
 
-class EhapQuantizeConfig(QuantizeConfig):
+class EhapQuantizeConfig(EqualByArguments, QuantizeConfig):
     """Quantizes the named weights of a layer and, if wanted, its output.
 
     Args:
@@ -91,8 +92,3 @@ class EhapQuantizeConfig(QuantizeConfig):
     def get_config(self) -> dict[str, Any]:
         """The arguments of the constructor."""
         return dict(self.__dict__)
-
-    def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and other.__dict__ == self.__dict__
-
-    __hash__ = None  # type: ignore[assignment]

@@ -21,7 +21,21 @@ SMALLEST_LIMIT = 1e-20
 """Of weights: float32 has no reciprocal of a scale near 1e-38, nor of its product with others."""
 
 
-class EhapWeightQuantizer(quantizers.Quantizer):
+class EqualByArguments:
+    """Something that is equal to what was made with the same arguments."""
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and other.__dict__ == self.__dict__
+
+
+class _Stateless(EqualByArguments, quantizers.Quantizer):
+    def build(self, tensor_shape: Any, name: str, layer: tf_keras.layers.Layer) -> dict[str, Any]:
+        """Makes no variables."""
+        del tensor_shape, name, layer
+        return {}
+
+
+class EhapWeightQuantizer(_Stateless):
     """Symmetric, narrow-range quantization of a weight: integers in [-(2^(b-1) - 1), 2^(b-1) - 1].
 
     The scale is max|w| / (2^(b-1) - 1), of the current weights at every call: there is no state
@@ -41,11 +55,6 @@ class EhapWeightQuantizer(quantizers.Quantizer):
         self.bits = int(bits)
         self.grouping = grouping
 
-    def build(self, tensor_shape: Any, name: str, layer: tf_keras.layers.Layer) -> dict[str, Any]:
-        """Makes no variables."""
-        del tensor_shape, name, layer
-        return {}
-
     def __call__(
         self, inputs: tf.Tensor, training: bool, weights: dict[str, Any], **kwargs: Any
     ) -> tf.Tensor:
@@ -58,11 +67,6 @@ class EhapWeightQuantizer(quantizers.Quantizer):
     def get_config(self) -> dict[str, Any]:
         """The arguments of the constructor."""
         return {"bits": self.bits, "grouping": self.grouping}
-
-    def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and other.__dict__ == self.__dict__
-
-    __hash__ = None  # type: ignore[assignment]
 
 
 def largest_integer(bits: int) -> int:
@@ -118,7 +122,7 @@ def fake_quantize_symmetric(values: tf.Tensor, limits: tf.Tensor, bits: int) -> 
     )
 
 
-class EhapActivationQuantizer(quantizers.Quantizer):
+class EhapActivationQuantizer(EqualByArguments, quantizers.Quantizer):
     """Asymmetric quantization of an activation to the full range of `bits`-bit integers.
 
     `calibrate` sets the range. In training it becomes a moving average of the batches' smallest and
@@ -180,11 +184,6 @@ class EhapActivationQuantizer(quantizers.Quantizer):
         """The arguments of the constructor."""
         return {"bits": self.bits, "percentile": self.percentile}
 
-    def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and other.__dict__ == self.__dict__
-
-    __hash__ = None  # type: ignore[assignment]
-
 
 def activation_range(values: tf.Tensor, percentile: float) -> tuple[tf.Tensor, tf.Tensor]:
     """The range of a batch: it contains 0 and is at least `SMALLEST_RANGE` wide."""
@@ -205,7 +204,7 @@ def range_with_zero(low: Any, high: Any) -> tuple[tf.Tensor, tf.Tensor]:
     return low, tf.maximum(high, low + SMALLEST_RANGE)
 
 
-class EhapFixedQuantizer(quantizers.Quantizer):
+class EhapFixedQuantizer(_Stateless):
     """Asymmetric quantization to a range that the integer kernel prescribes.
 
     TFLite's softmax and sigmoid write multiples of 1/256 from 0, its tanh multiples of 1/128
@@ -217,11 +216,6 @@ class EhapFixedQuantizer(quantizers.Quantizer):
     def __init__(self, low: float, high: float) -> None:
         self.low = float(low)
         self.high = float(high)
-
-    def build(self, tensor_shape: Any, name: str, layer: tf_keras.layers.Layer) -> dict[str, Any]:
-        """Makes no variables."""
-        del tensor_shape, name, layer
-        return {}
 
     def __call__(
         self, inputs: tf.Tensor, training: bool, weights: dict[str, Any], **kwargs: Any
@@ -241,8 +235,3 @@ class EhapFixedQuantizer(quantizers.Quantizer):
     def get_config(self) -> dict[str, Any]:
         """The arguments of the constructor."""
         return {"low": self.low, "high": self.high}
-
-    def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and other.__dict__ == self.__dict__
-
-    __hash__ = None  # type: ignore[assignment]
