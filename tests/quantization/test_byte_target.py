@@ -104,7 +104,7 @@ def test_the_loss_is_the_trace_times_the_rounding_error(model, scores):
     """By numpy: the rounding of one kernel, written out."""
     from ehap_tf.quantization.apply import qat
 
-    flat, configs, _ = qat._rewritten(model, qat.QuantizationOptions())
+    flat, configs, _ = qat._rewritten(model, qat.QuantizationPlan(()))
     choices = {c.name: c for c in qat.kernel_choices(flat, configs, scores.trace)}
     assert set(choices) == {"stem", "wide", "late", "logits"}
     kernel = model.get_layer("wide").kernel.numpy().astype(np.float64)
