@@ -73,7 +73,10 @@ def is_noise(layer: tf_keras.layers.Layer) -> bool:
 
 
 def relu_limit(layer: tf_keras.layers.Layer) -> float | None:
-    """The limit (perhaps infinity) of a layer that is min(max(x, 0), limit); None for others."""
+    """The limit (perhaps infinity) of a ReLU, min(max(x, 0), limit), or of a layer with that function.
+
+    None for other layers, and for functions with a limit of their own such as `tf.nn.relu6`.
+    """
     if computes_like(layer, layers.Activation):
         return math.inf if layer.activation is tf_keras.activations.relu else None
     if not computes_like(layer, layers.ReLU) or layer.negative_slope or layer.threshold:

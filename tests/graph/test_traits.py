@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
+from tf_keras.src.applications.inception_resnet_v2 import CustomScaleLayer
 
 from ehap_tf.channels import ScatterChannels
-from ehap_tf.graph import is_identity_at_inference, is_noise, kernel_of, traits_of
+from ehap_tf.graph import is_identity_at_inference, is_noise, kernel_of, relu_limit, traits_of
 from ehap_tf.quantization.integer_rules.own_layers import EhapStopGradient
 
 layers = tf_keras.layers
@@ -73,3 +74,41 @@ def test_what_is_the_identity_at_inference(layer, identity, noise):
         x = tf.random.stateless_uniform((2, 4, 4, 3), (1, 2))
         inference = {"training": False} if layer._expects_training_arg else {}
         np.testing.assert_array_equal(layer(x, **inference), x)
+
+
+class DoubledReLU(layers.ReLU):
+    def call(self, inputs):
+        return 2 * super().call(inputs)
+
+
+class RenamedReLU(layers.ReLU):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("layer", "limit"),
+    [
+        (layers.ReLU(), np.inf),
+        (RenamedReLU(6), 6.0),
+        (layers.Activation("relu"), np.inf),
+        (layers.ReLU(negative_slope=0.1), None),
+        (layers.ReLU(threshold=1.0), None),
+        (DoubledReLU(), None),
+        (layers.LeakyReLU(), None),
+        (layers.Dense(2, "relu"), None),
+    ],
+    ids=lambda value: value.name if isinstance(value, layers.Layer) else str(value),
+)
+def test_limits_of_relus(layer, limit):
+    assert relu_limit(layer) == limit
+    if limit is not None:
+        x = tf.linspace(-10.0, 10.0, 21)
+        np.testing.assert_array_equal(layer(x), np.clip(x, 0, limit))
+
+
+def test_sums_and_lookups():
+    assert traits_of(layers.Add()).adds == "plain"
+    assert traits_of(CustomScaleLayer(0.1)).adds == "scaled"
+    assert traits_of(layers.Concatenate()).adds is None
+    assert traits_of(layers.Embedding(4, 2)).looks_up
+    assert not traits_of(layers.Dense(2)).looks_up
