@@ -73,7 +73,7 @@ def is_noise(layer: tf_keras.layers.Layer) -> bool:
 
 
 def relu_limit(layer: tf_keras.layers.Layer) -> float | None:
-    """The limit (perhaps infinity) of a ReLU, min(max(x, 0), limit), or of a layer with that function.
+    """The limit of a ReLU, min(max(x, 0), limit), or of an Activation of it; perhaps infinity.
 
     None for other layers, and for functions with a limit of their own such as `tf.nn.relu6`.
     """
