@@ -36,6 +36,7 @@ class MicroCheck:
         examples: that both interpreters have run.
         equal: share of them whose outputs are those of LiteRT's reference kernels, bit for bit;
             None where nothing was run.
+        largest_difference: of any number of their outputs, in steps (as it is of floats).
         agreement: share of them of the same class, of several outputs the smallest; None likewise,
             and for single numbers, which are no classes.
     """
@@ -44,6 +45,7 @@ class MicroCheck:
     arena_bytes: int | None = None
     examples: int = 0
     equal: float | None = None
+    largest_difference: float | None = None
     agreement: float | None = None
 
 
@@ -84,11 +86,14 @@ def verify_micro(
     reference = TFLiteModel(path, reference=True)
     micro = _MicroModel(path, reference)
     equal: list[bool] = []
+    largest = 0.0
     same: list[list[bool]] = []
     for example in _examples(reference, data, examples):
         received, expected = micro.run(*example), reference.run(*example)
         pairs = list(zip(received, expected, strict=True))
         equal.append(all(np.array_equal(one, other) for one, other in pairs))
+        apart = (np.abs(one.astype(np.float64) - other).max(initial=0.0) for one, other in pairs)
+        largest = max(largest, *map(float, apart))
         same.append(
             [
                 bool((classes(one[None]) == classes(other[None])).all())
@@ -103,6 +108,7 @@ def verify_micro(
         arena_bytes=micro.arena_bytes(),
         examples=len(equal),
         equal=float(np.mean(equal)),
+        largest_difference=largest,
         agreement=None if agreement is None else float(agreement),
     )
 

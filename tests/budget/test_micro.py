@@ -30,8 +30,9 @@ def test_micro_computes_what_the_reference_kernels_do(file_of, make):
     assert file.arena_bytes == pytest.approx(check.arena_bytes, rel=0.05)
     assert file.peak_bytes <= file.arena_bytes
     assert check.agreement >= 0.95
-    # An output of 160 numbers is equal bit for bit less often than one of ten.
-    assert check.equal >= (0.2 if make is autoencoder else 0.9)
+    # Halves are rounded otherwise here and there, the more the more numbers there are.
+    assert check.largest_difference <= 1.0
+    assert check.equal >= (0.2 if make is autoencoder else 0.7)
 
 
 def test_the_shipped_file_runs_and_its_arena_is_told():
