@@ -4,7 +4,7 @@ from ehap_tf.budget.c_header import export_c
 from ehap_tf.budget.ethos_u import ACCELERATORS, EthosEstimate, compile_for_ethos_u, require_vela
 from ehap_tf.budget.latency_table import LatencyTable, measure_operators
 from ehap_tf.budget.micro import MicroCheck, missing_micro_operators, require_micro, verify_micro
-from ehap_tf.budget.targets import LITERT, MICRO, TARGETS, noise_file, require_target
+from ehap_tf.budget.targets import LITERT, MICRO, TARGETS, require_target
 
 __all__ = [
     "ACCELERATORS",
@@ -18,7 +18,6 @@ __all__ = [
     "export_c",
     "measure_operators",
     "missing_micro_operators",
-    "noise_file",
     "require_micro",
     "require_target",
     "require_vela",

@@ -19,9 +19,9 @@ from ehap_tf.budget.operator_timing import (
     predicted_ms,
     time_operators,
 )
-from ehap_tf.budget.targets import noise_file
 from ehap_tf.files import json_fields
 from ehap_tf.progress import ProgressCallback, no_progress
+from ehap_tf.quantization import noise_file
 
 
 @dataclasses.dataclass(frozen=True)

@@ -287,12 +287,7 @@ def _figures(model: tf_keras.Model, slim: tf_keras.Model, scores: FilterScores) 
         "params_after": count_parameters(slim),
         "macs_before": count_macs(model),
         "macs_after": count_macs(slim),
-        "criterion": scores.criterion,
-        "estimator": scores.estimator,
-        "precision": scores.precision,
-        "probes": scores.probes,
-        "rank_seconds": scores.seconds,
-        "rank_peak_bytes": scores.peak_bytes,
+        **scores.provenance.figures(),
     }
 
 

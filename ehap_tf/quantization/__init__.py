@@ -4,6 +4,7 @@ from ehap_tf.quantization.apply.batch_norm_statistics import FreezeBatchNorm, fr
 from ehap_tf.quantization.apply.calibration import calibrate
 from ehap_tf.quantization.apply.persistence import load_qat, save_qat
 from ehap_tf.quantization.apply.qat import (
+    noise_file,
     plan_quantization,
     quantize,
     require_quantizable,
@@ -58,6 +59,7 @@ __all__ = [
     "inspect_tflite",
     "load_qat",
     "measure_latency_ms",
+    "noise_file",
     "operator_name",
     "parse_tflite",
     "plan_arena",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-import rich.box
 import rich.table
 
 from ehap_tf.report.content import ReportContent
+from ehap_tf.report.tables import cell, terminal_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,11 +34,11 @@ class DeviceRow:
         """The row as text; a dash where nothing was measured."""
         return (
             self.name,
-            "-" if self.accuracy is None else f"{100 * self.accuracy:.2f} %",
-            "-" if self.bytes is None else f"{self.bytes:,}",
-            "-" if self.arena_bytes is None else f"{self.arena_bytes:,}",
-            "-" if self.latency_ms is None else f"{self.latency_ms:.3f} ms",
-            "-" if self.macs is None else f"{self.macs / 1e6:,.2f} M",
+            cell(self.accuracy, "accuracy"),
+            cell(self.bytes, "count"),
+            cell(self.arena_bytes, "count"),
+            cell(self.latency_ms, "latency"),
+            cell(self.macs, "macs"),
         )
 
 
@@ -106,11 +106,5 @@ def device_table(content: ReportContent) -> rich.table.Table | None:
     rows = device_rows(content)
     if not rows:
         return None
-    table = rich.table.Table(
-        title="On this device", box=rich.box.SIMPLE_HEAD, caption="\n".join(device_notes(content))
-    )
-    for heading in HEADINGS:
-        table.add_column(heading, justify="left" if heading == HEADINGS[0] else "right")
-    for row in rows:
-        table.add_row(*row.cells())
-    return table
+    cells = [row.cells() for row in rows]
+    return terminal_table("On this device", HEADINGS, cells, "\n".join(device_notes(content)))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-import rich.box
 import rich.table
 
 from ehap_tf.report.content import ReportContent
+from ehap_tf.report.tables import cell, terminal_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +36,11 @@ class SummaryRow:
         """The row as text; a dash where nothing was measured."""
         return (
             self.name,
-            "-" if self.accuracy is None else f"{100 * self.accuracy:.2f} %",
-            "-" if self.params is None else f"{self.params:,}",
-            "-" if self.macs is None else f"{self.macs / 1e6:,.2f} M",
-            "-" if self.bytes is None else f"{self.bytes:,}",
-            "-" if self.latency_ms is None else f"{self.latency_ms:.3f} ms",
+            cell(self.accuracy, "accuracy"),
+            cell(self.params, "count"),
+            cell(self.macs, "macs"),
+            cell(self.bytes, "count"),
+            cell(self.latency_ms, "latency"),
         )
 
 
@@ -77,9 +77,4 @@ def summary_rows(content: ReportContent) -> list[SummaryRow]:
 
 def summary_table(content: ReportContent) -> rich.table.Table:
     """The summary as a table for the terminal."""
-    table = rich.table.Table(title=content.title, box=rich.box.SIMPLE_HEAD)
-    for heading in HEADINGS:
-        table.add_column(heading, justify="left" if heading == HEADINGS[0] else "right")
-    for row in summary_rows(content):
-        table.add_row(*row.cells())
-    return table
+    return terminal_table(content.title, HEADINGS, [row.cells() for row in summary_rows(content)])

@@ -49,6 +49,17 @@ class Provenance:
     residual: str = "union"
     without_blocks: tuple[str, ...] = ()
 
+    def figures(self) -> dict[str, Any]:
+        """What reports say of a ranking, by their keys."""
+        return {
+            "criterion": self.criterion,
+            "estimator": self.estimator,
+            "precision": self.precision,
+            "probes": self.probes,
+            "rank_seconds": self.seconds,
+            "rank_peak_bytes": self.peak_bytes,
+        }
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Provenance:
         """The inverse of `dataclasses.asdict`, for values that went through JSON."""

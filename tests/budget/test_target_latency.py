@@ -12,8 +12,8 @@ import pytest
 import tf_keras
 
 import ehap_tf as ehap
-from ehap_tf.budget import noise_file
 from ehap_tf.pipeline.command.config import PipelineConfig
+from ehap_tf.quantization import noise_file
 
 layers = tf_keras.layers
 

@@ -7,9 +7,10 @@ import tempfile
 
 import tf_keras
 
-from ehap_tf.budget import LatencyTable, measure_operators, noise_file
+from ehap_tf.budget import LatencyTable, measure_operators
 from ehap_tf.progress import ProgressCallback
 from ehap_tf.pruning.plan.pruning_plan import PruningPlan
+from ehap_tf.quantization import noise_file
 
 
 class PredictedLatency:

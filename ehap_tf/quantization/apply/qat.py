@@ -37,7 +37,7 @@ from ehap_tf.quantization.tflite.inputs import input_batches, input_names
 from ehap_tf.quantization.tflite.islands import require_convertible
 
 METHODS = ("qat", "ptq")
-SIZING_EXAMPLES = 8
+NOISE_EXAMPLES = 8
 """Of noise, with which a file is written to learn its size."""
 ROUNDINGS = ("nearest", "gptq")
 
@@ -230,7 +230,7 @@ def plan_quantization(
     fixed = {name for pattern in bits or {} for name in fnmatch.filter(plan.bits, pattern)}
     choices = [c for c in kernel_choices(flat, configs, traces) if c.name not in fixed]
     eight = plan.with_bits({choice.name: 8 for choice in choices})
-    written = _file_bytes(model, eight)
+    written = _noise_file_bytes(model, eight)
     return eight.with_bits(bits_for_bytes(choices, written, target_bytes))
 
 
@@ -247,7 +247,7 @@ def require_target_bytes(
     Raises:
         ValueError: the file is larger with all kernels in 4 bits that it can hold so.
     """
-    least = _file_bytes(model, plan_quantization(model, 4, allow_float=allow_float))
+    least = _noise_file_bytes(model, plan_quantization(model, 4, allow_float=allow_float))
     if least > target_bytes:
         raise ValueError(
             f"target_bytes must be at least {least:,}, which the file has with all kernels in 4 "
@@ -279,19 +279,39 @@ def _traces(target_bytes: int | None, scores: Any) -> Mapping[str, np.ndarray]:
     return traces
 
 
-def _file_bytes(model: tf_keras.Model, plan: QuantizationPlan) -> int:
-    """How large the file is, whatever data it is calibrated with."""
+@either_keras(None)
+def noise_file(
+    model: tf_keras.Model,
+    path: pathlib.Path,
+    plan: QuantizationPlan | None = None,
+) -> pathlib.Path:
+    """Writes the integer file of a model as it would be of real data, but for its numbers.
+
+    It has the operators, shapes and bytes of the real one, and is made in the time of a conversion.
+
+    Args:
+        model: as for `quantize`, trained or not.
+        path: where the file goes.
+        plan: as in `quantize`.
+
+    Returns:
+        `path`.
+    """
     noise = np.random.default_rng(0)
     examples = {
-        name: noise.standard_normal((SIZING_EXAMPLES, *tensor.shape[1:])).astype(np.float32)
+        name: noise.standard_normal((NOISE_EXAMPLES, *tensor.shape[1:])).astype(np.float32)
         for name, tensor in zip(input_names(model), model.inputs, strict=True)
     }
     data = (examples if len(examples) > 1 else next(iter(examples.values())),)
     qat = quantize(model, "ptq", representative_data=data, bias_correction=False, plan=plan)
+    in_float = plan is not None and any(layer.output == "float" for layer in plan.layers)
+    export_tflite(qat, path, allow_float=in_float)
+    return path
+
+
+def _noise_file_bytes(model: tf_keras.Model, plan: QuantizationPlan) -> int:
     with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder) / "model.tflite"
-        in_float = any(layer.output == "float" for layer in plan.layers)
-        return export_tflite(qat, path, allow_float=in_float).bytes
+        return noise_file(model, pathlib.Path(folder) / "model.tflite", plan).stat().st_size
 
 
 def require_quantizable(

@@ -20,12 +20,7 @@ def run(job: Job, fingerprint: str) -> Figures:
     return figures | {
         "quantity": scores.provenance.quantity,
         "notes": [*scores.provenance.notes, *_about(blocks)],
-        "criterion": scores.criterion,
-        "estimator": scores.estimator,
-        "precision": scores.precision,
-        "probes": scores.probes,
-        "rank_seconds": scores.seconds,
-        "rank_peak_bytes": scores.peak_bytes,
+        **scores.provenance.figures(),
     }
 
 
