@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import pathlib
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -61,6 +62,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.nodeid.removeprefix("tests/").startswith(QUICK):
             item.add_marker(pytest.mark.quick)
+
+
+def draw_the_same() -> None:
+    """Seeds Python, NumPy and both Keras, so that an initial weight is the same in every run.
+
+    Before each fixture and each test: what either draws depends on nothing that ran before it,
+    and a test that fails fails again when it runs alone.
+    """
+    if "tf_keras" in sys.modules:
+        sys.modules["tf_keras"].utils.set_random_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup() -> None:
+    draw_the_same()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call() -> None:
+    draw_the_same()
 
 
 @pytest.fixture(scope="session")

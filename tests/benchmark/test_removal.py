@@ -16,7 +16,14 @@ from ehap_tf.benchmark.ranking.gated_model import GatedModel
 from ehap_tf.benchmark.ranking.removal import below_all_others
 from ehap_tf.pruning import plan_pruning, prune, recalibrate
 from ehap_tf.sensitivity import FilterScores, Provenance, rank_filters
-from tests.pruning.nets import batch, random_scores, relative_error, shake, small_residual_net
+from tests.pruning.nets import (
+    ROUNDING,
+    batch,
+    random_scores,
+    relative_error,
+    shake,
+    small_residual_net,
+)
 
 layers = tf_keras.layers
 pytestmark = pytest.mark.usefixtures("eagerly")
@@ -34,10 +41,10 @@ def test_closed_gates_are_surgery_recalibrated_statistics_included(residual: str
         plan = plan_pruning(model, random_scores(model, seed), prune_ratio=0.4, residual=residual)
         slim = prune(model, plan)
         gated.keep(plan.flags())
-        assert relative_error(gated.model(x), slim(x)) < 1e-5
+        assert relative_error(gated.model(x), slim(x)) < ROUNDING
         gated.recalibrate([x[:16], x[16:]])
         assert relative_error(gated.model(x), slim(x)) > 1e-3
-        assert relative_error(gated.model(x), recalibrate(slim, _batches(x), 2)(x)) < 1e-5
+        assert relative_error(gated.model(x), recalibrate(slim, _batches(x), 2)(x)) < ROUNDING
     np.testing.assert_array_equal(model(x), before)
 
 
@@ -105,7 +112,7 @@ def test_no_batches_re_estimate_nothing(
     model.save(tmp_path / "net.keras")
     gated = GatedModel(model)
     gated.recalibrate([])
-    assert relative_error(gated.model(batch(model)), model(batch(model))) < 1e-6
+    assert relative_error(gated.model(batch(model)), model(batch(model))) < ROUNDING
     arguments = (
         f"removal --model={tmp_path / 'net.keras'} --dataset=digits --examples=16 "
         f"--validation_images=40 --output={tmp_path / 'removal.json'} --recalibrate_batches=0 "

@@ -10,7 +10,7 @@ from tf_keras.src.layers.core.tf_op_layer import TFOpLambda
 from ehap_tf.channels import Effect, register_channel_rule, trace_channels
 from ehap_tf.channels.rules import _RULES
 from ehap_tf.pruning import count_macs, count_parameters, mask, plan_pruning, prune
-from tests.pruning.nets import batch, random_scores, relative_error, shake
+from tests.pruning.nets import ROUNDING, batch, random_scores, relative_error, shake
 
 layers = tf_keras.layers
 
@@ -103,7 +103,7 @@ def sandwich(layer):
 def check(model, plan):
     x = batch(model)
     slim = prune(model, plan)
-    assert relative_error(slim(x), mask(model, plan)(x)) < 1e-5
+    assert relative_error(slim(x), mask(model, plan)(x)) < ROUNDING
     assert count_parameters(slim) == plan.params_after
     assert count_macs(slim) == plan.macs_after
     return slim
@@ -257,8 +257,8 @@ def test_relu_as_an_operator_is_pruned_like_the_layer(residual):
     assert (operator.params_after, operator.macs_after) == (layer.params_after, layer.macs_after)
     models[1].set_weights(models[0].get_weights())
     x = batch(models[0])
-    assert relative_error(prune(models[1], operator)(x), prune(models[0], layer)(x)) < 1e-6
-    assert relative_error(mask(models[1], operator)(x), mask(models[0], layer)(x)) < 1e-6
+    assert relative_error(prune(models[1], operator)(x), prune(models[0], layer)(x)) < ROUNDING
+    assert relative_error(mask(models[1], operator)(x), mask(models[0], layer)(x)) < ROUNDING
 
 
 @pytest.mark.parametrize("nested", [False, True])
@@ -283,7 +283,7 @@ def test_a_text_of_any_length(nested):
     assert count_parameters(slim) == plan.params_after
     for length in (5, 9):
         words = np.random.default_rng(0).integers(0, 20, (2, length))
-        assert relative_error(slim(words), masked(words)) < 1e-5
+        assert relative_error(slim(words), masked(words)) < ROUNDING
 
 
 def test_axes_of_unknown_size_in_the_place_of_channels():
@@ -301,7 +301,7 @@ def test_axes_of_unknown_size_in_the_place_of_channels():
     assert plan.frozen["sum"] == "'sum' is given an axis of unknown size in place of channels"
     rng = np.random.default_rng(0)
     x = [rng.normal(size=shape).astype(np.float32) for shape in ((2, 4, 3), (2, 7))]
-    assert relative_error(prune(model, plan)(x), mask(model, plan)(x)) < 1e-5
+    assert relative_error(prune(model, plan)(x), mask(model, plan)(x)) < ROUNDING
 
 
 @pytest.mark.parametrize("layer", [layers.GlobalAveragePooling1D, layers.BatchNormalization])
@@ -318,7 +318,7 @@ def test_a_second_tensor_freezes(layer, computed):
     assert len(plan.kept["before"]) == 8 and len(plan.kept["after"]) < 6
     assert plan.frozen["masked"] == "'masked' is called with 2 tensors"
     x = [batch(model)[0], np.array([[1, 1, 0, 1, 0], [0, 1, 1, 1, 1]], bool)]
-    assert relative_error(prune(model, plan)(x), mask(model, plan)(x)) < 1e-5
+    assert relative_error(prune(model, plan)(x), mask(model, plan)(x)) < ROUNDING
 
 
 @pytest.mark.parametrize("pad", [tf.pad, tf.compat.v1.pad])
@@ -432,7 +432,7 @@ def test_attention_is_kept_whole():
     assert len(plan.kept["before"]) == 8
     assert "kept whole" in plan.frozen["mha"]
     x = batch(model)
-    assert relative_error(prune(model, plan)(x), mask(model, plan)(x)) < 1e-5
+    assert relative_error(prune(model, plan)(x), mask(model, plan)(x)) < ROUNDING
 
 
 @pytest.mark.parametrize("layer", [layers.Reshape((1,), name="up"), layers.Flatten(name="up")])
@@ -468,7 +468,7 @@ def test_multiple_inputs_and_dictionaries():
         "b": rng.normal(size=(2, 4, 4, 3)).astype("f"),
     }
     slim, masked = prune(model, plan)(data), mask(model, plan)(data)
-    assert relative_error(slim["scores"], masked["scores"]) < 1e-5
+    assert relative_error(slim["scores"], masked["scores"]) < ROUNDING
 
 
 @pytest.mark.parametrize("residual", ["union", "tied"])
@@ -497,7 +497,7 @@ def test_groups_of_one_channel_are_pruned_like_a_depthwise_convolution(bias, res
         weight.assign(tf.reshape(other, weight.shape))
     x = batch(models[0])
     slims = [check(model, plan) for model, plan in zip(models, plans, strict=True)]
-    assert relative_error(*(slim(x) for slim in slims)) < 1e-5
+    assert relative_error(*(slim(x) for slim in slims)) < ROUNDING
     assert slims[0].get_layer("each").groups == len(plans[0].kept["a"])
 
 

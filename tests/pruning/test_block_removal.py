@@ -11,7 +11,7 @@ import tf_keras
 
 import ehap_tf as ehap
 from ehap_tf.models import build_model
-from tests.pruning.nets import batch, relative_error, shake, wrapped
+from tests.pruning.nets import ROUNDING, batch, relative_error, shake, wrapped
 
 layers = tf_keras.layers
 LOSS = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -61,7 +61,7 @@ def test_without_blocks_is_as_if_their_branches_were_zero(net: tf_keras.Model, n
     x = batch(net)
     before = [w.copy() for w in net.get_weights()]
     short = ehap.remove_blocks(net, names)
-    assert relative_error(short(x), with_zero_branches(net, names)(x)) < 1e-6
+    assert relative_error(short(x), with_zero_branches(net, names)(x)) < ROUNDING
     if len(names) == 1:
         assert relative_error(ehap.remove_blocks(net, names[0])(x), short(x)) == 0
     gone = {layer.name for layer in net.layers} - {layer.name for layer in short.layers}
@@ -114,12 +114,12 @@ def test_nested_models_and_operators():
     last = zeroed.get_layer("backbone").get_layer("inside_last")
     gamma, beta, *statistics = last.get_weights()
     last.set_weights([0 * gamma, 0 * beta, *statistics])
-    assert relative_error(ehap.remove_blocks(model, [nested])(x), zeroed(x)) < 1e-6
+    assert relative_error(ehap.remove_blocks(model, [nested])(x), zeroed(x)) < ROUNDING
     convolution = next(ly for ly in model.layers if isinstance(ly, layers.Conv2D))
     without = ehap.remove_blocks(model, [operator])
     assert convolution.name not in {layer.name for layer in without.layers}
     convolution.set_weights([0 * w for w in convolution.get_weights()])
-    assert relative_error(without(x), model(x)) < 1e-6
+    assert relative_error(without(x), model(x)) < ROUNDING
 
 
 def test_a_block_of_a_model_used_in_two_places_is_one_block():
@@ -136,7 +136,7 @@ def test_a_block_of_a_model_used_in_two_places_is_one_block():
     last = inner.get_layer("inside_last")
     gamma, beta, *statistics = last.get_weights()
     last.set_weights([0 * gamma, 0 * beta, *statistics])
-    assert relative_error(short(x), model(x)) < 1e-6
+    assert relative_error(short(x), model(x)) < ROUNDING
     assert order == {"A/inner/inside": pytest.approx(float(LOSS(y, model(x))), rel=1e-5)}
 
 
@@ -352,5 +352,5 @@ def test_the_rest_prunes_and_a_plan_fits_it(net: tf_keras.Model):
     scores = ehap.rank_filters(short, criterion="magnitude")
     plan = ehap.plan_pruning(short, scores, target_macs=0.5)
     slim, x = ehap.prune(short, plan), batch(net)
-    assert relative_error(slim(x), ehap.mask(short, plan)(x)) < 1e-5
+    assert relative_error(slim(x), ehap.mask(short, plan)(x)) < ROUNDING
     assert tf.reduce_all(tf.math.is_finite(slim(x)))

@@ -5,7 +5,7 @@ import tensorflow as tf
 import tf_keras
 
 from ehap_tf.pruning import mask, plan_pruning, prune
-from tests.pruning.nets import batch, random_scores, relative_error, shake
+from tests.pruning.nets import ROUNDING, batch, random_scores, relative_error, shake
 
 layers = tf_keras.layers
 
@@ -64,15 +64,15 @@ def test_pruned_operators_are_saved_and_read_by_a_fresh_process(tmp_path, fresh_
         for number, name in enumerate(OPERATORS):
             assert len(plan.kept[f"before_{number}"]) < 8, name
         slim = prune(model, plan)
-        assert relative_error(slim(x), mask(model, plan)(x)) < 1e-5
+        assert relative_error(slim(x), mask(model, plan)(x)) < ROUNDING
         paths.append(tmp_path / f"{residual}.{kind}")
         slim.save(paths[-1])
         np.save(tmp_path / f"{residual}.npy", slim(x))
     loaded = tf_keras.models.load_model(paths[-1])
     again = plan_pruning(loaded, low_before(loaded, 2), 0.3, residual="tied")
     assert again.params_after < again.params_before
-    assert relative_error(prune(loaded, again)(x), mask(loaded, again)(x)) < 1e-5
+    assert relative_error(prune(loaded, again)(x), mask(loaded, again)(x)) < ROUNDING
     fresh_processes.run(LOAD, *paths).check_returncode()
     for path in paths:
         expected = np.load(tmp_path / f"{path.stem}.npy")
-        assert relative_error(np.load(f"{path}.npy"), expected) < 1e-6
+        assert relative_error(np.load(f"{path}.npy"), expected) < ROUNDING
