@@ -3,7 +3,8 @@
 Beside the accuracy on test images stands how far the outputs are from the float network's: the
 share of images of the same class, the Kullback-Leibler divergence of the probabilities and the
 signal-to-noise ratio, which tell apart what accuracy cannot. The integer file computes the same
-numbers up to the rounding of sums (`export_tflite` checks it).
+numbers up to the rounding of sums (`export_tflite` checks it). With `--train_steps` those rounded to
+nearest are trained, too, each for as many steps on the same images.
 """
 
 from __future__ import annotations
@@ -30,13 +31,21 @@ from ehap_tf.benchmark.measuring.subject import (
     some_arrays,
     trained_source,
 )
-from ehap_tf.data import sample_arrays
+from ehap_tf.data import ImageDataset, sample_arrays, steps_per_epoch, training_batches
 from ehap_tf.models import ends_in_softmax
-from ehap_tf.quantization import export_tflite, plan_quantization, quantize
+from ehap_tf.quantization import (
+    FreezeBatchNorm,
+    export_tflite,
+    plan_quantization,
+    quantize,
+    round_biases,
+)
 from ehap_tf.quantization.apply.qat import ROUNDINGS
 from ehap_tf.sensitivity import FilterScores, rank_filters
 
 TRACE_PROBES = 16
+TRAINING_BATCH = 128
+MOMENTUM = 0.9
 
 COLUMNS = {
     "what": "kernels",
@@ -63,6 +72,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "their curvature and by the rounding error alone; default 0.7 0.6",
     )
     add("--test_images", type=int, default=0, help="default 0, for all of them")
+    add(
+        "--train_steps",
+        type=int,
+        default=0,
+        help="of quantization-aware training of the kernels rounded to nearest, on batches of "
+        f"{TRAINING_BATCH} images; default 0, for none",
+    )
+    add("--learning_rate", type=float, default=0.004, help="its highest; default 0.004")
     output.add_output_arguments(parser)
     add_records_argument(parser)
 
@@ -73,7 +90,9 @@ def run(options: argparse.Namespace) -> None:
     x, y = some_arrays(dataset, dataset.test, options.test_images)
     images, labels = sample_arrays(dataset, options.examples, options.seed)
     of_model = digest(trained_source(options.model, options.dataset), options.seed)
-    names = ("dataset", "examples", "test_images", "seed")
+    names = ["dataset", "examples", "test_images", "seed"]
+    if options.train_steps:
+        names += ["train_steps", "learning_rate"]
     settings = {"model": of_model} | {name: getattr(options, name) for name in names}
     records = Records(beside(options.output, options.records), settings)
     judge = _Judge(model, x, y)
@@ -84,7 +103,10 @@ def run(options: argparse.Namespace) -> None:
 
         def measured(name: str = name, arguments: Any = arguments) -> Row:
             began = time.monotonic()
-            qat = quantize(model, "ptq", representative_data=images, **arguments())
+            settings = {"method": "ptq"} | arguments()
+            qat = quantize(model, representative_data=images, **settings)
+            if settings["method"] == "qat":
+                _train(qat, dataset, not ends_in_softmax(model), options)
             return judge.row(name, qat, time.monotonic() - began)
 
         rows.append(records.row(name, measured))
