@@ -3,8 +3,8 @@
 Beside the accuracy on test images stands how far the outputs are from the float network's: the
 share of images of the same class, the Kullback-Leibler divergence of the probabilities and the
 signal-to-noise ratio, which tell apart what accuracy cannot. The integer file computes the same
-numbers up to the rounding of sums (`export_tflite` checks it). With `--train_steps` those rounded to
-nearest are trained, too, each for as many steps on the same images.
+numbers up to the rounding of sums (`export_tflite` checks it). With `--train_steps` those rounded
+to nearest are trained, too, each for as many steps on the same images.
 """
 
 from __future__ import annotations
@@ -152,7 +152,30 @@ def _variants(
         found[f"{100 * share:g} %, by the rounding error alone"] = functools.partial(
             plan, share, False
         )
+    if options.train_steps:
+        trained = [name for name in found if "gptq" not in name and "alone" not in name]
+        for name in trained:
+            untrained = found[name]
+            found[f"{name}, trained"] = functools.partial(_to_train, untrained)
     return found
+
+
+def _to_train(untrained: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    return untrained() | {"method": "qat"}
+
+
+def _train(
+    qat: tf_keras.Model, dataset: ImageDataset, from_logits: bool, options: argparse.Namespace
+) -> None:
+    """Trains in place along a cosine; the second half sees the affine maps of the file."""
+    steps = options.train_steps
+    epochs = -(-steps // steps_per_epoch(dataset, TRAINING_BATCH))
+    batches = training_batches(dataset, TRAINING_BATCH, options.seed, epochs=epochs).take(steps)
+    schedule = tf_keras.optimizers.schedules.CosineDecay(options.learning_rate, steps)
+    loss = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits)
+    qat.compile(tf_keras.optimizers.SGD(schedule, MOMENTUM, nesterov=True), loss)
+    qat.fit(batches, epochs=1, verbose=0, callbacks=[FreezeBatchNorm(steps // 2)])
+    round_biases(qat)
 
 
 def _file_bytes(qat: tf_keras.Model) -> int:

@@ -46,10 +46,7 @@ class EhapQuantizeLayer(QuantizeLayer):
             averages: see `inputs`.
         """
         if averages:
-            low, high = self.quantizer.limits(self.quantizer_vars)
-            step = (high - low) / 255.0
-            # The real value of integer 0, which is the middle of -128 to 127.
-            zero = (128.0 - tf.round(-low / step)) * step
+            step, zero = self.quantizer.grid(self.quantizer_vars)
             inputs = inputs + HALF_WAY * step * tf.sign(inputs - zero)
         return super().call(inputs, training)
 

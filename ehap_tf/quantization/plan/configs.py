@@ -16,7 +16,13 @@ from ehap_tf.quantization.plan.quantizers import (
     EqualByArguments,
 )
 
-OUTPUTS = ("none", "observed", "unit", "signed_unit", "log_unit")
+PRESCRIBED = {
+    "unit": (0.0, 255.0 / 256.0),
+    "signed_unit": (-1.0, 127.0 / 128.0),
+    "log_unit": (-255.0 / 16.0, 0.0),
+}
+"""Ranges of 8-bit integers that the runtime prescribes."""
+OUTPUTS = ("none", "observed", *PRESCRIBED)
 
 
 class EhapQuantizeConfig(EqualByArguments, QuantizeConfig):
@@ -29,7 +35,7 @@ class EhapQuantizeConfig(EqualByArguments, QuantizeConfig):
             grid), "observed" (a moving range), "unit" ([0, 255/256], softmax and sigmoid),
             "signed_unit" ([-1, 127/128], tanh) or "log_unit" ([-255/16, 0], log_softmax).
         weight_bits: of the weights.
-        activation_bits: of an observed output.
+        activation_bits: of the output, 8 or 16.
         percentile: of an observed output, see `EhapActivationQuantizer`.
     """
 
@@ -81,12 +87,8 @@ class EhapQuantizeConfig(EqualByArguments, QuantizeConfig):
         del layer
         if self.output == "observed":
             return [EhapActivationQuantizer(self.activation_bits, self.percentile)]
-        if self.output == "unit":
-            return [EhapFixedQuantizer(0.0, 255.0 / 256.0)]
-        if self.output == "signed_unit":
-            return [EhapFixedQuantizer(-1.0, 127.0 / 128.0)]
-        if self.output == "log_unit":
-            return [EhapFixedQuantizer(-255.0 / 16.0, 0.0)]
+        if self.output in PRESCRIBED:
+            return [EhapFixedQuantizer(*PRESCRIBED[self.output], self.activation_bits)]
         return []
 
     def get_config(self) -> dict[str, Any]:

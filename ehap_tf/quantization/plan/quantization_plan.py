@@ -11,7 +11,7 @@ from typing import Any
 from ehap_tf.files import json_fields
 
 WEIGHT_BITS = (4, 8)
-ACTIVATION_BITS = (8,)
+ACTIVATION_BITS = (8, 16)
 
 _FORMAT = "ehap_tf.QuantizationPlan/1"
 

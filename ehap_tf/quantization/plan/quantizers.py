@@ -2,6 +2,9 @@
 
 Both emulate integers, x -> scale * (clip(round(x / scale) + zero_point) - zero_point), with
 the straight-through gradient: 1 inside the range, 0 outside.
+
+Activations of 16 bits are symmetric, as TFLite's kernels for them are. Their range is told as that
+of the 8-bit integers that the converter writes in their place, see `sixteen_bit_step`.
 """
 
 from __future__ import annotations
@@ -122,8 +125,62 @@ def fake_quantize_symmetric(values: tf.Tensor, limits: tf.Tensor, bits: int) -> 
     )
 
 
-class EhapActivationQuantizer(EqualByArguments, quantizers.Quantizer):
+def sixteen_bit_step(low: Any, high: Any) -> Any:
+    """The step of the symmetric 16-bit integers that stand for a range of 8-bit ones.
+
+    They hold its farther end, so that a step of 8 bits is 256 of theirs where the zero point is 0,
+    and 128 where it is -128, as of the outputs of a softmax: both are what TFLite's kernels
+    prescribe or take.
+
+    Args:
+        low: end of the range of asymmetric 8-bit integers, 0 or less.
+        high: the other end.
+    """
+    step = (high - low) / 255.0
+    zero_point = tf.round(-low / step) - 128.0
+    return step * (128.0 + tf.abs(zero_point)) / 32768.0
+
+
+def fake_quantize_activation(values: tf.Tensor, low: Any, high: Any, bits: int) -> tf.Tensor:
+    """Emulates the integers of an activation.
+
+    Args:
+        values: real ones.
+        low: end of the range of 8-bit integers; of 16 bits see `sixteen_bit_step`.
+        high: the other end.
+        bits: up to 8, or 16.
+    """
+    if bits <= 8:
+        return tf.quantization.fake_quant_with_min_max_vars(values, low, high, num_bits=bits)
+    # TensorFlow's operator counts its steps from the lower end, where float32 has few digits left.
+    step = sixteen_bit_step(low, high)
+    inside = tf.clip_by_value(values, -32768.0 * step, 32767.0 * step)
+    return inside + tf.stop_gradient(tf.round(inside / step) * step - inside)
+
+
+def activation_grid(low: Any, high: Any, bits: int) -> tuple[Any, Any]:
+    """A step of an activation's integers, and the real value of integer 0; see above."""
+    if bits > 8:
+        return sixteen_bit_step(low, high), 0.0
+    step = (high - low) / 255.0
+    # The middle of -128 to 127.
+    return step, (128.0 - tf.round(-low / step)) * step
+
+
+class _OfActivations(EqualByArguments, quantizers.Quantizer):
+    """A quantizer of an activation: `bits`, and `limits` of its variables."""
+
+    bits: int
+
+    def grid(self, weights: dict[str, Any]) -> tuple[Any, Any]:
+        """A step of the integers, and the real value of integer 0."""
+        return activation_grid(*self.limits(weights), self.bits)
+
+
+class EhapActivationQuantizer(_OfActivations):
     """Asymmetric quantization of an activation to the full range of `bits`-bit integers.
+
+    With 16 bits symmetric: the integers end at the larger of the two magnitudes of the range.
 
     `calibrate` sets the range. In training it becomes a moving average of the batches' smallest and
     largest values, both stretched to contain 0, with a decay of 0.99. Without a calibration the
@@ -131,7 +188,7 @@ class EhapActivationQuantizer(EqualByArguments, quantizers.Quantizer):
     batch sets the range and the first hundred are plainly averaged.
 
     Args:
-        bits: 2 to 8.
+        bits: 2 to 8, or 16.
         percentile: of the values (in training, of a batch) that the range holds, 50 to 100. Below
             100, as many of the largest as of the smallest values are clipped.
     """
@@ -174,11 +231,17 @@ class EhapActivationQuantizer(EqualByArguments, quantizers.Quantizer):
             low = low.assign(decay * low + (1.0 - decay) * batch_low)
             high = high.assign(decay * high + (1.0 - decay) * batch_high)
             batches.assign_add(1.0)
-        return tf.quantization.fake_quant_with_min_max_vars(inputs, low, high, num_bits=self.bits)
+        return fake_quantize_activation(inputs, *self._limits(low, high), self.bits)
 
     def limits(self, weights: dict[str, Any]) -> tuple[Any, Any]:
-        """The range, as it is now."""
-        return weights["min_var"], weights["max_var"]
+        """The range, as it is now; of 16 bits that of the 8-bit integers in their place."""
+        return self._limits(weights["min_var"], weights["max_var"])
+
+    def _limits(self, low: Any, high: Any) -> tuple[Any, Any]:
+        if self.bits <= 8:
+            return low, high
+        step = 256.0 / 32767.0 * tf.maximum(-low, high)
+        return -128.0 * step, 127.0 * step
 
     def get_config(self) -> dict[str, Any]:
         """The arguments of the constructor."""
@@ -204,25 +267,31 @@ def range_with_zero(low: Any, high: Any) -> tuple[tf.Tensor, tf.Tensor]:
     return low, tf.maximum(high, low + SMALLEST_RANGE)
 
 
-class EhapFixedQuantizer(_Stateless):
+class EhapFixedQuantizer(_Stateless, _OfActivations):
     """Asymmetric quantization to a range that the integer kernel prescribes.
 
     TFLite's softmax and sigmoid write multiples of 1/256 from 0, its tanh multiples of 1/128
     around 0, whatever was observed. Keras takes cross-entropies from the logits that its softmax
     and sigmoid leave on their outputs; they stay there, because the loss of a probability that was
     rounded to 0 has no gradient.
+
+    Args:
+        low: end of the range of 8-bit integers.
+        high: the other end.
+        bits: 8, or 16: multiples of 1/32768 then.
     """
 
-    def __init__(self, low: float, high: float) -> None:
+    def __init__(self, low: float, high: float, bits: int = 8) -> None:
         self.low = float(low)
         self.high = float(high)
+        self.bits = int(bits)
 
     def __call__(
         self, inputs: tf.Tensor, training: bool, weights: dict[str, Any], **kwargs: Any
     ) -> tf.Tensor:
-        """Fake-quantizes to [low, high] with 8 bits."""
+        """Fake-quantizes to the range."""
         del training, weights, kwargs
-        outputs = tf.quantization.fake_quant_with_min_max_args(inputs, self.low, self.high)
+        outputs = fake_quantize_activation(inputs, self.low, self.high, self.bits)
         if hasattr(inputs, "_keras_logits"):
             outputs._keras_logits = inputs._keras_logits
         return outputs
@@ -234,4 +303,4 @@ class EhapFixedQuantizer(_Stateless):
 
     def get_config(self) -> dict[str, Any]:
         """The arguments of the constructor."""
-        return {"low": self.low, "high": self.high}
+        return {"low": self.low, "high": self.high, "bits": self.bits}

@@ -25,9 +25,15 @@ from ehap_tf.quantization.tflite.evaluate import TFLiteModel, classes
 from ehap_tf.quantization.tflite.finite import require_finite_weights
 from ehap_tf.quantization.tflite.four_bits import pack_dense_kernels
 from ehap_tf.quantization.tflite.inputs import input_batches, input_names
-from ehap_tf.quantization.tflite.integer_graph import IntegerGraph, float_output_names, output_step
+from ehap_tf.quantization.tflite.integer_graph import (
+    IntegerGraph,
+    activation_bits,
+    float_output_names,
+    output_step,
+)
 from ehap_tf.quantization.tflite.metadata import Normalization, write_metadata
 from ehap_tf.quantization.tflite.mixed_types import with_dequantized_inputs
+from ehap_tf.quantization.tflite.sixteen_bits import missing_kernels, with_sixteen_bit_activations
 from ehap_tf.quantization.tflite.tflite_file import TFLiteFile, inspect_tflite
 
 LARGEST_DIFFERENCE = 10.0
@@ -44,7 +50,10 @@ LARGEST_SHARE_OF_OTHERS = 0.5
 CHECKED_EXAMPLES = 2048
 """Of `data`, on which a file is compared with its model."""
 
-IO_DTYPES = {"int8": tf.int8, "uint8": tf.uint8, "float32": tf.float32}
+IO_DTYPES = {"int8": tf.int8, "uint8": tf.uint8, "int16": tf.int8, "float32": tf.float32}
+"""What the converter is told; it writes 8 bits where 16 are wanted."""
+OF_BITS = {8: ("int8", "uint8", "float32"), 16: ("int16", "float32")}
+"""Bits of activations -> types of inputs and outputs, the first by default."""
 
 
 @either_keras(None)
@@ -52,7 +61,7 @@ def export_tflite(
     qat: tf_keras.Model,
     path: str | os.PathLike[str],
     *,
-    io_dtype: str = "int8",
+    io_dtype: str | None = None,
     allow_float: bool = False,
     normalization: Normalization | None = None,
     labels: Sequence[str] | None = None,
@@ -69,7 +78,8 @@ def export_tflite(
         qat: a calibrated or trained model from `quantize`. Its biases are rounded in place to the
             integers of the file, see `round_biases`, so that the two compute the same.
         path: of the file; replaced only by a file that has passed the check.
-        io_dtype: "int8", "uint8" or "float32", of inputs and outputs.
+        io_dtype: of inputs and outputs: "int8", "uint8" or "float32", of 16-bit activations
+            "int16" or "float32"; None is the first of them.
         allow_float: accept operators that compute in floating point.
         normalization: of the pixels, if it is not part of the model; goes into the metadata.
         labels: the classes' names; go into the metadata, with the one output that has as many
@@ -88,15 +98,23 @@ def export_tflite(
             than it was asked for; `data` is empty or of another shape; `labels` fit no output, or
             several.
     """
-    if io_dtype not in IO_DTYPES:
-        raise ValueError(f"io_dtype must be one of {tuple(IO_DTYPES)}. Received: {io_dtype!r}")
     require_qat(qat)
+    offered = OF_BITS[activation_bits(qat)]
+    io_dtype = io_dtype or offered[0]
+    if io_dtype not in offered:
+        raise ValueError(
+            f"io_dtype must be one of {offered} for activations of {activation_bits(qat)} bits. "
+            f"Received: {io_dtype!r}"
+        )
     require_finite_weights(qat)
     labelled = None if labels is None else _labelled_output(qat, labels)
     with atomic_path(path) as temporary:
         round_biases(qat)
         graph = IntegerGraph(qat)
-        temporary.write_bytes(_converted(qat, graph, io_dtype))
+        content = _converted(qat, graph, io_dtype)
+        if graph.activation_bits > 8:
+            require_kernels(content)
+        temporary.write_bytes(content)
         file = inspect_tflite(temporary)
         if file.float_operators and not allow_float:
             raise ValueError(
@@ -112,17 +130,34 @@ def export_tflite(
 
 
 def integer_file(qat: tf_keras.Model) -> bytes:
-    """The file of a QAT model with inputs and outputs of 8 bits, unchecked."""
-    return _converted(qat, IntegerGraph(qat), "int8")
+    """The file of a QAT model with integer inputs and outputs, unchecked."""
+    return _converted(qat, IntegerGraph(qat), OF_BITS[activation_bits(qat)][0])
 
 
 def _converted(qat: tf_keras.Model, graph: IntegerGraph, io_dtype: str) -> bytes:
-    converter = _converter(qat, graph)
+    with graph.as_eight_bits():
+        converter = _converter(qat, graph)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.inference_input_type = IO_DTYPES[io_dtype]
     converter.inference_output_type = IO_DTYPES[io_dtype]
     content = pack_dense_kernels(_convert(converter), graph.stored.values())
-    return with_dequantized_inputs(content)
+    content = with_dequantized_inputs(content)
+    return content if graph.activation_bits == 8 else with_sixteen_bit_activations(content)
+
+
+def require_kernels(content: bytes) -> None:
+    """Checks that LiteRT has a kernel of 16-bit activations for each operator of a file.
+
+    Raises:
+        ValueError: it has not; with their names.
+    """
+    missing = missing_kernels(content)
+    if missing:
+        raise ValueError(
+            "activation_bits=16 needs operators that TFLite has for 8-bit activations only: "
+            f"{', '.join(missing)}. Replace the layers these come from, keep them in float "
+            "(plan_quantization(keep_float=...)), or take activation_bits=8."
+        )
 
 
 def _labelled_output(qat: tf_keras.Model, labels: Sequence[str]) -> int:

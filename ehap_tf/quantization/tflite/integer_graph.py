@@ -41,7 +41,12 @@ from ehap_tf.quantization.integer_rules.integer_operators import EhapOperator
 from ehap_tf.quantization.integer_rules.own_layers import EhapFloatLayer
 from ehap_tf.quantization.integer_rules.wrappers import NAME_PREFIX, has_default_name, unwrapped
 from ehap_tf.quantization.plan.passes import is_plain_relu
-from ehap_tf.quantization.plan.quantizers import EhapActivationQuantizer, EhapFixedQuantizer
+from ehap_tf.quantization.plan.quantizers import (
+    EhapActivationQuantizer,
+    EhapFixedQuantizer,
+    activation_grid,
+    fake_quantize_activation,
+)
 from ehap_tf.quantization.tflite.folding import FoldedKernel, fold
 
 Range = tuple[float, float]
@@ -79,6 +84,8 @@ class IntegerGraph:
         self._rounding = rounding
         self._round_kernels = rounding if round_kernels is None else round_kernels
         self._observe = observe
+        self.activation_bits = activation_bits(qat)
+        self._coarse = False
         self._readers = readers_in_file(qat)
         self._sources = producers(qat)
         self._layers = {layer.name: layer for layer in qat.layers}
@@ -161,7 +168,7 @@ class IntegerGraph:
         grid = self._grids[layer.name]
         if kind == "EhapOperator" and self._limits[layer.name] is None and grid is not None:
             # The converter takes a grid through some of its moving operators only.
-            y = tf.quantization.fake_quant_with_min_max_args(y, *grid)
+            y = self._rounded(y, grid)
         if self._observe is not None:
             self._observe(layer, x, y)
         return y
@@ -169,7 +176,24 @@ class IntegerGraph:
     def on_grid(self, name: str, y: Any) -> Any:
         """The outputs of a layer, rounded to its range where it has one."""
         limits = self._limits[name]
-        return y if limits is None else tf.quantization.fake_quant_with_min_max_args(y, *limits)
+        return y if limits is None else self._rounded(y, limits)
+
+    def _rounded(self, y: Any, limits: Range) -> Any:
+        if self.activation_bits > 8 and not self._coarse:
+            return fake_quantize_activation(y, *limits, self.activation_bits)
+        return tf.quantization.fake_quant_with_min_max_args(y, *limits)
+
+    @contextlib.contextmanager
+    def as_eight_bits(self) -> Iterator[None]:
+        """Inside, activations of 16 bits are rounded to 8, which is all that the converter knows.
+
+        Kernels and biases are those of 8 bits at any time.
+        """
+        self._coarse = True
+        try:
+            yield
+        finally:
+            self._coarse = False
 
     def _is_rounded_float(self, layer: tf_keras.layers.Layer) -> bool:
         """Whether a layer that the caller keeps in float hands its output to integers."""
@@ -314,7 +338,7 @@ class IntegerGraph:
             shape=selection.shape,
         )
         y = tf.nn.conv2d(x, kernel.constant(), 1, "VALID")
-        return tf.quantization.fake_quant_with_min_max_args(y, *grid)
+        return self._rounded(y, grid)
 
 
 @contextlib.contextmanager
@@ -377,8 +401,16 @@ def output_quantizer(
     return quantizer, variables
 
 
+def activation_bits(qat: tf_keras.Model) -> int:
+    """Of a QAT model, all of whose activations have as many: 8, or 16."""
+    found = (output_quantizer(layer) for layer in qat.layers)
+    return max((one[0].bits for one in found if one is not None), default=8)
+
+
 def output_range(layer: tf_keras.layers.Layer) -> Range | None:
     """The range that a layer of a QAT model quantizes its output to, or None.
+
+    Of 16 bits that of 8-bit integers, see `sixteen_bit_step`.
 
     Raises:
         ValueError: the range has never seen data.
@@ -402,8 +434,7 @@ def output_step(qat: tf_keras.Model, index: int = 0) -> float:
     name = layer_of(qat.outputs[index]).name
     while (limits := output_range(qat.get_layer(name))) is None:
         name, *_ = sources[name]  # It keeps the grid of what it reads.
-    low, high = limits
-    return (high - low) / 255.0
+    return float(activation_grid(*limits, activation_bits(qat))[0])
 
 
 def float_output_names(qat: tf_keras.Model) -> list[str]:

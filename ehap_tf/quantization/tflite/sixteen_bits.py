@@ -1,0 +1,170 @@
+"""A file of 8-bit activations as one of 16-bit ones with the same weights, TFLite's 16x8 mode."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import flatbuffers
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+from ehap_tf.native_output import native_errors_kept
+from ehap_tf.quantization.tflite.tflite_file import operator_name
+
+_PRODUCTS = {"CONV_2D": 2, "DEPTHWISE_CONV_2D": 2, "FULLY_CONNECTED": 2, "TRANSPOSE_CONV": 3}
+"""Operators with weights of 8 bits, which are their input number 1, and the place of the bias."""
+_FINER = 256
+"""Steps of 16 bits in one of 8, with the zero point in the middle."""
+
+
+def with_sixteen_bit_activations(content: bytes) -> bytes:
+    """Gives every activation 16 bits and the zero point 0.
+
+    The converter takes fake quantization of 16 bits, but no kernel for it. It has written 8 bits,
+    whose range is that of the 16-bit integers (`sixteen_bit_step`): scales become finer, biases
+    64-bit integers in the finer unit, and other constants 16-bit integers of the same value. The
+    weights of convolutions and Dense layers stay.
+
+    Args:
+        content: of a full-integer TFLite file.
+    """
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
+    for graph in model.subgraphs:
+        kernels, biases = _constants(model, graph)
+        for index, tensor in enumerate(graph.tensors):
+            if index in biases:
+                _widen_bias(model, tensor)
+            elif tensor.type == schema.TensorType.INT8 and index not in kernels:
+                _widen(model, tensor)
+        for operator in graph.operators:
+            if hasattr(operator.builtinOptions, "potScaleInt16"):
+                # Scales are any numbers, and not powers of two, which is the default there.
+                operator.builtinOptions.potScaleInt16 = False
+    _drop_unused(model)
+    builder = flatbuffers.Builder(len(content))
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+def missing_kernels(content: bytes) -> tuple[str, ...]:
+    """The operators of a file that LiteRT has, but not for the types that they read and write.
+
+    Each is tried alone, on zeros.
+    """
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
+    missing: dict[str, None] = {}
+    known: set[Any] = set()
+    for graph in model.subgraphs:
+        for operator in graph.operators:
+            name = operator_name(model, operator)
+            tensors = (*operator.inputs, *operator.outputs)
+            of = (name, *(graph.tensors[index].type for index in tensors if index >= 0))
+            if of in known or name in missing:
+                continue
+            known.add(of)
+            if not _runs(_alone(model, graph, operator)):
+                missing[name] = None
+    return tuple(missing)
+
+
+def _constants(model: Any, graph: Any) -> tuple[set[int], set[int]]:
+    """The tensors that are weights of products, and those that are their biases."""
+    kernels, biases = set(), set()
+    for operator in graph.operators:
+        name = operator_name(model, operator)
+        if name not in _PRODUCTS or not _is_constant(model, graph.tensors[operator.inputs[1]]):
+            continue
+        kernels.add(int(operator.inputs[1]))
+        place = _PRODUCTS[name]
+        if len(operator.inputs) > place and operator.inputs[place] >= 0:
+            biases.add(int(operator.inputs[place]))
+    integer = {i for i in biases if graph.tensors[i].type == schema.TensorType.INT32}
+    return kernels, integer
+
+
+def _is_constant(model: Any, tensor: Any) -> bool:
+    data = model.buffers[tensor.buffer].data
+    return data is not None and len(data) > 0
+
+
+def _widen_bias(model: Any, tensor: Any) -> None:
+    accumulators = _read(model, tensor, np.int32).astype(np.int64) * _FINER
+    tensor.type = schema.TensorType.INT64
+    scale = np.asarray(tensor.quantization.scale, np.float64) / _FINER
+    tensor.quantization.scale = scale.astype(np.float32)
+    _write(model, tensor, accumulators)
+
+
+def _widen(model: Any, tensor: Any) -> None:
+    """16 bits for an activation, or for a constant beside activations."""
+    tensor.type = schema.TensorType.INT16
+    grid = tensor.quantization
+    if grid is None or grid.scale is None:
+        return
+    (scale,), (zero_point,) = grid.scale, grid.zeroPoint
+    parts = 32768.0 / (128.0 + abs(float(zero_point)))
+    if _is_constant(model, tensor):
+        # Any zero point: the difference of two 8-bit integers has 128 parts in 16 bits.
+        parts = 128.0
+        integers = _read(model, tensor, np.int8).astype(np.int32) - int(zero_point)
+        _write(model, tensor, (integers * 128).astype(np.int16))
+    grid.scale = np.asarray([scale / parts], np.float32)
+    grid.zeroPoint = np.zeros(1, np.int64)
+
+
+def _read(model: Any, tensor: Any, dtype: Any) -> np.ndarray:
+    return np.frombuffer(bytes(model.buffers[tensor.buffer].data), dtype)
+
+
+def _write(model: Any, tensor: Any, values: np.ndarray) -> None:
+    """A buffer of the tensor's own: equal constants shared the old one."""
+    buffer = schema.BufferT()
+    buffer.data = values.view(np.uint8)
+    tensor.buffer = len(model.buffers)
+    model.buffers.append(buffer)
+
+
+def _drop_unused(model: Any) -> None:
+    """Empties the buffers that nothing reads any more."""
+    used = {tensor.buffer for graph in model.subgraphs for tensor in graph.tensors}
+    used |= {metadata.buffer for metadata in model.metadata or ()}
+    for index, buffer in enumerate(model.buffers):
+        if index not in used:
+            buffer.data = None
+
+
+def _alone(model: Any, graph: Any, operator: Any) -> bytes:
+    """A file of one operator, whose inputs and outputs are those of the file."""
+    single = copy.copy(graph)
+    single.operators = [operator]
+    single.outputs = list(operator.outputs)
+    single.inputs = list(dict.fromkeys(_computed(model, graph, operator)))
+    others = [other if other is not graph else single for other in model.subgraphs]
+    trial = copy.copy(model)
+    trial.subgraphs = [single, *(other for other in others if other is not single)]
+    trial.signatureDefs = []
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(trial.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+def _computed(model: Any, graph: Any, operator: Any) -> Iterator[int]:
+    for index in map(int, operator.inputs):
+        if index >= 0 and not _is_constant(model, graph.tensors[index]):
+            yield index
+
+
+def _runs(content: bytes) -> bool:
+    kernels = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    with native_errors_kept():
+        try:
+            interpreter = Interpreter(model_content=content, experimental_op_resolver_type=kernels)
+            interpreter.allocate_tensors()
+            interpreter.invoke()
+        except (RuntimeError, ValueError):
+            return False
+    return True
