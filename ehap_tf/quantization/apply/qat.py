@@ -31,7 +31,7 @@ from ehap_tf.quantization.plan.layout import EhapQuantizeLayoutTransform
 from ehap_tf.quantization.plan.quantization_plan import QuantizationPlan
 from ehap_tf.quantization.plan.registry import EhapQuantizeRegistry
 from ehap_tf.quantization.plan.scheme import quantization_scope
-from ehap_tf.quantization.tflite.conversion import export_tflite
+from ehap_tf.quantization.tflite.conversion import export_tflite, require_sixteen_bit_kernels
 from ehap_tf.quantization.tflite.finite import require_finite_weights
 from ehap_tf.quantization.tflite.inputs import input_batches, input_names
 from ehap_tf.quantization.tflite.islands import require_convertible
@@ -78,7 +78,10 @@ def quantize(
         method: "qat", to be trained further, or "ptq", to be exported as it is; "ptq" must be
             given data.
         weight_bits: 8, or 4 for all kernels but those of `Conv2DTranspose`.
-        activation_bits: 8.
+        activation_bits: 8, or 16 for networks whose outputs 8 bits are too coarse for, such as
+            those of sound: symmetric, with kernels of 8 bits, in a file of larger tensors that
+            takes and gives 16 bits. Not all operators exist so, and a trial conversion, which
+            takes seconds, finds out which are missing.
         representative_data: `(x, y)` or `(x,)` arrays, an array, or a batched `tf.data.Dataset` of
             inputs or of (inputs, labels), preprocessed as for `model`; several inputs are a list of
             arrays or a dict in the place of `x`. The first 2,048 examples, however they are
@@ -116,8 +119,9 @@ def quantize(
     Raises:
         TypeError: `model` is neither Functional nor Sequential, or the data is of another form,
             such as a generator.
-        ValueError: a layer has no integer kernel, or none in float that TFLite can run, needs the
-            exact numbers of an input, or is quantized already, a weight or an activation is NaN or
+        ValueError: a layer has no integer kernel, or none of 16 bits if that is wanted, or none in
+            float that TFLite can run, needs the exact numbers of an input, or is quantized
+            already, a weight or an activation is NaN or
             infinite, the model takes inputs of any size, the plan is of another model, or an
             argument is outside its values, such as a list of batches for data.
     """
@@ -132,8 +136,10 @@ def quantize(
             f"{activation_bits=}, {act_percentile=}, {allow_float=}"
         )
     with quantization_scope():
-        flat, configs, _ = _rewritten(model, settings, plan)
+        flat, configs, decided = _rewritten(model, settings, plan)
         qat = _wrap(flat, configs, model.output_names)
+    if decided.activation_bits > 8:
+        require_sixteen_bit_kernels(qat)
     if representative_data is not None:
         if reestimate:
             reestimate_batch_norm(qat, _batches(qat, representative_data))
@@ -219,11 +225,18 @@ def plan_quantization(
         >>> plan = ehap.plan_quantization(model, target_bytes=200_000, scores=scores)
     """
     traces = _traces(target_bytes, scores)
+    if target_bytes is not None and activation_bits > 8:
+        raise ValueError(
+            "target_bytes is met by kernels of 4 bits, which need activation_bits=8. Received: "
+            f"{activation_bits=}, {target_bytes=}"
+        )
     settings = QuantizationPlan(
         (), weight_bits, activation_bits, act_percentile, keep_float, allow_float
     )
     with quantization_scope():
         flat, configs, plan = _rewritten(model, settings)
+        if activation_bits > 8:
+            require_sixteen_bit_kernels(_wrap(flat, configs, model.output_names))
     plan = plan.with_bits(bits or {})
     if target_bytes is None:
         return plan
@@ -315,20 +328,25 @@ def _noise_file_bytes(model: tf_keras.Model, plan: QuantizationPlan) -> int:
 
 
 def require_quantizable(
-    model: tf_keras.Model, weight_bits: int = 8, *, allow_float: bool = False
+    model: tf_keras.Model,
+    weight_bits: int = 8,
+    *,
+    activation_bits: int = 8,
+    allow_float: bool = False,
 ) -> None:
     """Checks that `quantize` takes `model`, without the work and without data.
 
     Args:
         model: as for `quantize`, trained or not.
         weight_bits: as in `quantize`.
+        activation_bits: as in `quantize`.
         allow_float: as in `quantize`.
 
     Raises:
         TypeError: as in `quantize`.
         ValueError: as in `quantize`.
     """
-    plan_quantization(model, weight_bits, allow_float=allow_float)
+    plan_quantization(model, weight_bits, activation_bits, allow_float=allow_float)
 
 
 def _rewritten(

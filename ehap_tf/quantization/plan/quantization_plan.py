@@ -56,7 +56,7 @@ class QuantizationPlan:
     Attributes:
         layers: of the file's graph, in the order of computing.
         weight_bits: of the kernels that nothing else is said of.
-        activation_bits: of the outputs.
+        activation_bits: of the outputs: 8, or 16, symmetric, with kernels of 8 bits.
         act_percentile: share in percent of an output's values that its range holds.
         keep_float: patterns of the names of layers that stay in float though they need not.
         allow_float: whether layers without an integer kernel may stay in float.
@@ -72,6 +72,12 @@ class QuantizationPlan:
     def __post_init__(self) -> None:
         require_bits("weight_bits", self.weight_bits, WEIGHT_BITS)
         require_bits("activation_bits", self.activation_bits, ACTIVATION_BITS)
+        if self.activation_bits == 16 and 4 in (self.weight_bits, *self.bits.values()):
+            raise ValueError(
+                "kernels must have 8 bits with activation_bits=16: TFLite computes something else "
+                "with 4 bits beside activations of 16. Received: 4 bits for "
+                f"{', '.join(n for n, bits in self.bits.items() if bits == 4) or 'all kernels'}"
+            )
         if not 50.0 < self.act_percentile <= 100.0:
             raise ValueError(
                 f"act_percentile must be in (50, 100]. Received: {self.act_percentile!r}"

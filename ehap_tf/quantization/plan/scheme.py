@@ -61,7 +61,7 @@ class EhapQuantizeScheme(QuantizeScheme):
 
     Args:
         weight_bits: 8, or 4 (stored as 4 bits in the file).
-        activation_bits: 8.
+        activation_bits: 8, or 16 (symmetric, with kernels of 8 bits).
         act_percentile: share in percent of an activation's values that its range holds.
         allow_float: keep layers without an integer kernel in float.
         keep_float: names or patterns of layers to keep in float, see `plan_quantization`.

@@ -28,7 +28,9 @@ from ehap_tf.quantization.tflite.inputs import input_batches, input_names
 from ehap_tf.quantization.tflite.integer_graph import (
     IntegerGraph,
     activation_bits,
+    constants,
     float_output_names,
+    output_quantizer,
     output_step,
 )
 from ehap_tf.quantization.tflite.metadata import Normalization, write_metadata
@@ -39,6 +41,8 @@ from ehap_tf.quantization.tflite.tflite_file import TFLiteFile, inspect_tflite
 LARGEST_DIFFERENCE = 10.0
 """Mean distance of a file's outputs from its model's, in steps of the output: rounding the other
 way now and then makes one or two of it, an operator that computes something else tens."""
+STEPS_OF_SIXTEEN_BITS = 16.0
+"""That count as one there: kernels interpolate in tables, and multiply by fewer digits."""
 LARGEST_ERROR = 0.5
 """Mean squared distance, as a share of the variance of the model's outputs over the examples; that
 of a file that returns constants is at least 1. Most outputs of a softmax over many classes are 0
@@ -113,7 +117,7 @@ def export_tflite(
         graph = IntegerGraph(qat)
         content = _converted(qat, graph, io_dtype)
         if graph.activation_bits > 8:
-            require_kernels(content)
+            _require_kernels(content)
         temporary.write_bytes(content)
         file = inspect_tflite(temporary)
         if file.float_operators and not allow_float:
@@ -142,10 +146,32 @@ def _converted(qat: tf_keras.Model, graph: IntegerGraph, io_dtype: str) -> bytes
     converter.inference_output_type = IO_DTYPES[io_dtype]
     content = pack_dense_kernels(_convert(converter), graph.stored.values())
     content = with_dequantized_inputs(content)
-    return content if graph.activation_bits == 8 else with_sixteen_bit_activations(content)
+    if graph.activation_bits == 8:
+        return content
+    return with_sixteen_bit_activations(content, constants(qat))
 
 
-def require_kernels(content: bytes) -> None:
+def require_sixteen_bit_kernels(qat: tf_keras.Model) -> None:
+    """Converts a QAT model of 16-bit activations that has not seen data yet, to try its operators.
+
+    Raises:
+        ValueError: TFLite lacks some; with their names.
+    """
+    unseen = [
+        variables["batches"]
+        for _, variables in filter(None, map(output_quantizer, qat.layers))
+        if "batches" in variables and not float(variables["batches"])
+    ]
+    for batches in unseen:
+        batches.assign(1.0)
+    try:
+        _require_kernels(integer_file(qat))
+    finally:
+        for batches in unseen:
+            batches.assign(0.0)
+
+
+def _require_kernels(content: bytes) -> None:
     """Checks that LiteRT has a kernel of 16-bit activations for each operator of a file.
 
     Raises:
@@ -235,7 +261,8 @@ def _compared(file: TFLiteFile, qat: tf_keras.Model, data: Any) -> TFLiteFile:
     for index in range(len(qat.outputs)):
         one, other = (np.concatenate([y[index] for y in side]) for side in (received, expected))
         if qat.outputs[index].dtype.is_floating:
-            difference, reason = _difference(one, other, output_step(qat, index))
+            coarse = 1.0 if activation_bits(qat) == 8 else STEPS_OF_SIXTEEN_BITS
+            difference, reason = _difference(one, other, output_step(qat, index), coarse)
         else:
             difference, reason = _share_of_others(one, other)
         if reason:
@@ -256,18 +283,28 @@ def _compared(file: TFLiteFile, qat: tf_keras.Model, data: Any) -> TFLiteFile:
     )
 
 
-def _difference(received: np.ndarray, expected: np.ndarray, step: float) -> tuple[float, str]:
-    """The mean distance of two outputs in steps, and why it is too large, or "" if it is not."""
+def _difference(
+    received: np.ndarray, expected: np.ndarray, step: float, coarse: float
+) -> tuple[float, str]:
+    """The mean distance of two outputs in steps, and why it is too large, or "" if it is not.
+
+    Args:
+        received: from the file.
+        expected: from the model.
+        step: of the output.
+        coarse: how many steps count as one.
+    """
     errors = (received - expected) / step
     difference = float(np.abs(errors).mean())
-    if difference > LARGEST_DIFFERENCE:
+    if difference > LARGEST_DIFFERENCE * coarse:
         return difference, (
-            f"up to {LARGEST_DIFFERENCE:g} steps of the output in the mean. Received: "
+            f"up to {LARGEST_DIFFERENCE * coarse:g} steps of the output in the mean. Received: "
             f"{difference:.3g} steps"
         )
     variance = float(np.square((expected - expected.mean(axis=0)) / step).mean())
+    smallest = (SMALLEST_SPREAD * coarse) ** 2
     error = float(np.square(errors).mean())
-    if variance > SMALLEST_SPREAD**2 and error > LARGEST_ERROR * variance:
+    if variance > smallest and error > LARGEST_ERROR * variance:
         return difference, (
             f"up to a mean squared distance of {LARGEST_ERROR:g} times their variance over the "
             f"examples. Received: {error / variance:.3g} times"

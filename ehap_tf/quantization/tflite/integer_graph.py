@@ -401,6 +401,17 @@ def output_quantizer(
     return quantizer, variables
 
 
+def constants(qat: tf_keras.Model) -> list[np.ndarray]:
+    """The constant tensors among what the operators of a QAT model read."""
+    operators = (unwrapped(layer) for layer in qat.layers)
+    return [
+        value.numpy()
+        for operator in operators
+        if isinstance(operator, EhapOperator)
+        for value in operator._values.values()
+    ]
+
+
 def activation_bits(qat: tf_keras.Model) -> int:
     """Of a QAT model, all of whose activations have as many: 8, or 16."""
     found = (output_quantizer(layer) for layer in qat.layers)

@@ -3,34 +3,42 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
-
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from ehap_tf.native_output import native_errors_kept
 from ehap_tf.quantization.tflite.tflite_file import operator_name
 
-_PRODUCTS = {"CONV_2D": 2, "DEPTHWISE_CONV_2D": 2, "FULLY_CONNECTED": 2, "TRANSPOSE_CONV": 3}
+_WITH_WEIGHTS = {
+    "CONV_2D": 2,
+    "DEPTHWISE_CONV_2D": 2,
+    "FULLY_CONNECTED": 2,
+    "PRELU": None,
+    "TRANSPOSE_CONV": 3,
+}
 """Operators with weights of 8 bits, which are their input number 1, and the place of the bias."""
+FARTHEST = 1.1
+"""Steps of 8 bits from a constant to what it was rounded to: a whole one at the end of a range."""
 _FINER = 256
 """Steps of 16 bits in one of 8, with the zero point in the middle."""
 
 
-def with_sixteen_bit_activations(content: bytes) -> bytes:
+def with_sixteen_bit_activations(content: bytes, exact: Sequence[np.ndarray] = ()) -> bytes:
     """Gives every activation 16 bits and the zero point 0.
 
     The converter takes fake quantization of 16 bits, but no kernel for it. It has written 8 bits,
     whose range is that of the 16-bit integers (`sixteen_bit_step`): scales become finer, biases
-    64-bit integers in the finer unit, and other constants 16-bit integers of the same value. The
-    weights of convolutions and Dense layers stay.
+    64-bit integers in the finer unit, and other constants 16-bit integers. The weights of
+    convolutions and Dense layers stay.
 
     Args:
         content: of a full-integer TFLite file.
+        exact: constants before the converter rounded them, in any order and shape.
     """
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
     for graph in model.subgraphs:
@@ -39,7 +47,7 @@ def with_sixteen_bit_activations(content: bytes) -> bytes:
             if index in biases:
                 _widen_bias(model, tensor)
             elif tensor.type == schema.TensorType.INT8 and index not in kernels:
-                _widen(model, tensor)
+                _widen(model, tensor, exact)
         for operator in graph.operators:
             if hasattr(operator.builtinOptions, "potScaleInt16"):
                 # Scales are any numbers, and not powers of two, which is the default there.
@@ -76,11 +84,11 @@ def _constants(model: Any, graph: Any) -> tuple[set[int], set[int]]:
     kernels, biases = set(), set()
     for operator in graph.operators:
         name = operator_name(model, operator)
-        if name not in _PRODUCTS or not _is_constant(model, graph.tensors[operator.inputs[1]]):
+        if name not in _WITH_WEIGHTS or not _is_constant(model, graph.tensors[operator.inputs[1]]):
             continue
         kernels.add(int(operator.inputs[1]))
-        place = _PRODUCTS[name]
-        if len(operator.inputs) > place and operator.inputs[place] >= 0:
+        place = _WITH_WEIGHTS[name]
+        if place and len(operator.inputs) > place and operator.inputs[place] >= 0:
             biases.add(int(operator.inputs[place]))
     integer = {i for i in biases if graph.tensors[i].type == schema.TensorType.INT32}
     return kernels, integer
@@ -99,21 +107,33 @@ def _widen_bias(model: Any, tensor: Any) -> None:
     _write(model, tensor, accumulators)
 
 
-def _widen(model: Any, tensor: Any) -> None:
-    """16 bits for an activation, or for a constant beside activations."""
+def _widen(model: Any, tensor: Any, exact: Sequence[np.ndarray]) -> None:
+    """16 bits for an activation, or for a constant, which may have to have the scale of one."""
     tensor.type = schema.TensorType.INT16
     grid = tensor.quantization
     if grid is None or grid.scale is None:
         return
     (scale,), (zero_point,) = grid.scale, grid.zeroPoint
-    parts = 32768.0 / (128.0 + abs(float(zero_point)))
+    step = float(scale) * (128.0 + abs(float(zero_point))) / 32768.0
     if _is_constant(model, tensor):
-        # Any zero point: the difference of two 8-bit integers has 128 parts in 16 bits.
-        parts = 128.0
-        integers = _read(model, tensor, np.int8).astype(np.int32) - int(zero_point)
-        _write(model, tensor, (integers * 128).astype(np.int16))
-    grid.scale = np.asarray([scale / parts], np.float32)
+        integers = _read(model, tensor, np.int8).astype(np.float64) - float(zero_point)
+        values = _nearest(integers * float(scale), float(scale), exact)
+        wide = np.clip(np.rint(values / step), -32768, 32767)
+        _write(model, tensor, wide.astype(np.int16))
+    grid.scale = np.asarray([step], np.float32)
     grid.zeroPoint = np.zeros(1, np.int64)
+
+
+def _nearest(rounded: np.ndarray, scale: float, exact: Sequence[np.ndarray]) -> np.ndarray:
+    """The constant that was rounded so; what was rounded where there is none."""
+    best, distance = rounded, FARTHEST * scale
+    for constant in exact:
+        if constant.size == rounded.size:
+            flat = constant.ravel().astype(np.float64)
+            farthest = float(np.abs(flat - rounded).max(initial=0.0))
+            if farthest < distance:
+                best, distance = flat, farthest
+    return best
 
 
 def _read(model: Any, tensor: Any, dtype: Any) -> np.ndarray:
