@@ -12,15 +12,24 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import flatbuffers
 import numpy as np
 import tensorflow as tf
+from ai_edge_litert import schema_py_generated as schema
 
 from ehap_tf.models.keras3 import either_keras
 from ehap_tf.native_output import native_errors_in
 from ehap_tf.progress import ProgressCallback, no_progress
-from ehap_tf.quantization import TFLiteModel, classes, operator_name, parse_tflite, plan_arena
+from ehap_tf.quantization import (
+    TFLiteModel,
+    classes,
+    operator_alone,
+    operator_name,
+    parse_tflite,
+    plan_arena,
+)
 
+_UNKNOWN = r"Didn't find op|Failed to get registration"
+"""What the interpreter says of an operator that it does not have."""
 _ROOM = 2**18
 """Bytes of the arena that is offered, beyond twice of what is planned."""
 
@@ -30,7 +39,8 @@ class MicroCheck:
     """What TensorFlow Lite Micro makes of a TFLite file.
 
     Attributes:
-        missing: operators that its interpreter lacks; empty where the file runs.
+        missing: operators that its interpreter lacks, some of them for 16-bit activations alone;
+            empty where the file runs.
         arena_bytes: of the tensor arena, as the interpreter reports it (on this machine, of 64
             bits); None where operators are missing.
         examples: that both interpreters have run.
@@ -122,22 +132,35 @@ def missing_micro_operators(path: str | os.PathLike[str]) -> tuple[str, ...]:
         ImportError, FileNotFoundError, CorruptFileError: as in `verify_micro`.
     """
     require_micro()
-    kinds: dict[str, tuple[int, Any]] = {}
     model = parse_tflite(path)
-    for number, graph in enumerate(model.subgraphs):
+    missing: dict[str, None] = {}
+    known: set[Any] = set()
+    for graph in model.subgraphs:
         for operator in graph.operators:
-            kinds.setdefault(operator_name(model, operator), (number, operator))
-    missing = []
-    for name, (number, operator) in kinds.items():
-        for place, graph in enumerate(model.subgraphs):
-            graph.operators = [operator] if place == number else []
-        builder = flatbuffers.Builder(1024)
-        builder.Finish(model.Pack(builder), b"TFL3")
-        said, interpreter = _interpreter(bytes(builder.Output()), 2**24)
-        # An operator alone may fail for other reasons: what it reads has not been computed.
-        if interpreter is None and re.search(r"Didn't find op|Failed to get registration", said):
-            missing.append(name)
+            name, types = operator_name(model, operator), _types(graph, operator)
+            if name in missing or (name, types) in known:
+                continue
+            known.add((name, types))
+            said, interpreter = _interpreter(operator_alone(model, graph, operator), 2**24)
+            if interpreter is None and re.search(_UNKNOWN, said):
+                missing[name] = None
+            elif schema.TensorType.INT16 in types and not _runs(interpreter):
+                missing[f"{name} of 16 bits"] = None
     return tuple(missing)
+
+
+def _types(graph: Any, operator: Any) -> tuple[int, ...]:
+    indices = (*operator.inputs, *operator.outputs)
+    return tuple(graph.tensors[index].type for index in indices if index >= 0)
+
+
+def _runs(interpreter: Any) -> bool:
+    with _native_errors():
+        try:
+            interpreter.invoke()
+        except (AttributeError, RuntimeError):
+            return False
+    return True
 
 
 def require_micro() -> Any:

@@ -31,6 +31,7 @@ from ehap_tf.quantization.tflite.tflite_file import (
     TensorSpec,
     TFLiteFile,
     inspect_tflite,
+    operator_alone,
     operator_name,
     parse_tflite,
 )
@@ -60,6 +61,7 @@ __all__ = [
     "load_qat",
     "measure_latency_ms",
     "noise_file",
+    "operator_alone",
     "operator_name",
     "parse_tflite",
     "plan_arena",

@@ -7,7 +7,7 @@ import tf_keras
 
 from ehap_tf.quantization import calibrate, quantize
 from ehap_tf.quantization.apply.calibration import BINS, FEWEST_BINS
-from ehap_tf.quantization.tflite.integer_graph import output_quantizer
+from ehap_tf.quantization.tflite.output_grids import output_quantizer
 from tests.quantization.nets import build, images, layers, randomize
 
 

@@ -13,7 +13,7 @@ from ehap_tf.quantization import export_tflite, quantize
 from ehap_tf.quantization.integer_rules.canonical import canonical_model
 from ehap_tf.quantization.plan.layout import EhapQuantizeLayoutTransform
 from ehap_tf.quantization.plan.registry import EhapQuantizeRegistry
-from ehap_tf.quantization.tflite.integer_graph import output_range
+from ehap_tf.quantization.tflite.output_grids import output_range
 from tests.pruning.nets import computed
 from tests.quantization.nets import (
     NETS,

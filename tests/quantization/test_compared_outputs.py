@@ -18,7 +18,8 @@ from ehap_tf.quantization import (
     save_qat,
 )
 from ehap_tf.quantization.plan.scheme import EhapQuantizeScheme, quantization_scope
-from ehap_tf.quantization.tflite.integer_graph import float_output_names, output_step
+from ehap_tf.quantization.tflite.integer_graph import float_output_names
+from ehap_tf.quantization.tflite.output_grids import output_step
 from ehap_tf.quantization.tflite.tflite_file import inspect_tflite, open_interpreter
 from tests.pruning.nets import computed
 from tests.quantization.nets import SHAPE, conv, images, layers, randomize

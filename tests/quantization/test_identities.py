@@ -11,7 +11,7 @@ from ehap_tf.graph import is_identity_at_inference
 from ehap_tf.models.kinds import layer_kind
 from ehap_tf.quantization import export_tflite, quantize
 from ehap_tf.quantization.integer_rules.wrappers import unwrapped
-from ehap_tf.quantization.tflite.integer_graph import output_quantizer
+from ehap_tf.quantization.tflite.output_grids import output_quantizer
 from tests.quantization.nets import images, layers, randomize, sequences
 
 OF_ANY_RANK = {

@@ -16,7 +16,7 @@ from ehap_tf.quantization import (
     quantize,
 )
 from ehap_tf.quantization.tflite.inputs import input_batches
-from ehap_tf.quantization.tflite.integer_graph import output_range
+from ehap_tf.quantization.tflite.output_grids import output_range
 from tests.pruning.nets import computed
 from tests.quantization.nets import SHAPE, conv_norm, images, layers, randomize
 

@@ -6,7 +6,7 @@ import tensorflow as tf
 import tf_keras
 
 from ehap_tf.quantization import TFLiteModel, export_tflite, load_qat, quantize, save_qat
-from ehap_tf.quantization.tflite.integer_graph import output_step
+from ehap_tf.quantization.tflite.output_grids import output_step
 from tests.pruning.nets import computed
 from tests.quantization.nets import head
 

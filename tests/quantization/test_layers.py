@@ -10,7 +10,7 @@ import tf_keras
 from ehap_tf.channels import ScatterChannels
 from ehap_tf.pruning import plan_pruning, prune
 from ehap_tf.quantization import TFLiteModel, export_tflite, quantize
-from ehap_tf.quantization.tflite.integer_graph import output_step
+from ehap_tf.quantization.tflite.output_grids import output_step
 from tests.pruning.nets import computed, random_scores, small_residual_net
 from tests.quantization.nets import (
     NETS,

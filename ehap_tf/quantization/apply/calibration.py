@@ -19,7 +19,8 @@ from ehap_tf.quantization.plan.quantizers import (
     range_with_zero,
 )
 from ehap_tf.quantization.tflite.inputs import input_batches
-from ehap_tf.quantization.tflite.integer_graph import IntegerGraph, output_quantizer
+from ehap_tf.quantization.tflite.integer_graph import IntegerGraph
+from ehap_tf.quantization.tflite.output_grids import output_quantizer
 
 CALIBRATION_EXAMPLES = 2048
 """Of the representative data, from its beginning: seconds of forward passes for most networks."""

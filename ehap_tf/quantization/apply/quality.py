@@ -22,7 +22,8 @@ from ehap_tf.quantization.integer_rules.wrappers import unwrapped
 from ehap_tf.quantization.tflite.evaluate import TFLiteModel, class_labels, classes
 from ehap_tf.quantization.tflite.folding import filters_axis, fold
 from ehap_tf.quantization.tflite.inputs import input_arrays, input_names
-from ehap_tf.quantization.tflite.integer_graph import IntegerGraph, output_range, output_step
+from ehap_tf.quantization.tflite.integer_graph import IntegerGraph
+from ehap_tf.quantization.tflite.output_grids import output_range, output_step
 
 WORST_CHANNELS = 5
 

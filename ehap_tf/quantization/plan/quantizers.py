@@ -172,6 +172,10 @@ class _OfActivations(EqualByArguments, quantizers.Quantizer):
 
     bits: int
 
+    def limits(self, weights: dict[str, Any]) -> tuple[Any, Any]:
+        """The range of 8-bit integers."""
+        raise NotImplementedError
+
     def grid(self, weights: dict[str, Any]) -> tuple[Any, Any]:
         """A step of the integers, and the real value of integer 0."""
         return activation_grid(*self.limits(weights), self.bits)

@@ -25,16 +25,15 @@ from ehap_tf.quantization.tflite.evaluate import TFLiteModel, classes
 from ehap_tf.quantization.tflite.finite import require_finite_weights
 from ehap_tf.quantization.tflite.four_bits import pack_dense_kernels
 from ehap_tf.quantization.tflite.inputs import input_batches, input_names
-from ehap_tf.quantization.tflite.integer_graph import (
-    IntegerGraph,
+from ehap_tf.quantization.tflite.integer_graph import IntegerGraph, float_output_names
+from ehap_tf.quantization.tflite.metadata import Normalization, write_metadata
+from ehap_tf.quantization.tflite.mixed_types import with_dequantized_inputs
+from ehap_tf.quantization.tflite.output_grids import (
     activation_bits,
     constants,
-    float_output_names,
     output_quantizer,
     output_step,
 )
-from ehap_tf.quantization.tflite.metadata import Normalization, write_metadata
-from ehap_tf.quantization.tflite.mixed_types import with_dequantized_inputs
 from ehap_tf.quantization.tflite.sixteen_bits import missing_kernels, with_sixteen_bit_activations
 from ehap_tf.quantization.tflite.tflite_file import TFLiteFile, inspect_tflite
 

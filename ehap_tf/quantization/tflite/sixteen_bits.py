@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import flatbuffers
@@ -12,7 +11,7 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from ehap_tf.native_output import native_errors_kept
-from ehap_tf.quantization.tflite.tflite_file import operator_name
+from ehap_tf.quantization.tflite.tflite_file import is_constant, operator_alone, operator_name
 
 _WITH_WEIGHTS = {
     "CONV_2D": 2,
@@ -74,7 +73,7 @@ def missing_kernels(content: bytes) -> tuple[str, ...]:
             if of in known or name in missing:
                 continue
             known.add(of)
-            if not _runs(_alone(model, graph, operator)):
+            if not _runs(operator_alone(model, graph, operator)):
                 missing[name] = None
     return tuple(missing)
 
@@ -84,7 +83,7 @@ def _constants(model: Any, graph: Any) -> tuple[set[int], set[int]]:
     kernels, biases = set(), set()
     for operator in graph.operators:
         name = operator_name(model, operator)
-        if name not in _WITH_WEIGHTS or not _is_constant(model, graph.tensors[operator.inputs[1]]):
+        if name not in _WITH_WEIGHTS or not is_constant(model, graph.tensors[operator.inputs[1]]):
             continue
         kernels.add(int(operator.inputs[1]))
         place = _WITH_WEIGHTS[name]
@@ -92,11 +91,6 @@ def _constants(model: Any, graph: Any) -> tuple[set[int], set[int]]:
             biases.add(int(operator.inputs[place]))
     integer = {i for i in biases if graph.tensors[i].type == schema.TensorType.INT32}
     return kernels, integer
-
-
-def _is_constant(model: Any, tensor: Any) -> bool:
-    data = model.buffers[tensor.buffer].data
-    return data is not None and len(data) > 0
 
 
 def _widen_bias(model: Any, tensor: Any) -> None:
@@ -115,7 +109,7 @@ def _widen(model: Any, tensor: Any, exact: Sequence[np.ndarray]) -> None:
         return
     (scale,), (zero_point,) = grid.scale, grid.zeroPoint
     step = float(scale) * (128.0 + abs(float(zero_point))) / 32768.0
-    if _is_constant(model, tensor):
+    if is_constant(model, tensor):
         integers = _read(model, tensor, np.int8).astype(np.float64) - float(zero_point)
         values = _nearest(integers * float(scale), float(scale), exact)
         wide = np.clip(np.rint(values / step), -32768, 32767)
@@ -155,27 +149,6 @@ def _drop_unused(model: Any) -> None:
     for index, buffer in enumerate(model.buffers):
         if index not in used:
             buffer.data = None
-
-
-def _alone(model: Any, graph: Any, operator: Any) -> bytes:
-    """A file of one operator, whose inputs and outputs are those of the file."""
-    single = copy.copy(graph)
-    single.operators = [operator]
-    single.outputs = list(operator.outputs)
-    single.inputs = list(dict.fromkeys(_computed(model, graph, operator)))
-    others = [other if other is not graph else single for other in model.subgraphs]
-    trial = copy.copy(model)
-    trial.subgraphs = [single, *(other for other in others if other is not single)]
-    trial.signatureDefs = []
-    builder = flatbuffers.Builder(1024)
-    builder.Finish(trial.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
-
-
-def _computed(model: Any, graph: Any, operator: Any) -> Iterator[int]:
-    for index in map(int, operator.inputs):
-        if index >= 0 and not _is_constant(model, graph.tensors[index]):
-            yield index
 
 
 def _runs(content: bytes) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import copy
 import dataclasses
 import os
 import pathlib
@@ -10,6 +11,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
@@ -34,7 +36,7 @@ class TensorSpec:
     Attributes:
         name: as in the file.
         shape: batch included.
-        dtype: "int8", "uint8", "float32".
+        dtype: "int8", "uint8", "int16", "float32".
         scale: real value = scale * (integer - zero_point); 0.0 for a float tensor.
         zero_point: see `scale`.
     """
@@ -235,6 +237,36 @@ def operator_name(model: Any, operator: Any) -> str:
     if code.customCode:
         return code.customCode.decode(errors="replace")
     return OPERATOR_NAMES.get(builtin, str(builtin))
+
+
+def is_constant(model: Any, tensor: Any) -> bool:
+    """Whether a tensor of a parsed file has its values there."""
+    data = model.buffers[tensor.buffer].data
+    return data is not None and len(data) > 0
+
+
+def operator_alone(model: Any, graph: Any, operator: Any) -> bytes:
+    """A file of one operator of a parsed file, to be tried: what it reads is the file's input.
+
+    Args:
+        model: the parsed file.
+        graph: of it, that the operator is part of.
+        operator: one of the graph's.
+    """
+    single = copy.copy(graph)
+    single.operators = [operator]
+    single.outputs = [int(index) for index in operator.outputs]
+    read = (int(index) for index in operator.inputs if index >= 0)
+    single.inputs = list(
+        dict.fromkeys(index for index in read if not is_constant(model, graph.tensors[index]))
+    )
+    trial = copy.copy(model)
+    # Bodies of loops are found by their numbers; the first is the one that runs.
+    trial.subgraphs = [single, *model.subgraphs[1:]]
+    trial.signatureDefs = []
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(trial.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
 
 
 def tensor_spec(details: Mapping[str, Any]) -> TensorSpec:
