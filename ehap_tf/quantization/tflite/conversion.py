@@ -179,7 +179,7 @@ def _require_kernels(content: bytes) -> None:
     missing = missing_kernels(content)
     if missing:
         raise ValueError(
-            "activation_bits=16 needs operators that TFLite has for 8-bit activations only: "
+            "activation_bits=16 needs operators that TFLite computes of 8-bit activations only: "
             f"{', '.join(missing)}. Replace the layers these come from, keep them in float "
             "(plan_quantization(keep_float=...)), or take activation_bits=8."
         )
