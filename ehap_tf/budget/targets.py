@@ -20,7 +20,12 @@ and an Ethos-U beside that."""
 
 @either_keras(None)
 def require_target(
-    model: tf_keras.Model, target: str, weight_bits: int = 8, *, allow_float: bool = False
+    model: tf_keras.Model,
+    target: str,
+    weight_bits: int = 8,
+    *,
+    activation_bits: int = 8,
+    allow_float: bool = False,
 ) -> tuple[str, ...]:
     """Makes the integer file of a model, trained or not, and looks for operators that are missing.
 
@@ -28,6 +33,7 @@ def require_target(
         model: as for `quantize`.
         target: one of `TARGETS`.
         weight_bits: as in `quantize`.
+        activation_bits: as in `quantize`.
         allow_float: as in `quantize`.
 
     Returns:
@@ -47,7 +53,8 @@ def require_target(
         require_vela()
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "model.tflite"
-        noise_file(model, path, plan_quantization(model, weight_bits, allow_float=allow_float))
+        plan = plan_quantization(model, weight_bits, activation_bits, allow_float=allow_float)
+        noise_file(model, path, plan)
         missing = missing_micro_operators(path)
         on_cpu = compile_for_ethos_u(path, target).on_cpu if target in ACCELERATORS else ()
     if missing:

@@ -102,6 +102,7 @@ def compress(
     learning_rate: float | None = None,
     batch_size: int = 128,
     weight_bits: int = 8,
+    activation_bits: int = 8,
     allow_float: bool = False,
     seed: int = 0,
     verbose: int = 0,
@@ -142,6 +143,7 @@ def compress(
             learning rate, else 0.01.
         batch_size: of arrays; a dataset keeps its own batches.
         weight_bits: as in `quantize`.
+        activation_bits: as in `quantize`.
         allow_float: as in `quantize`; the file then has float operators.
         seed: of the sample and of the ranking's random vectors.
         verbose: Keras' own progress output: 0, 1 or 2.
@@ -158,7 +160,9 @@ def compress(
         raise ValueError(f"repair_images must be at least 0. Received: {repair_images}")
     _require_classifier(model)
     train = _training(model, train_data, validation_data, loss, batch_size, verbose)
-    require_quantizable(model, weight_bits, allow_float=allow_float)
+    require_quantizable(
+        model, weight_bits, activation_bits=activation_bits, allow_float=allow_float
+    )
     baseline_accuracy = accuracy_on(model, validation_data)
     if prune_ratio is None and target_params is None and target_macs is None:
         target_macs = 0.5
@@ -192,8 +196,9 @@ def compress(
     with _timed(seconds, "quantize"):
         calibration = first_examples(drawn, 1280)[:2]
         qat = quantize(
-            slim, weight_bits=weight_bits, representative_data=calibration, allow_float=allow_float
-        )
+            slim, weight_bits=weight_bits, activation_bits=activation_bits,
+            representative_data=calibration, allow_float=allow_float,
+        )  # fmt: skip
         train(qat, epochs=qat_epochs, learning_rate=rate / 10, quantized=True)
         round_biases(qat)
     report["qat_accuracy"] = accuracy_on(qat, validation_data)

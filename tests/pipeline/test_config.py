@@ -29,6 +29,10 @@ def test_names_agree_with_the_rooms():
         ({"target_bytes": 0}, "target_bytes must be at least 1"),
         ({"target": "ethos-u55-64", "weight_bits": 4}, "takes kernels of 8 bits alone"),
         ({"target": "ethos-u55-64", "target_bytes": 9}, "leave weight_bits and target_bytes out"),
+        ({"activation_bits": 12}, "activation_bits must be 8 or 16. Received: 12"),
+        ({"activation_bits": 16, "weight_bits": 4}, "kernels of 8 bits, .* weight_bits=4"),
+        ({"activation_bits": 16, "target_bytes": 9}, "Received: target_bytes"),
+        ({"activation_bits": 16, "target_latency_ms": 9.0}, "Received: target_latency_ms"),
         ({"target": "esp32"}, "target must be one of litert, tflm, ethos-u55-32"),
     ],
 )

@@ -168,14 +168,20 @@ def test_killed_in_a_training_it_ends_with_the_same_files(tmp_path, run, kills):
     assert_same_results(unbroken, broken)
 
 
+OTHER_FILES = ("baseline", "baseline_int8", "slim")
+
+
 def assert_contract(folder, kills):
     names = "config.json baseline.keras scores.npz plan.json slim.keras finetuned.keras qat.h5 "
     names += "model_int8.tflite report.json report.html logs"
     assert {path.name for path in folder.iterdir()} >= set(names.split())
     report = json.loads((folder / "report.json").read_text())
     steps = ("prune_steps",) if kills is MORE_KILLS else ()
-    optional = (*steps, "accuracy_before_repair", "tflite_arena_bytes")
-    assert tuple(report) == (*REPORT_KEYS, *optional)
+    others = [f"{file}_tflite_{of}" for file in OTHER_FILES for of in ("bytes", "arena_bytes")]
+    latencies = [f"{file}_latency_ms" for file in OTHER_FILES if file != "baseline"]
+    optional = (*steps, "accuracy_before_repair", "tflite_arena_bytes", "baseline_int8_accuracy")
+    assert set(report) == {*REPORT_KEYS, *optional, *others, *latencies}
+    assert tuple(report)[: len(REPORT_KEYS)] == REPORT_KEYS
     assert report["tflite_float_ops"] == 0
     assert report["tflite_bytes"] == (folder / "model_int8.tflite").stat().st_size
     assert report["params_after"] <= 0.4 * report["params_before"]

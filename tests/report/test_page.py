@@ -143,6 +143,18 @@ def test_what_the_device_says():
         assert text in page
 
 
+def test_integers_of_16_bits_are_told_apart_and_why_they_are_slow():
+    run = content(
+        settings={"activation_bits": 16},
+        details={"baseline_latency_ms": 0.5, "baseline_int8_latency_ms": 9.0},
+    )
+    names = [row.name for row in device_rows(run)]
+    assert names[-1] == "pruned, INT8, 16-bit activations" and names[0] == "whole, float32"
+    page = render_page([run])
+    assert "activations of 16 bits are slower than float32" in page
+    assert "INT8 is slower" not in page
+
+
 def test_quantization_error_by_layer():
     page = render_page([content()])
     rows = re.findall(r"<tr><td>(.*?)</td><td>(.*?)</td>\s*<td>(.*?)</td>", page)

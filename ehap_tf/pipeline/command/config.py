@@ -232,6 +232,12 @@ class PipelineConfig:
     weight_bits: int = _setting(
         8, "bits of a convolution weight in the integer file, 8 or 4", unit="bits"
     )
+    activation_bits: int = _setting(
+        8,
+        "bits of what the layers compute in the integer file, 8, or 16 for outputs that 8 are too "
+        "coarse for, as of sound; with kernels of 8 bits, in larger tensors",
+        unit="bits",
+    )
     target_bytes: int | None = _setting(
         None,
         "of the integer file: as many kernels have 4 bits as it takes, those whose rounding costs "
@@ -295,6 +301,16 @@ class PipelineConfig:
             _check(field, getattr(self, field.name))
         if self.weight_bits not in (4, 8):
             raise ValueError(f"weight_bits must be 4 or 8. Received: {self.weight_bits}")
+        if self.activation_bits not in (8, 16):
+            raise ValueError(f"activation_bits must be 8 or 16. Received: {self.activation_bits}")
+        others = ("target_bytes", "target_latency_ms")
+        given = [name for name in others if getattr(self, name) is not None]
+        given += ["weight_bits=4"] if self.weight_bits == 4 else []
+        if self.activation_bits != 8 and given:
+            raise ValueError(
+                "activation_bits=16 goes with kernels of 8 bits, and without a target of time, "
+                f"which is predicted for 8. Received: {', '.join(given)}"
+            )
         if self.target_bytes is not None and self.weight_bits != 8:
             raise ValueError(
                 "target_bytes chooses the bits of the kernels: leave weight_bits at 8. "

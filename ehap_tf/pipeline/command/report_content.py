@@ -47,6 +47,15 @@ OPTIONAL_KEYS = (
     "accuracy_before_repair",
     "accuracy_before_recalibration",
     "tflite_arena_bytes",
+    "baseline_tflite_bytes",
+    "baseline_tflite_arena_bytes",
+    "baseline_int8_accuracy",
+    "baseline_int8_latency_ms",
+    "baseline_int8_tflite_bytes",
+    "baseline_int8_tflite_arena_bytes",
+    "slim_latency_ms",
+    "slim_tflite_bytes",
+    "slim_tflite_arena_bytes",
     "micro_arena_bytes",
     "micro_examples",
     "micro_equal",
@@ -57,7 +66,8 @@ OPTIONAL_KEYS = (
     "ethos_u_sram_bytes",
     "ethos_u_cpu_operators",
 )
-"""Keys of report.json that only some settings bring about."""
+"""Keys of report.json beside them: the other files of the last table, and what only some settings
+bring about."""
 
 
 def report_figures(

@@ -91,7 +91,13 @@ def _beside_it(job: Job, slim: tf_keras.Model, test: Any) -> Figures:
     job.console.say("export: the whole network and the float one beside it", level=2)
     whole = load_model(job.run.baseline)
     data = sample_arrays(job.dataset, BASELINE_EXAMPLES, job.config.seed)
-    rounded = quantize(whole, "ptq", representative_data=data, allow_float=job.config.allow_float)
+    rounded = quantize(
+        whole,
+        "ptq",
+        activation_bits=job.config.activation_bits,
+        representative_data=data,
+        allow_float=job.config.allow_float,
+    )
     figures: Figures = {}
     with tempfile.TemporaryDirectory() as scratch:
         path = pathlib.Path(scratch) / "other.tflite"

@@ -42,6 +42,8 @@ def settings(config: PipelineConfig) -> dict[str, Any]:
 def file_settings(config: PipelineConfig) -> dict[str, Any]:
     """Data, bits, and whether the file may hold float operators."""
     values = select(config, "dataset", "weight_bits")
+    if config.activation_bits != 8:
+        values |= select(config, "activation_bits")
     if config.allow_float:
         values |= select(config, "allow_float")
     return values
@@ -58,13 +60,12 @@ def check_layers(job: Job, model: tf_keras.Model) -> None:
     config = job.config
     if "quantize" not in config.stages:
         return
-    require_quantizable(model, config.weight_bits, allow_float=config.allow_float)
+    bits = {"weight_bits": config.weight_bits, "activation_bits": config.activation_bits}
+    require_quantizable(model, **bits, allow_float=config.allow_float)
     if config.target_bytes is not None and job.run.slim.exists():
         # Bits can save no more; whether that is enough is known once the network is slim.
         require_target_bytes(model, config.target_bytes, allow_float=config.allow_float)
-    on_cpu = require_target(
-        model, config.target, config.weight_bits, allow_float=config.allow_float
-    )
+    on_cpu = require_target(model, config.target, **bits, allow_float=config.allow_float)
     if on_cpu:
         job.console.say(
             f"quantize: {config.target} leaves {', '.join(on_cpu)} to the processor beside it"
@@ -78,6 +79,7 @@ def run(job: Job, fingerprint: str) -> Figures:
     plan = plan_quantization(
         slim,
         config.weight_bits,
+        config.activation_bits,
         allow_float=config.allow_float,
         target_bytes=config.target_bytes,
         scores=None if config.target_bytes is None else traces_of(job, slim),
