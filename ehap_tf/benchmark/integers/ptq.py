@@ -58,26 +58,30 @@ class QuantizedRow:
     seconds: float
 
 
-def quantize_network(network: str, steps: int, seed: int) -> Row:
+def quantize_network(network: str, steps: int, seed: int, activation_bits: int = 8) -> Row:
     """One `QuantizedRow`, as `measure` can hand it from process to process."""
     _, shape = NETWORKS[network]
     model = trained(network, steps, seed)
     calibration, _ = signals(shape, CALIBRATION, seed + 1)
     x, _ = signals(shape, COMPARED, seed + 2)
-    return dataclasses.asdict(compared(network, model, calibration, x))
+    return dataclasses.asdict(compared(network, model, calibration, x, activation_bits))
 
 
 def compared(
-    network: str, model: tf_keras.Model, calibration: np.ndarray, x: np.ndarray
+    network: str,
+    model: tf_keras.Model,
+    calibration: np.ndarray,
+    x: np.ndarray,
+    activation_bits: int = 8,
 ) -> QuantizedRow:
     """Quantizes a model both ways and compares the files' outputs on `x` with its own."""
     start = time.perf_counter()
-    qat = quantize(model, "ptq", representative_data=calibration)
+    qat = quantize(model, "ptq", activation_bits=activation_bits, representative_data=calibration)
     seconds = time.perf_counter() - start
     with tempfile.TemporaryDirectory() as folder:
         ours = export_tflite(qat, pathlib.Path(folder) / "ours.tflite", data=calibration)
         path = pathlib.Path(folder) / "plain.tflite"
-        path.write_bytes(plain_conversion(model, calibration))
+        path.write_bytes(plain_conversion(model, calibration, activation_bits))
         plain = inspect_tflite(path)
         outputs = [y.numpy() for y in tf.nest.flatten(model(x, training=False))]
         (name,) = input_names(qat)
@@ -95,17 +99,30 @@ def compared(
         )
 
 
-def plain_conversion(model: tf_keras.Model, calibration: np.ndarray) -> bytes:
-    """A full-integer file as TensorFlow's guide to post-training quantization makes it."""
+def plain_conversion(
+    model: tf_keras.Model, calibration: np.ndarray, activation_bits: int = 8
+) -> bytes:
+    """A full-integer file as TensorFlow's guides to post-training quantization make it."""
     function = tf.function(lambda x: tf.nest.flatten(model(x, training=False)))
     spec = tf.TensorSpec((1, *model.input_shape[1:]), tf.float32)
     concrete = function.get_concrete_function(spec)
     converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], model)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.representative_dataset = lambda: ([x[None]] for x in calibration)
-    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-    converter.inference_input_type = converter.inference_output_type = tf.int8
+    kernels, io_type = _PLAIN[activation_bits]
+    converter.target_spec.supported_ops = [kernels]
+    converter.inference_input_type = converter.inference_output_type = io_type
     return bytes(converter.convert())
+
+
+_PLAIN = {
+    8: (tf.lite.OpsSet.TFLITE_BUILTINS_INT8, tf.int8),
+    16: (
+        tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8,
+        tf.int16,
+    ),
+}
+"""Bits of activations -> what the converter is told."""
 
 
 def _ratio(file: TFLiteModel, x: Any, expected: list[np.ndarray]) -> float:
@@ -120,7 +137,7 @@ def _ratio(file: TFLiteModel, x: Any, expected: list[np.ndarray]) -> float:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds --networks, --steps, --seed, --output and --records."""
+    """Adds --networks, --steps, --seed, --activation_bits, --output and --records."""
     parser.add_argument(
         "--networks",
         default=",".join(NETWORKS),
@@ -128,6 +145,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--steps", type=int, default=60, help="of training; default 60")
     parser.add_argument("--seed", type=int, default=0, help="default 0")
+    parser.add_argument(
+        "--activation_bits", type=int, default=8, choices=sorted(_PLAIN), help="default 8"
+    )
     add_output_arguments(parser)
     add_records_argument(parser)
 
@@ -145,6 +165,8 @@ def run(options: argparse.Namespace) -> None:
             f"--networks must be among {', '.join(NETWORKS)}. Received: {', '.join(unknown)}"
         )
     settings = {"steps": options.steps, "seed": options.seed}
+    if options.activation_bits != 8:
+        settings["activation_bits"] = options.activation_bits
     records = Records(beside(options.output, options.records), settings)
     rows = []
     for name in names:
