@@ -15,17 +15,34 @@ layers = tf_keras.layers
 pytestmark = pytest.mark.usefixtures("eagerly")
 
 
-def test_each_row_is_measured_once(tmp_path: pathlib.Path) -> None:
-    path = tmp_path / "rounding.json"
+@pytest.fixture
+def command(tmp_path: pathlib.Path) -> list[str]:
+    """Of the benchmark, on a small network that is made for it."""
     inputs = layers.Input((32, 32, 3))
     x = layers.Conv2D(8, 3, 2, activation="relu")(inputs)
     x = layers.Conv2D(8, 3, activation="relu")(layers.BatchNormalization()(x))
     model = tf_keras.Model(inputs, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
     shake(model).save(tmp_path / "model.keras")
-    arguments = [
+    return [
         "rounding", f"--model={tmp_path}/model.keras", "--examples=64", "--test_images=100",
-        "--shares", "0.95", f"--output={path}",
+        f"--output={tmp_path}/rounding.json",
     ]  # fmt: skip
+
+
+def test_training_is_measured_beside_it(command: list[str], tmp_path: pathlib.Path) -> None:
+    arguments = [*command, "--bits", "8", "--shares", "--train_steps=2", "--learning_rate=0.05"]
+    assert main(arguments) == 0
+    found = json.loads((tmp_path / "rounding.json").read_text())["rows"]
+    rows = {row["what"]: row for row in found}
+    assert list(rows) == ["float", "8 bits, nearest", "8 bits, gptq", "8 bits, nearest, trained"]
+    trained = rows["8 bits, nearest, trained"]
+    assert trained["bytes"] == rows["8 bits, nearest"]["bytes"]
+    assert trained["divergence"] > 2.0 * rows["8 bits, nearest"]["divergence"]
+
+
+def test_each_row_is_measured_once(command: list[str], tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "rounding.json"
+    arguments = [*command, "--shares", "0.95"]
     assert main(arguments) == 0
     rows = {row["what"]: row for row in json.loads(path.read_text())["rows"]}
     ways = [f"{bits} bits, {way}" for bits in (8, 4) for way in ("nearest", "gptq")]
