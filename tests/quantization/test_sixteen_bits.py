@@ -48,13 +48,13 @@ LACKING_OPERATORS = {
     "l2_normalize": "L2_NORMALIZATION",
     "l2_normalize image": "L2_NORMALIZATION",
     "log_softmax": "LOG_SOFTMAX",
-    "pad": "PADV2",
     "reciprocal": "RSQRT",
     "rsqrt": "RSQRT",
+    "share": "RSQRT",
     "space_to_depth": "SPACE_TO_DEPTH",
     "squared_difference": "SQUARED_DIFFERENCE",
 }
-TABLES = {"elu": 8.0, "mixer": 16.0, "selu": 16.0}
+TABLES = {"elu": 8.0, "selu": 16.0}
 """Functions that kernels interpolate in a table, and the steps that their outputs may be off."""
 FIRST = (
     "activation_layers", "average", "dense_norm", "grouped", "leaky", "min_max", "prelu", "sums",
@@ -96,7 +96,7 @@ def test_layers_compute_what_the_model_does(names, tmp_path):
 
 @pytest.mark.families
 def test_sequences_compute_what_the_model_does(tmp_path):
-    names = sorted(SEQUENCE_NETS)
+    names = sorted(set(SEQUENCE_NETS) - {"mixer"})  # It has a LayerNormalization.
     model = side_by_side(SEQUENCE_NETS, names, SEQUENCE)
     steps = difference(model, sequences(), tmp_path / "net.tflite")
     for name, mean in zip(names, steps, strict=True):

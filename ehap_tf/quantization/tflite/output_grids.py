@@ -77,9 +77,10 @@ def output_step(qat: tf_keras.Model, index: int = 0) -> float:
 def constants(qat: tf_keras.Model) -> list[np.ndarray]:
     """The constant tensors among what the operators of a QAT model read."""
     operators = (unwrapped(layer) for layer in qat.layers)
-    return [
-        value.numpy()
-        for operator in operators
-        if isinstance(operator, EhapOperator)
-        for value in operator._values.values()
-    ]
+    found = []
+    for operator in operators:
+        if isinstance(operator, EhapOperator):
+            found += [value.numpy() for value in operator._values.values()]
+            if operator.operator == "pad_with":
+                found.append(np.asarray(operator.options["value"], np.float32))
+    return found
