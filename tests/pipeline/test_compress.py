@@ -71,6 +71,30 @@ def test_one_call_from_a_trained_model_to_the_integer_file(model, data, compress
         np.testing.assert_array_equal(before, after)
 
 
+def test_activations_of_16_bits_or_why_not(model, data, tmp_path, eagerly, monkeypatch):
+    options = {**OPTIONS, "finetune_epochs": 0, "activation_bits": 16}
+    result = ehap.compress(model, *data, path=tmp_path / "net.tflite", **options)
+    assert result.tflite.input.dtype == result.tflite.output.dtype == "int16"
+    assert result.report["tflite_accuracy"] >= 0.95 and not result.tflite.float_ops
+
+    def too_late(*args, **kwargs):
+        raise AssertionError("ranked before the operators were looked at")
+
+    monkeypatch.setattr("ehap_tf.pipeline.compress.rank_filters", too_late)
+    normed = tf_keras.Sequential(
+        [
+            tf_keras.layers.Input((8, 8, CLASSES)),
+            tf_keras.layers.Conv2D(8, 3),
+            tf_keras.layers.LayerNormalization(),
+            tf_keras.layers.GlobalAveragePooling2D(),
+            tf_keras.layers.Dense(CLASSES),
+        ]
+    )
+    normed.compile("sgd", model.loss)
+    with pytest.raises(ValueError, match=r"8-bit activations only: RSQRT\."):
+        ehap.compress(normed, *data, path=tmp_path / "normed.tflite", **options)
+
+
 @pytest.mark.slow
 def test_one_hot_labels_do_what_class_numbers_do(model, data, compressed, tmp_path, eagerly):
     numbers = compressed[0]

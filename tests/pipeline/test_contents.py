@@ -12,7 +12,8 @@ from ehap_tf.pipeline.command.config import PipelineConfig
 from ehap_tf.pipeline.command.report_content import OPTIONAL_KEYS, report_figures, run_content
 from ehap_tf.pipeline.command.run_directory import RunDirectory
 from ehap_tf.pipeline.command.stage_records import StageRecord
-from ehap_tf.report import summary_rows
+from ehap_tf.quantization import inspect_tflite
+from ehap_tf.report import device_rows, summary_rows
 from tests.pruning.nets import shake
 
 layers = tf_keras.layers
@@ -31,11 +32,7 @@ layers = tf_keras.layers
     ],
 )
 def test_accuracy_right_after_surgery_is_told_where_something_followed(tmp_path, how, key, name):
-    x = inputs = layers.Input((32, 32, 3))
-    x = layers.Conv2D(8, 3, strides=4, padding="same", use_bias=False)(x)
-    x = layers.ReLU()(layers.BatchNormalization()(x))
-    x = layers.Dense(10)(layers.GlobalAveragePooling2D()(x))
-    shake(tf_keras.Model(inputs, x)).save(tmp_path / "small.keras")
+    small_network(tmp_path / "small.keras")
     config = PipelineConfig(
         model=str(tmp_path / "small.keras"),
         dataset="digits",
@@ -66,6 +63,43 @@ def test_accuracy_right_after_surgery_is_told_where_something_followed(tmp_path,
     # The same flags again: done before. A network pruned without repair stays so unless asked.
     again = runner.run(config)["prune"]
     assert again.figures == figures and again.settings["repair_images"] == 50
+
+
+def small_network(path):
+    x = inputs = layers.Input((32, 32, 3))
+    x = layers.Conv2D(8, 3, strides=4, padding="same", use_bias=False)(x)
+    x = layers.ReLU()(layers.BatchNormalization()(x))
+    x = layers.Dense(10)(layers.GlobalAveragePooling2D()(x))
+    shake(tf_keras.Model(inputs, x)).save(path)
+
+
+@pytest.mark.slow
+def test_the_last_table_has_four_files_and_their_bits(tmp_path):
+    small_network(tmp_path / "small.keras")
+    settings = {
+        "model": str(tmp_path / "small.keras"), "dataset": "digits", "criterion": "magnitude",
+        "batch_size": 512, "prune_ratio": 0.3, "repair_images": 0, "recalibrate_batches": 1,
+        "finetune_epochs": 0, "qat_epochs": 0, "precision": "fp32", "train_precision": "fp32",
+        "output_dir": str(tmp_path / "run"), "verbosity": 0,
+    }  # fmt: skip
+    names = {8: "INT8", 16: "INT8, 16-bit activations"}
+    pruned = (tmp_path / "run" / "slim.keras").stat
+    times = []
+    for bits, integers in names.items():
+        runner.run(PipelineConfig(**settings, activation_bits=bits))
+        times.append(pruned().st_mtime_ns)
+        report = json.loads((tmp_path / "run" / "report.json").read_text())
+        rows = device_rows(run_content(RunDirectory(tmp_path / "run")))
+        numbers = ("float32", integers)
+        assert [r.name for r in rows] == [f"{n}, {i}" for n in ("whole", "pruned") for i in numbers]
+        for row, start in zip(rows, ("baseline", "baseline_int8", "slim", ""), strict=True):
+            prefix = f"{start}_" if start else ""
+            assert row.bytes == report[f"{prefix}tflite_bytes"] > 1000
+            assert row.arena_bytes == report[f"{prefix}tflite_arena_bytes"] > 1000
+            assert 0.0 <= row.accuracy <= 1.0 and row.latency_ms > 0.0 and row.macs > 0
+        file = inspect_tflite(tmp_path / "run" / "model_int8.tflite")
+        assert file.input.dtype == f"int{bits}"
+    assert times[0] == times[1]  # Other bits touch nothing before the quantization.
 
 
 def test_filters_that_stay_against_the_ratio_are_told(tmp_path):
