@@ -3,13 +3,13 @@
 from ehap_tf.quantization.apply.batch_norm_statistics import FreezeBatchNorm, freeze_batch_norm
 from ehap_tf.quantization.apply.calibration import calibrate
 from ehap_tf.quantization.apply.persistence import load_qat, save_qat
-from ehap_tf.quantization.apply.qat import (
+from ehap_tf.quantization.apply.planning import (
     noise_file,
     plan_quantization,
-    quantize,
     require_quantizable,
     require_target_bytes,
 )
+from ehap_tf.quantization.apply.qat import quantize
 from ehap_tf.quantization.apply.quality import LayerQuality, QuantizationReport, quantization_report
 from ehap_tf.quantization.integer_rules.builder import GraphBuilder
 from ehap_tf.quantization.integer_rules.integer_kernels import IntegerKernel

@@ -10,7 +10,8 @@ import tf_keras
 
 import ehap_tf as ehap
 from ehap_tf.quantization import require_target_bytes
-from ehap_tf.quantization.apply.byte_target import KernelChoice, bits_for_bytes
+from ehap_tf.quantization.apply.byte_target import KernelChoice, bits_for_bytes, kernel_choices
+from ehap_tf.quantization.apply.qat import rewritten
 from tests.quantization.nets import images, randomize
 
 layers = tf_keras.layers
@@ -102,10 +103,8 @@ def test_the_choice_is_the_best_of_all():
 
 def test_the_loss_is_the_trace_times_the_rounding_error(model, scores):
     """By numpy: the rounding of one kernel, written out."""
-    from ehap_tf.quantization.apply import qat
-
-    flat, configs, _ = qat._rewritten(model, qat.QuantizationPlan(()))
-    choices = {c.name: c for c in qat.kernel_choices(flat, configs, scores.trace)}
+    flat, configs, _ = rewritten(model, ehap.QuantizationPlan(()))
+    choices = {c.name: c for c in kernel_choices(flat, configs, scores.trace)}
     assert set(choices) == {"stem", "wide", "late", "logits"}
     kernel = model.get_layer("wide").kernel.numpy().astype(np.float64)
     step = np.abs(kernel).max(axis=(0, 1, 2)) / 7.0
