@@ -10,27 +10,44 @@ from ehap_tf.data.arrays import (
     only_array,
     require_end,
 )
-from ehap_tf.data.augmentation import normalize
 from ehap_tf.data.batches import (
     evaluation_batches,
+    fitting_batch,
     sample_arrays,
     steps_per_epoch,
     training_batches,
 )
 from ehap_tf.data.catalogue import DATASET_NAMES, load_dataset
 from ehap_tf.data.image_dataset import ImageDataset, Split
+from ehap_tf.data.normalization import (
+    CONVENTIONS,
+    conventions_for,
+    formula,
+    in_convention,
+    normalize,
+)
+from ehap_tf.data.sizes import RESIZES, Shape, image_of_shape, images_of_shape
 
 __all__ = [
+    "CONVENTIONS",
     "DATASET_NAMES",
+    "RESIZES",
     "ImageDataset",
+    "Shape",
     "Split",
     "as_arrays",
     "as_dataset",
     "check_labels",
+    "conventions_for",
     "count_batches",
     "evaluation_batches",
     "example_weights",
+    "fitting_batch",
+    "formula",
     "has_weights",
+    "image_of_shape",
+    "images_of_shape",
+    "in_convention",
     "load_dataset",
     "normalize",
     "only_array",

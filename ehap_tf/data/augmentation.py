@@ -1,34 +1,10 @@
-"""What happens to pixels before the model sees them: random crops, mirroring, normalisation."""
+"""What training does to images at random: crops and mirroring."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 import tensorflow as tf
 
-from ehap_tf.data.image_dataset import ImageDataset
-
 CROP_PADDING = 4
-
-
-def normalize(images: Any, dataset: ImageDataset) -> Any:
-    """Computes (pixel / 255 - mean) / std, channel by channel.
-
-    Args:
-        images: uint8, shape (..., channels); a numpy array or a tensor.
-        dataset: whose `mean` and `std` are used.
-
-    Returns:
-        float32 of the same shape and kind.
-    """
-    # One multiplication and one addition in float32, so that numpy and TensorFlow agree.
-    std = np.asarray(dataset.std, np.float64)
-    scale = (1.0 / (255.0 * std)).astype(np.float32)
-    shift = (-np.asarray(dataset.mean, np.float64) / std).astype(np.float32)
-    if tf.is_tensor(images):
-        return tf.cast(images, tf.float32) * scale + shift
-    return np.asarray(images).astype(np.float32) * scale + shift
 
 
 def random_crop(images: tf.Tensor, seed: tf.Tensor, flip: bool) -> tf.Tensor:

@@ -5,23 +5,39 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from ehap_tf.data.augmentation import normalize, random_crop
+from ehap_tf.data.augmentation import random_crop
 from ehap_tf.data.image_dataset import ImageDataset, Split
+from ehap_tf.data.normalization import normalize
+
+FEWEST_STEPS, SMALLEST_BATCH = 20, 8
+
+
+def fitting_batch(examples: int, batch_size: int) -> int:
+    """A batch size at which an epoch has 20 steps or more, at most `batch_size`.
+
+    With few images, large batches are few steps: the network is not trained, and the statistics of
+    its BatchNorm are those of a handful of batches. Batches of under 8 are not made.
+
+    Args:
+        examples: of the training split.
+        batch_size: that is wanted.
+    """
+    return max(1, min(batch_size, examples, max(SMALLEST_BATCH, examples // FEWEST_STEPS)))
 
 
 def steps_per_epoch(dataset: ImageDataset, batch_size: int) -> int:
-    """Number of whole batches in the training split (the remainder is dropped each epoch).
+    """Number of batches in which every image of the training split is seen.
 
     Raises:
         ValueError: the training split does not fill one batch.
     """
-    steps = len(dataset.train) // batch_size if batch_size > 0 else 0
-    if steps < 1:
+    examples = len(dataset.train)
+    if not 1 <= batch_size <= examples:
         raise ValueError(
-            f"batch_size must be between 1 and the {len(dataset.train)} training images of "
+            f"batch_size must be between 1 and the {examples} training images of "
             f"{dataset.name!r}. Received: {batch_size}"
         )
-    return steps
+    return -(-examples // batch_size)
 
 
 def training_batches(
@@ -29,13 +45,14 @@ def training_batches(
 ) -> tf.data.Dataset:
     """Shuffled, augmented, normalised batches of `epochs` epochs in one continuous stream.
 
+    Every image is seen once in an epoch; the last batch is filled up with the epoch's first ones.
     The order and augmentation of epoch `e` depend on `seed` and `e` alone: a training that starts
     again at epoch `e` sees the very images that it would have seen without the interruption.
 
     Returns:
         `epochs * steps_per_epoch(dataset, batch_size)` batches of (float32 images, int64 labels).
     """
-    steps_per_epoch(dataset, batch_size)
+    filled = steps_per_epoch(dataset, batch_size) * batch_size
     with tf.device("/cpu:0"):
         # Captured by reference: the stream copies no images but those of its batches.
         images = tf.constant(dataset.train.images)
@@ -46,6 +63,7 @@ def training_batches(
     def epoch_indices(epoch: tf.Tensor) -> tf.data.Dataset:
         seeds = tf.random.split(tf.random.fold_in(root, epoch), 2)
         order = tf.argsort(tf.random.stateless_uniform([examples], seeds[0]), stable=True)
+        order = tf.concat([order, order[: filled - examples]], axis=0)
         batches = tf.data.Dataset.from_tensor_slices(order).batch(batch_size, drop_remainder=True)
         return batches.enumerate().map(lambda step, at: (tf.random.fold_in(seeds[1], step), at))
 

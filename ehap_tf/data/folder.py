@@ -9,21 +9,29 @@ import warnings
 import numpy as np
 import tensorflow as tf
 
-from ehap_tf.data.image_dataset import ImageDataset, Split, split_validation
+from ehap_tf.data.image_dataset import (
+    ImageDataset,
+    Split,
+    channel_statistics,
+    split_validation,
+)
+from ehap_tf.data.sizes import Shape, image_of_shape
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 TEST_FRACTION = 0.2
 PARTS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation"})
 
 
-def load_folder(path: str, seed: int) -> ImageDataset:
-    """Reads every image into memory, as RGB.
+def load_folder(
+    path: str, seed: int, shape: Shape = (None, None, None), resize: str = "crop"
+) -> ImageDataset:
+    """Reads every image into memory, as RGB unless `shape` wants one channel.
 
     The class names are the names of the sub-folders, in alphabetical order. Where `path` has the
     sub-folders `train` and `test`, the classes lie in those; otherwise a fixed fifth of the images
     is the test split. A tenth of the training images, chosen by `seed`, is set aside for
-    validation. Images of another size than most are resized to that size, and a warning says how
-    many.
+    validation. Without a size in `shape`, images of another size than most are brought to that
+    size, and a warning says how many.
 
     Raises:
         FileNotFoundError: no such folder.
@@ -49,17 +57,17 @@ def load_folder(path: str, seed: int) -> ImageDataset:
                 RuntimeWarning,
                 stacklevel=3,
             )
-        images = _read(files + test_files)
+        images = _read(files + test_files, shape, resize)
         everything = Split(images, np.array(labels + test_labels, np.int64))
         train = everything.take(np.arange(len(files)))
         test = everything.take(np.arange(len(files), len(everything)))
     else:
         _require_classes(root)
         names, files, labels = _listed(root)
-        everything = Split(_read(files), np.array(labels, np.int64))
+        everything = Split(_read(files, shape, resize), np.array(labels, np.int64))
         train, test = split_validation(everything, TEST_FRACTION, seed=0)
     train, validation = split_validation(train, 0.1, seed)
-    mean, std = _statistics(train.images)
+    mean, std = channel_statistics(train.images)
     return ImageDataset(
         name=f"folder:{path}",
         train=train,
@@ -111,8 +119,9 @@ def _listed(root: pathlib.Path) -> tuple[tuple[str, ...], list[pathlib.Path], li
     return tuple(folder.name for folder in folders), files, labels
 
 
-def _read(files: list[pathlib.Path]) -> np.ndarray:
-    images = [_decoded(file) for file in files]
+def _read(files: list[pathlib.Path], shape: Shape, resize: str) -> np.ndarray:
+    # Each is brought to size when it is read: large ones need not lie in memory together.
+    images = [image_of_shape(_decoded(file), shape, resize) for file in files]
     sizes = collections.Counter(image.shape[:2] for image in images)
     size, count = sizes.most_common(1)[0]
     if count < len(images):
@@ -122,9 +131,7 @@ def _read(files: list[pathlib.Path]) -> np.ndarray:
             RuntimeWarning,
             stacklevel=4,
         )
-    return np.stack(
-        [image if image.shape[:2] == size else _resized(image, size) for image in images]
-    )
+    return np.stack([image_of_shape(image, (*size, None), resize) for image in images])
 
 
 def _decoded(file: pathlib.Path) -> np.ndarray:
@@ -133,23 +140,3 @@ def _decoded(file: pathlib.Path) -> np.ndarray:
     except tf.errors.InvalidArgumentError as error:
         raise ValueError(f"The image {file} cannot be read: it is damaged or no image") from error
     return np.asarray(image.numpy(), np.uint8)
-
-
-def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    resized = tf.image.resize(image, size, antialias=True).numpy()
-    return np.clip(np.round(resized), 0, 255).astype(np.uint8)
-
-
-def _statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    # In integers of 64 bits: exact, and without a float copy of all images.
-    channels = images.shape[-1]
-    values = np.arange(256) / 255.0
-    mean, std = [], []
-    for channel in range(channels):
-        counts = np.bincount(images[..., channel].reshape(-1), minlength=256)
-        average = float((counts * values).sum() / counts.sum())
-        variance = float((counts * (values - average) ** 2).sum() / counts.sum())
-        mean.append(average)
-        # A channel of one value throughout must not divide by zero.
-        std.append(max(variance, 1e-6) ** 0.5)
-    return tuple(mean), tuple(std)

@@ -56,6 +56,8 @@ class ImageDataset:
         std: standard deviation of pixel / 255, one value per channel.
         augment: training images are shifted by up to 4 pixels (pad 4, random crop).
         flip: training images are also mirrored left to right at random; needs `augment`.
+        bgr: the model takes blue, green, red, in which order `mean` and `std` are then; `images`
+            are red, green, blue.
     """
 
     name: str
@@ -68,6 +70,7 @@ class ImageDataset:
     std: tuple[float, ...]
     augment: bool = True
     flip: bool = True
+    bgr: bool = False
 
     def __post_init__(self) -> None:
         for part in ("train", "validation", "test"):
@@ -102,3 +105,22 @@ def split_validation(split: Split, fraction: float, seed: int) -> tuple[Split, S
     held_out = min(max(1, round(fraction * len(split))), len(split) - 1)
     order = np.random.default_rng(seed).permutation(len(split))
     return split.take(np.sort(order[held_out:])), split.take(np.sort(order[:held_out]))
+
+
+def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of pixel / 255, one value per channel.
+
+    Args:
+        images: uint8, shape (examples, height, width, channels).
+    """
+    # In integers of 64 bits: exact, and without a float copy of all images.
+    values = np.arange(256) / 255.0
+    mean, std = [], []
+    for channel in range(images.shape[-1]):
+        counts = np.bincount(images[..., channel].reshape(-1), minlength=256)
+        average = float((counts * values).sum() / counts.sum())
+        variance = float((counts * (values - average) ** 2).sum() / counts.sum())
+        mean.append(average)
+        # A channel of one value throughout must not divide by zero.
+        std.append(max(variance, 1e-6) ** 0.5)
+    return tuple(mean), tuple(std)
