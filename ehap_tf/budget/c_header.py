@@ -109,9 +109,10 @@ def _pixels(
     if normalization is None or len(inputs) != 1:
         return []
     mean, std = normalization["mean"], normalization["std"]
+    order = ", blue first, then green, red" if normalization.get("channels") == "BGR" else ""
     lines = [
         "",
-        "/* An input from a pixel of 0 to 255: (pixel / 255 - mean) / std. */",
+        f"/* An input from a pixel of 0 to 255: (pixel / 255 - mean) / std{order}. */",
         f"static const float {name}_mean[{len(mean)}] = {{{', '.join(map(_float, mean))}}};",
         f"static const float {name}_std[{len(std)}] = {{{', '.join(map(_float, std))}}};",
         f"static inline {name}_input_t {name}_from_pixel(uint8_t pixel, int channel) {{",

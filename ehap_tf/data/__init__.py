@@ -1,6 +1,7 @@
 """What the model sees: data sets by name, augmentation, and streams of batches."""
 
 from ehap_tf.data.arrays import (
+    DEFAULT_BATCH_SIZE,
     as_arrays,
     as_dataset,
     check_labels,
@@ -11,6 +12,7 @@ from ehap_tf.data.arrays import (
     require_end,
 )
 from ehap_tf.data.batches import (
+    FEWEST_STEPS,
     evaluation_batches,
     fitting_batch,
     sample_arrays,
@@ -31,6 +33,8 @@ from ehap_tf.data.sizes import RESIZES, Shape, image_of_shape, images_of_shape
 __all__ = [
     "CONVENTIONS",
     "DATASET_NAMES",
+    "DEFAULT_BATCH_SIZE",
+    "FEWEST_STEPS",
     "RESIZES",
     "ImageDataset",
     "Shape",

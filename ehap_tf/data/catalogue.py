@@ -52,12 +52,11 @@ def load_dataset(
 
 
 def _of_shape(dataset: ImageDataset, shape: Shape, resize: str) -> ImageDataset:
-    splits = {
-        part: Split(images_of_shape(split.images, shape, resize), split.labels)
-        for part in ("train", "validation", "test")
-        for split in [getattr(dataset, part)]
-    }
-    changed = dataclasses.replace(dataset, **splits)
+    train, validation, test = (
+        Split(images_of_shape(split.images, shape, resize), split.labels)
+        for split in (dataset.train, dataset.validation, dataset.test)
+    )
+    changed = dataclasses.replace(dataset, train=train, validation=validation, test=test)
     if changed.input_shape[2] == dataset.input_shape[2]:
         return changed
     mean, std = channel_statistics(changed.train.images)

@@ -21,11 +21,13 @@ from ehap_tf.models import (
 )
 from ehap_tf.models.keras3 import either_keras, to_keras3
 from ehap_tf.pipeline.training.adaptation import adapted
+from ehap_tf.pipeline.training.conventions import is_chance
 from ehap_tf.pipeline.training.evaluation import Evaluator
 from ehap_tf.pipeline.training.finetuning import (
     batches_of,
     count_examples,
     fit_best,
+    known_batch_size,
     known_loss,
     require_fit,
 )
@@ -100,10 +102,11 @@ def compress(
     finetune_epochs: int = 10,
     qat_epochs: int = 2,
     learning_rate: float | None = None,
-    batch_size: int = 128,
+    batch_size: int | None = None,
     weight_bits: int = 8,
     activation_bits: int = 8,
     allow_float: bool = False,
+    force: bool = False,
     seed: int = 0,
     verbose: int = 0,
 ) -> Compressed:
@@ -141,17 +144,19 @@ def compress(
         qat_epochs: epochs of quantization-aware training; 0 leaves it calibrated only.
         learning_rate: highest of fine-tuning; None takes that of a compiled SGD with a constant
             learning rate, else 0.01.
-        batch_size: of arrays; a dataset keeps its own batches.
+        batch_size: of arrays; None takes 128, or less where an epoch would have under 20 steps. A
+            dataset keeps its own batches.
         weight_bits: as in `quantize`.
         activation_bits: as in `quantize`.
         allow_float: as in `quantize`; the file then has float operators.
+        force: go on where the model does no better than chance on `validation_data`.
         seed: of the sample and of the ranking's random vectors.
         verbose: Keras' own progress output: 0, 1 or 2.
 
     Raises:
         TypeError: the model is subclassed, or data is of another type.
         ValueError: an argument is out of range, data is empty, infinite or does not fit the model
-            or the loss, or no loss is known; a layer has no integer kernel (noticed before
+            or the loss, or no loss is known; the model is at chance on the data; a layer has no integer kernel (noticed before
             anything is ranked or trained).
         OSError: `path` cannot be written (noticed before anything else).
     """
@@ -159,11 +164,14 @@ def compress(
     if repair_images < 0:
         raise ValueError(f"repair_images must be at least 0. Received: {repair_images}")
     _require_classifier(model)
+    batch_size = known_batch_size(train_data, batch_size)
     train = _training(model, train_data, validation_data, loss, batch_size, verbose)
     require_quantizable(
         model, weight_bits, activation_bits=activation_bits, allow_float=allow_float
     )
     baseline_accuracy = accuracy_on(model, validation_data)
+    if not force:
+        _require_better_than_chance(baseline_accuracy, validation_data)
     if prune_ratio is None and target_params is None and target_macs is None:
         target_macs = 0.5
     seconds: dict[str, float] = {}
@@ -226,6 +234,21 @@ def _require_classifier(model: tf_keras.Model) -> None:
         raise ValueError(
             "compress takes a classifier with a number for each class. Received: outputs of shape "
             f"{tuple(model.outputs[0].shape)}; {instead}, and evaluate_tflite with a threshold"
+        )
+
+
+def _require_better_than_chance(share: float, validation_data: Any) -> None:
+    """Hours of work on a model that sees its inputs in another form would be lost."""
+    labels = []
+    for _, y, *_weights in batches_of(validation_data, 256):
+        y = only_array(y, "labels")
+        labels.append((y.argmax(-1) if y.ndim > 1 and y.shape[-1] > 1 else y).reshape(-1))
+    if is_chance(share, np.concatenate(labels).astype(np.int64)):
+        raise ValueError(
+            "the model does no better than chance on validation_data. Received: an accuracy of "
+            f"{share:.4f}. Are the inputs preprocessed as for its training (pixels of 0 to 255, 0 "
+            "to 1 or -1 to 1, less a mean), and the labels numbered so? force=True goes on all the "
+            "same"
         )
 
 

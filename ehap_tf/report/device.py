@@ -98,6 +98,8 @@ def device_notes(content: ReportContent) -> list[str]:
         if float_ms is not None and integer_ms is not None and integer_ms > float_ms:
             notes.append(_WHY_SLOWER if _activation_bits(content) == 8 else _WHY_16_BITS_ARE_SLOWER)
             break
+    if "preprocessing" in figures:
+        notes.append(f"What the files take of a pixel of 0 to 255: {figures['preprocessing']}.")
     if "micro_examples" in figures:
         notes.append(
             f"In TensorFlow Lite Micro {100 * figures['micro_equal']:.1f} % of "

@@ -11,6 +11,7 @@ from ehap_tf import files
 from ehap_tf.data import ImageDataset
 from ehap_tf.models import MODEL_NAMES, load_model, require_finite_weights, require_functional
 from ehap_tf.pipeline.command.config import PipelineConfig, is_saved_model
+from ehap_tf.pipeline.command.preprocessing import input_shape
 from ehap_tf.pipeline.command.run_directory import RunDirectory, digest
 from ehap_tf.pipeline.command.stage_records import StageRecord, read_records
 
@@ -53,26 +54,26 @@ def find_baseline(
     return None
 
 
-def check_fits(model: tf_keras.Model, dataset: ImageDataset, source: pathlib.Path) -> None:
-    """Raises ValueError when a loaded model cannot be evaluated on the data set."""
-    require_functional(model)
-    if len(model.inputs) != 1 or len(model.outputs) != 1:
-        raise ValueError(
-            f"{source}: the command takes models with one input and one output. Received: "
-            f"{len(model.inputs)} and {len(model.outputs)}. The library's functions take others"
-        )
-    if isinstance(model.output, Mapping):
-        raise ValueError(
-            f"{source}: the command takes a model whose output is a tensor. Received: a dict with "
-            f"{', '.join(model.output)}; save tf_keras.Model(model.input, model.outputs[0])"
-        )
-    expected, shape = dataset.input_shape, tuple(model.inputs[0].shape[1:])
-    if len(shape) != 3 or any(s not in (None, e) for s, e in zip(shape, expected, strict=True)):
-        raise ValueError(
-            f"{source}: the model takes images of shape {shape}, the data set "
-            f"{dataset.name!r} has {expected}"
-            + ("; resize its files" if dataset.name.startswith("folder:") else "")
-        )
+def load_baseline(source: pathlib.Path) -> tf_keras.Model:
+    """The saved model at `source`, of one input for images and one output.
+
+    Raises:
+        CorruptFileError: the file cannot be read.
+        ValueError: it is another kind of model; with its path.
+    """
+    model = load_model(source)
+    try:
+        require_finite_weights(model)
+        require_functional(model)
+        _require_one_each(model)
+        input_shape(model)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+    return model
+
+
+def check_classes(model: tf_keras.Model, dataset: ImageDataset, source: pathlib.Path) -> None:
+    """Raises ValueError when a loaded model has another number of outputs than classes."""
     outputs = tuple(model.outputs[0].shape[1:])
     if outputs != (dataset.num_classes,):
         raise ValueError(
@@ -81,20 +82,25 @@ def check_fits(model: tf_keras.Model, dataset: ImageDataset, source: pathlib.Pat
         )
 
 
-def load_baseline(source: pathlib.Path, dataset: ImageDataset) -> tf_keras.Model:
-    """The saved model at `source`, checked against the data set.
+def trained_normalization(source: pathlib.Path) -> str | None:
+    """The convention in which this command trained the model at `source`, or None."""
+    record = _train_record(RunDirectory(source.parent))
+    if record is None or record.outputs.get(source.name) != digest(source):
+        return None
+    return str(record.figures.get("normalization", "dataset"))
 
-    Raises:
-        CorruptFileError: the file cannot be read.
-        ValueError: the model does not fit the data.
-    """
-    model = load_model(source)
-    try:
-        require_finite_weights(model)
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from error
-    check_fits(model, dataset, source)
-    return model
+
+def _require_one_each(model: tf_keras.Model) -> None:
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        raise ValueError(
+            "the command takes models with one input and one output. Received: "
+            f"{len(model.inputs)} and {len(model.outputs)}. The library's functions take others"
+        )
+    if isinstance(model.output, Mapping):
+        raise ValueError(
+            "the command takes a model whose output is a tensor. Received: a dict with "
+            f"{', '.join(model.output)}; save tf_keras.Model(model.input, model.outputs[0])"
+        )
 
 
 def existing_path(name: str) -> pathlib.Path | None:

@@ -23,6 +23,8 @@ TARGETS = (
     *(f"ethos-u{kind}" for kind in ("55-32", "55-64", "55-128", "55-256", "65-256")),
 )
 PRECISIONS = ("fp32", "fp16", "bf16", "auto")
+RESIZES = ("crop", "stretch")
+NORMALIZATIONS = ("auto", "dataset", "none", "0..1", "-1..1", "imagenet", "caffe")
 AMOUNTS = ("prune_ratio", "target_params", "target_macs", "target_latency_ms")
 DEFAULT_PRUNE_RATIO = 0.77
 DEFAULT_REPAIR_IMAGES = 512
@@ -80,6 +82,30 @@ class PipelineConfig:
         None,
         "training also mirrors images left to right at random; --nomirror_images where left and "
         "right differ, as in writing and signs; not given: all but digits",
+    )
+    image_size: int | None = _setting(
+        None,
+        "height and width of the images that a built-in model takes; none: those of the data set. "
+        "A saved model gets the size and channels of its input",
+        unit="pixels",
+        low=8,
+    )
+    resize: str = _setting(
+        "crop",
+        "how images of another size are made to fit: scaled until they cover it, and the middle "
+        "kept (crop), or each direction scaled by itself (stretch)",
+        choices=RESIZES,
+    )
+    normalization: str = _setting(
+        "auto",
+        "what becomes of a pixel of 0 to 255. dataset: less the data set's mean, by its deviation; "
+        "none: nothing, for models with their preprocessing inside; 0..1 and -1..1: that range; "
+        "imagenet: by ImageNet's mean and deviation; caffe: blue, green, red less ImageNet's "
+        "means. auto: of a saved model the one in which it does best, else dataset",
+        choices=NORMALIZATIONS,
+    )
+    force: bool = _setting(
+        False, "go on with a saved model that does no better than chance on the data set"
     )
     baseline: str = _setting(
         "auto",
@@ -209,7 +235,12 @@ class PipelineConfig:
     train_epochs: int = _setting(30, "length of training the baseline", unit="epochs", low=0)
     finetune_epochs: int = _setting(15, "length of fine-tuning", unit="epochs", low=0)
     qat_epochs: int = _setting(3, "length of quantization-aware training", unit="epochs", low=0)
-    batch_size: int = _setting(128, "training batch, all devices together", unit="images", low=1)
+    batch_size: int = _setting(
+        128,
+        "training batch, all devices together; smaller where an epoch would have under 20 steps",
+        unit="images",
+        low=1,
+    )
     learning_rate: float = _setting(0.1, "peak learning rate of training", unit="per step", low=0)
     finetune_learning_rate: float | None = _setting(
         None, "of fine-tuning; none: half of --learning_rate", unit="per step", low=0
@@ -343,6 +374,11 @@ class PipelineConfig:
                 "baseline=train goes with a built-in model; a saved one is taken as it is. "
                 f"Received: model={self.model}"
             )
+        if self.image_size is not None and is_saved_model(self.model):
+            raise ValueError(
+                "image_size goes with a built-in model; a saved one takes images of its own size. "
+                f"Received: image_size={self.image_size}, model={self.model}"
+            )
         if self.target_latency_ms is None and self.latency_table is not None:
             raise ValueError(
                 "latency_table goes with target_latency_ms. "
@@ -373,6 +409,14 @@ class PipelineConfig:
             raise ValueError(f"stages is empty. Give some of: {', '.join(STAGE_NAMES)}")
         if len(set(self.stages)) != len(self.stages):
             raise ValueError(f"stages repeats a stage. Received: {','.join(self.stages)}")
+
+    @property
+    def image_settings(self) -> dict[str, Any]:
+        """What is done to images, where it is not the default."""
+        names = ("mirror_images", "image_size", "resize", "normalization")
+        default = {field.name: field.default for field in dataclasses.fields(self)}
+        values = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in values.items() if value != default[name]}
 
     @property
     def run_path(self) -> pathlib.Path:

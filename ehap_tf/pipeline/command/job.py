@@ -8,9 +8,10 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ehap_tf.data import ImageDataset, load_dataset
+from ehap_tf.data import ImageDataset, Shape, in_convention, load_dataset
 from ehap_tf.pipeline.command.config import PipelineConfig
 from ehap_tf.pipeline.command.console import RunConsole
+from ehap_tf.pipeline.command.preprocessing import Preprocessing
 from ehap_tf.pipeline.command.run_directory import RunDirectory, digest
 from ehap_tf.pipeline.command.stage_records import StageRecord
 from ehap_tf.pipeline.training.devices import make_strategy
@@ -39,13 +40,44 @@ class Job:
     records: dict[str, StageRecord] = dataclasses.field(default_factory=dict)
     current: dict[str, StageRecord] = dataclasses.field(default_factory=dict)
     command: str = ""
+    _preprocessing: Preprocessing | None = dataclasses.field(default=None, init=False)
+    _loaded: tuple[Shape, ImageDataset] | None = dataclasses.field(default=None, init=False)
 
-    @functools.cached_property
+    @property
     def dataset(self) -> ImageDataset:
-        """The data set; its validation images do not change with --seed (see `load_dataset`)."""
-        dataset = load_dataset(self.config.dataset, self.config.data_dir)
-        mirrored = self.config.mirror_images
-        return dataset if mirrored is None else dataclasses.replace(dataset, flip=mirrored)
+        """The data set, as the network of the run takes its images.
+
+        What stage `train` has found of that, now or in an earlier call, holds.
+        """
+        known = self.preprocessing
+        return in_convention(self.load_images(known.shape), known.normalization)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How images become the network's input; stage `train` sets it."""
+        if self._preprocessing is None:
+            train = self.records.get("train")
+            self._preprocessing = Preprocessing.from_figures(train.figures if train else {})
+        return self._preprocessing
+
+    @preprocessing.setter
+    def preprocessing(self, value: Preprocessing) -> None:
+        self._preprocessing = value
+
+    def load_images(self, shape: Shape) -> ImageDataset:
+        """The images in a shape, normalised by the data set's own mean and deviation.
+
+        Its validation images do not change with --seed (see `load_dataset`).
+        """
+        if self._loaded is None or self._loaded[0] != shape:
+            config = self.config
+            dataset = load_dataset(
+                config.dataset, config.data_dir, shape=shape, resize=config.resize
+            )
+            if config.mirror_images is not None:
+                dataset = dataclasses.replace(dataset, flip=config.mirror_images)
+            self._loaded = shape, dataset
+        return self._loaded[1]
 
     @functools.cached_property
     def strategy(self) -> Any:
@@ -83,10 +115,11 @@ class Stage:
 
 
 def select(config: PipelineConfig, *names: str) -> dict[str, Any]:
-    """Some settings by name; of the data also whether it is mirrored, and a folder's content."""
+    """Some settings by name; with the data what is done to images, and a folder's content."""
     values = {name: getattr(config, name) for name in names}
-    if "dataset" in names and config.mirror_images is not None:
-        values["mirror_images"] = config.mirror_images
+    if "dataset" in names:
+        # Those that are as ever are left out: what was made before there were flags holds.
+        values |= config.image_settings
     folder = str(values.get("dataset", "")).partition("folder:")[2]
     if folder and pathlib.Path(folder).is_dir():
         values["--dataset digest"] = _folder_digest(folder)

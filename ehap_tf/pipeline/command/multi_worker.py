@@ -15,6 +15,7 @@ from typing import Any
 
 from ehap_tf import files
 from ehap_tf.pipeline.command.job import Job, Stage
+from ehap_tf.pipeline.command.preprocessing import Preprocessing
 from ehap_tf.pipeline.command.run_directory import RunDirectory
 from ehap_tf.pipeline.training.fitting import CHECKPOINTS
 
@@ -30,7 +31,9 @@ def call(job: Job, stage: Stage, fingerprint: str) -> None:
     steps = [path for path in sorted(kept.glob("*")) if path.is_file()]
     paths = [*stage.inputs(job.run), *(path for path in steps if path.name not in CHECKPOINTS)]
     names = [job.run.name(path) for path in paths]
-    order = {"stage": stage.name, "fingerprint": fingerprint, "files": names}
+    order: dict[str, Any] = {"stage": stage.name, "fingerprint": fingerprint, "files": names}
+    # A worker has no records; stage `train` finds the same by itself.
+    order["images"] = None if stage.name == "train" else job.preprocessing.figures()
     job.workers.value_from_chief(order | {"settings": _common_settings(job)})
     for path in paths:
         job.workers.from_chief(path.read_bytes())
@@ -56,6 +59,8 @@ def follow(job: Job, stages: Sequence[Stage]) -> None:
             if order["stage"] is None:
                 break
             _check_settings(job, order["settings"])
+            if order["images"] is not None:
+                job.preprocessing = Preprocessing.from_figures(order["images"])
             for file in order["files"]:
                 files.write_bytes(job.run.file(file), job.workers.from_chief(b""))
             stage = next(stage for stage in stages if stage.name == order["stage"])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import tf_keras
 
+from ehap_tf.data import FEWEST_STEPS, fitting_batch
 from ehap_tf.models import clone_with_policy
 from ehap_tf.models.precision import policy_of, resolve_precision
 from ehap_tf.pipeline.command.config import PipelineConfig
@@ -55,13 +57,7 @@ def train_as(
     """
     settings = training_settings(job.config, stage)
     precision = resolve_precision(settings["train_precision"])
-    recipe = TrainingRecipe(
-        epochs=settings["epochs"],
-        learning_rate=settings["learning_rate"],
-        weight_decay=settings["weight_decay"],
-        batch_size=settings["batch_size"],
-        warmup_epochs=settings["warmup_epochs"],
-    )
+    recipe = recipe_of(job, stage, settings)
     trained = clone_with_policy(model, policy_of(precision))
     job.console.say(
         f"{stage}: {recipe.epochs} epochs, batch {recipe.batch_size}, learning rate "
@@ -69,6 +65,24 @@ def train_as(
     )
     result = fit_with_progress(job, trained, recipe, stage, checkpoints)
     return clone_with_policy(trained, "float32"), result
+
+
+def recipe_of(job: Job, stage: str, settings: Mapping[str, Any]) -> TrainingRecipe:
+    """The recipe that `training_settings` mean, with batches that the training images fill."""
+    images, wanted = len(job.dataset.train), settings["batch_size"]
+    batch_size = fitting_batch(images, wanted)
+    if batch_size < wanted:
+        job.console.say(
+            f"{stage}: batches of {batch_size} instead of {wanted}, for {FEWEST_STEPS} steps in an "
+            f"epoch of {images} images"
+        )
+    return TrainingRecipe(
+        epochs=settings["epochs"],
+        learning_rate=settings["learning_rate"],
+        weight_decay=settings["weight_decay"],
+        batch_size=batch_size,
+        warmup_epochs=settings["warmup_epochs"],
+    )
 
 
 def fit_with_progress(

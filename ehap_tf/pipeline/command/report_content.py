@@ -41,6 +41,9 @@ REPORT_KEYS = (
 """The keys of report.json, which outside scripts read; absent only where a stage did not run."""
 
 OPTIONAL_KEYS = (
+    "image_shape",
+    "normalization",
+    "preprocessing",
     "prune_steps",
     "prune_shortfall",
     "removed_blocks",

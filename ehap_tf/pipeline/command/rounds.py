@@ -11,6 +11,7 @@ from typing import Any
 import tf_keras
 
 from ehap_tf import files
+from ehap_tf.data import fitting_batch
 from ehap_tf.models import clone_with_policy, load_model, save_model
 from ehap_tf.models.precision import policy_of, resolve_precision
 from ehap_tf.pipeline.command import recipes
@@ -20,7 +21,6 @@ from ehap_tf.pipeline.command.ranking import rank_network, ranking_settings
 from ehap_tf.pipeline.training import adaptation
 from ehap_tf.pipeline.training.adaptation import adapting_data
 from ehap_tf.pipeline.training.evaluation import accuracy
-from ehap_tf.pipeline.training.fitting import TrainingRecipe
 from ehap_tf.progress import no_progress
 from ehap_tf.pruning import (
     PruningPlan,
@@ -118,8 +118,8 @@ def adapted(
     if not (images or count):
         return slim
     data = adapting_data(
-        job.dataset, repair_images=images, seed=config.seed, batch_size=config.batch_size,
-        order=config.seed,
+        job.dataset, repair_images=images, seed=config.seed, order=config.seed,
+        batch_size=fitting_batch(len(job.dataset.train), config.batch_size),
     )  # fmt: skip
     # Only a repair takes long.
     with job.console.progress(title, "layers") if images else contextlib.nullcontext() as progress:
@@ -183,16 +183,12 @@ def _train(
 ) -> tf_keras.Model:
     if not job.config.prune_step_epochs:
         return model
+    name = f"prune_{number}"
     settings = recipes.training_settings(job.config, "finetune")
-    recipe = TrainingRecipe(
-        epochs=job.config.prune_step_epochs,
-        learning_rate=settings["learning_rate"],
-        weight_decay=settings["weight_decay"],
-        batch_size=settings["batch_size"],
-    )
+    settings["epochs"] = job.config.prune_step_epochs
+    recipe = recipes.recipe_of(job, name, settings)
     policy = policy_of(resolve_precision(settings["train_precision"]))
     trained = clone_with_policy(model, policy)
-    name = f"prune_{number}"
     result = recipes.fit_with_progress(job, trained, recipe, name, folder / f"training_{number}")
     figures["trained_validation_accuracy"] = result.best_accuracy
     return clone_with_policy(trained, "float32")

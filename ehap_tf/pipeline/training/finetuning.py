@@ -9,7 +9,15 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.data import as_arrays, as_dataset, count_batches, example_weights, has_weights
+from ehap_tf.data import (
+    DEFAULT_BATCH_SIZE,
+    as_arrays,
+    as_dataset,
+    count_batches,
+    example_weights,
+    fitting_batch,
+    has_weights,
+)
 from ehap_tf.models import copy_model, output_names, require_functional, require_inputs
 from ehap_tf.models.keras3 import either_keras
 from ehap_tf.quantization import FreezeBatchNorm
@@ -29,7 +37,7 @@ def finetune(
     loss_weights: Any = None,
     learning_rate: float = 0.01,
     momentum: float = 0.9,
-    batch_size: int = 128,
+    batch_size: int | None = None,
     verbose: int = 0,
 ) -> tf_keras.Model:
     """A trained copy of `model`: SGD with Nesterov momentum along a cosine.
@@ -49,7 +57,8 @@ def finetune(
             takes the compiled ones where the loss is the compiled one, else 1 for each.
         learning_rate: the highest.
         momentum: of SGD.
-        batch_size: of arrays; a dataset keeps its own batches.
+        batch_size: of arrays; None takes 128, or less where an epoch would have under 20 steps. A
+            dataset keeps its own batches.
         verbose: Keras' own progress output: 0, 1 or 2.
 
     Raises:
@@ -63,6 +72,7 @@ def finetune(
     train_data, validation_data = (
         without_missing_labels(model, data) for data in (train_data, validation_data)
     )
+    batch_size = known_batch_size(train_data, batch_size)
     steps = require_fit(model, train_data, loss, "train_data", batch_size)
     if validation_data is not None:
         require_fit(model, validation_data, loss, "validation_data", batch_size)
@@ -168,6 +178,17 @@ class BestWeights(tf_keras.callbacks.Callback):
         """Takes the epoch's validation figures."""
         if logs and "val_loss" in logs:
             self.offer(logs, "val_")
+
+
+def known_batch_size(train_data: Any, batch_size: int | None) -> int:
+    """The batch size, where None one with which arrays have steps enough in an epoch."""
+    if batch_size is not None:
+        return batch_size
+    if isinstance(train_data, tf.data.Dataset):
+        return DEFAULT_BATCH_SIZE
+    # What is wrong with the data, `require_fit` says.
+    examples = count_examples(train_data) if isinstance(train_data, (tuple, list)) else 0
+    return fitting_batch(examples, DEFAULT_BATCH_SIZE) if examples else DEFAULT_BATCH_SIZE
 
 
 def batches_of(data: Any, batch_size: int, name: str = "data") -> tf.data.Dataset:

@@ -31,10 +31,12 @@ class Normalization:
     Attributes:
         mean: one value for each channel, or for all.
         std: likewise.
+        bgr: whether the channels are blue, green, red, also in `mean` and `std`.
     """
 
     mean: float | Sequence[float]
     std: float | Sequence[float]
+    bgr: bool = False
 
 
 def metadata_path(path: str | os.PathLike[str]) -> pathlib.Path:
@@ -100,6 +102,7 @@ def write_metadata(
             "mean": np.ravel(normalization.mean).astype(float).tolist(),
             "std": np.ravel(normalization.std).astype(float).tolist(),
             "formula": "(pixel / 255 - mean) / std",
+            "channels": "BGR" if normalization.bgr else "RGB",
         }
     beside = metadata_path(path)
     write_text(beside, json.dumps(content, indent=2) + "\n")

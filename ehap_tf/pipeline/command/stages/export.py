@@ -9,7 +9,7 @@ from typing import Any
 import tf_keras
 
 from ehap_tf.budget import ACCELERATORS, LITERT, compile_for_ethos_u, verify_micro
-from ehap_tf.data import evaluation_batches, sample_arrays
+from ehap_tf.data import evaluation_batches, formula, sample_arrays
 from ehap_tf.models import load_model
 from ehap_tf.pipeline.command.config import PipelineConfig
 from ehap_tf.pipeline.command.job import Figures, Job, Stage, select
@@ -53,7 +53,7 @@ def run(job: Job, fingerprint: str) -> Figures:
         qat,
         job.run.tflite,
         allow_float=job.config.allow_float,
-        normalization=Normalization(dataset.mean, dataset.std),
+        normalization=Normalization(dataset.mean, dataset.std, dataset.bgr),
         labels=dataset.class_names,
         data=test,
     )
@@ -65,6 +65,7 @@ def run(job: Job, fingerprint: str) -> Figures:
             job.run.tflite, test, progress=lambda done, _, figures: show(done, total, figures)
         )
     figures |= {
+        "preprocessing": formula(dataset.mean, dataset.std, dataset.bgr),
         "tflite_bytes": exported.bytes,
         "tflite_arena_bytes": exported.arena_bytes,
         "tflite_float_ops": exported.float_ops,

@@ -15,7 +15,6 @@ from ehap_tf.pipeline.command.config import PipelineConfig
 from ehap_tf.pipeline.command.job import Figures, Job, Stage, select
 from ehap_tf.pipeline.command.ranking import traces_of
 from ehap_tf.pipeline.training.evaluation import accuracy
-from ehap_tf.pipeline.training.fitting import TrainingRecipe
 from ehap_tf.quantization import (
     plan_quantization,
     quantize,
@@ -96,13 +95,7 @@ def run(job: Job, fingerprint: str) -> Figures:
         rounding=config.rounding,
         plan=plan,
     )
-    values = settings(config)
-    recipe = TrainingRecipe(
-        epochs=values["epochs"],
-        learning_rate=values["learning_rate"],
-        weight_decay=values["weight_decay"],
-        batch_size=values["batch_size"],
-    )
+    recipe = recipes.recipe_of(job, "quantize", recipes.training_settings(config, "quantize"))
     checkpoints = job.run.checkpoints("quantize", fingerprint)
     # Training ends on the very affine maps that the export folds into the convolutions.
     result = recipes.fit_with_progress(

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import pathlib
 from typing import Any
 
+import tf_keras
+
 from ehap_tf import files
+from ehap_tf.data import ImageDataset, formula, in_convention
 from ehap_tf.models import build_model, save_model
 from ehap_tf.pipeline.command import baseline, recipes
 from ehap_tf.pipeline.command.config import PipelineConfig, is_saved_model
 from ehap_tf.pipeline.command.job import Figures, Job, Stage, select
+from ehap_tf.pipeline.command.preprocessing import Preprocessing, input_shape
 from ehap_tf.pipeline.command.ranking import wanted_blocks
 from ehap_tf.pipeline.command.run_directory import digest
 from ehap_tf.pipeline.command.stages import quantize
+from ehap_tf.pipeline.training.conventions import is_chance, try_conventions
 from ehap_tf.pipeline.training.evaluation import accuracy
 
 
@@ -30,40 +36,87 @@ def run(job: Job, fingerprint: str) -> Figures:
     source = None
     if job.workers.is_chief:
         source = baseline.find_baseline(job.config, settings(job.config), checkpoints)
-    figures: Figures = {}
     if job.workers.value_from_chief(source is not None) and not job.workers.is_chief:
-        return figures
-    if source is None:
-        dataset = job.dataset
-        model = build_model(
-            job.config.model, dataset.num_classes, dataset.input_shape, job.config.seed
+        return {}
+    figures = _trained(job, checkpoints) if source is None else _taken(job, source)
+    return figures | job.preprocessing.figures()
+
+
+def _trained(job: Job, checkpoints: pathlib.Path) -> Figures:
+    config = job.config
+    normalization = "dataset" if config.normalization == "auto" else config.normalization
+    job.preprocessing = Preprocessing((config.image_size, config.image_size, None), normalization)
+    dataset = job.dataset
+    model = build_model(config.model, dataset.num_classes, dataset.input_shape, config.seed)
+    # Before hours of training, not after.
+    wanted_blocks(config, model)
+    quantize.check_layers(job, model)
+    _require_enough_images(job)
+    model, result = recipes.train_as(job, model, "train", checkpoints)
+    save_model(model, job.run.baseline)
+    return {
+        "epochs": result.epochs,
+        "best_epoch": result.best_epoch,
+        "baseline_accuracy": accuracy(model, dataset.test, dataset),
+    }
+
+
+def _taken(job: Job, source: pathlib.Path) -> Figures:
+    model = baseline.load_baseline(source)
+    quantize.check_layers(job, model)
+    dataset = job.load_images(input_shape(model))
+    baseline.check_classes(model, dataset, source)
+    job.console.say(f"train: skipped, the trained model is {source}")
+    normalization = job.config.normalization
+    trained = baseline.trained_normalization(source)
+    if normalization == "auto":
+        normalization = trained or _found(job, model, dataset, source)
+    job.preprocessing = Preprocessing(input_shape(model), normalization)
+    share = accuracy(model, dataset.test, job.dataset)
+    if trained is None and is_chance(share, dataset.test.labels):
+        _stop_unless_forced(
+            job,
+            f"{source} does no better than chance on {dataset.name} ({normalization}: "
+            f"{share:.1%} of the test images). Does it know these classes, "
+            "in alphabetical order of their folders?",
         )
-        # Before hours of training, not after.
-        wanted_blocks(job.config, model)
-        quantize.check_layers(job, model)
-        _require_enough_images(job)
-        model, result = recipes.train_as(job, model, "train", checkpoints)
+    if source.suffix != ".keras":
         save_model(model, job.run.baseline)
-        figures |= {"epochs": result.epochs, "best_epoch": result.best_epoch}
-    else:
-        model = baseline.load_baseline(source, job.dataset)
-        quantize.check_layers(job, model)
-        job.console.say(f"train: skipped, the trained model is {source}")
-        figures["source"] = str(source)
-        if source.suffix == ".keras":
-            if source.resolve() != job.run.baseline.resolve():
-                files.write_bytes(job.run.baseline, source.read_bytes())
-        else:
-            save_model(model, job.run.baseline)
-    figures["baseline_accuracy"] = accuracy(model, job.dataset.test, job.dataset)
-    if source is not None and figures["baseline_accuracy"] < 1.5 / job.dataset.num_classes:
-        job.console.say(
-            f"train: {source} is hardly better than chance on {job.dataset.name}. Was it trained "
-            f"on images normalised to (pixel / 255 - mean) / deviation, with mean "
-            f"{job.dataset.mean} and deviation {job.dataset.std}?",
-            level=0,
+    elif source.resolve() != job.run.baseline.resolve():
+        files.write_bytes(job.run.baseline, source.read_bytes())
+    return {"source": str(source), "baseline_accuracy": share}
+
+
+def _found(job: Job, model: tf_keras.Model, dataset: ImageDataset, source: pathlib.Path) -> str:
+    """The convention in which the model does best, which is said.
+
+    Raises:
+        ValueError: it is at chance in all of them, and --force is not given.
+    """
+    with job.console.progress("train: normalization", "tried") as progress:
+        trials = try_conventions(model, dataset, progress=progress)
+    tried = ", ".join(f"{name} {trial.accuracy:.1%}" for name, trial in trials.items())
+    best = next(iter(trials))
+    known = in_convention(dataset, best)
+    if all(trial.is_chance for trial in trials.values()):
+        _stop_unless_forced(
+            job,
+            f"{source} does no better than chance on {dataset.name}, however its pixels are "
+            f"normalised: {tried} of the images. Are the classes the same, and in the same order "
+            f"({', '.join(dataset.class_names[:10])}{', ...' * (dataset.num_classes > 10)})? A "
+            "model with another preprocessing needs it inside",
         )
-    return figures
+    job.console.say(
+        f"train: normalization {best}, {formula(known.mean, known.std, known.bgr)}, in which the "
+        f"model does best ({tried})"
+    )
+    return best
+
+
+def _stop_unless_forced(job: Job, reason: str) -> None:
+    if not job.config.force:
+        raise ValueError(f"{reason}. --force goes on all the same")
+    job.console.say(f"train: {reason}; --force: going on", level=0)
 
 
 def _require_enough_images(job: Job) -> None:
