@@ -156,8 +156,8 @@ def compress(
     Raises:
         TypeError: the model is subclassed, or data is of another type.
         ValueError: an argument is out of range, data is empty, infinite or does not fit the model
-            or the loss, or no loss is known; the model is at chance on the data; a layer has no integer kernel (noticed before
-            anything is ranked or trained).
+            or the loss, or no loss is known; the model is at chance on the data; a layer has no
+            integer kernel (noticed before anything is ranked or trained).
         OSError: `path` cannot be written (noticed before anything else).
     """
     require_writable(path)

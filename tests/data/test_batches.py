@@ -8,6 +8,7 @@ import pytest
 from ehap_tf.data import (
     ImageDataset,
     evaluation_batches,
+    fitting_batch,
     normalize,
     sample_arrays,
     steps_per_epoch,
@@ -22,11 +23,32 @@ def collected(stream) -> list[tuple[np.ndarray, np.ndarray]]:
 def test_starting_at_a_later_epoch_gives_the_rest_of_the_same_stream(dataset: ImageDataset):
     whole = collected(training_batches(dataset, 16, seed=5, epochs=4))
     rest = collected(training_batches(dataset, 16, seed=5, first_epoch=2, epochs=2))
-    assert len(whole) == 4 * steps_per_epoch(dataset, 16) == 12
-    assert len(rest) == 6
-    for (x, y), (late_x, late_y) in zip(whole[6:], rest, strict=True):
+    assert len(whole) == 4 * steps_per_epoch(dataset, 16) == 16
+    assert len(rest) == 8
+    for (x, y), (late_x, late_y) in zip(whole[8:], rest, strict=True):
         np.testing.assert_array_equal(x, late_x)
         np.testing.assert_array_equal(y, late_y)
+
+
+def test_an_epoch_has_every_image_and_its_first_ones_fill_the_last_batch(dataset: ImageDataset):
+    plain = dataclasses.replace(dataset, augment=False)
+    images = np.concatenate([x for x, _ in collected(training_batches(plain, 16, seed=5))])
+    assert len(images) == 64
+    np.testing.assert_array_equal(images[50:], images[:14])
+    seen = sorted(image.tobytes() for image in images[:50])
+    assert seen == sorted(image.tobytes() for image in normalize(dataset.train.images, dataset))
+
+
+@pytest.mark.parametrize(
+    ("examples", "wanted", "batch_size"),
+    [
+        (50_000, 128, 128), (2_560, 128, 128), (2_559, 128, 127), (216, 128, 10), (100, 128, 8),
+        (100, 4, 4), (5, 128, 5), (1, 1, 1),
+    ],
+)  # fmt: skip
+def test_few_images_get_batches_that_make_twenty_steps(examples, wanted, batch_size):
+    assert fitting_batch(examples, wanted) == batch_size
+    assert -(-examples // batch_size) >= min(20, -(-examples // 8))
 
 
 def test_epochs_and_seeds_differ(dataset: ImageDataset):

@@ -9,11 +9,12 @@ import rich.console
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.models import build_model, save_model
+from ehap_tf.models import build_model, load_model, save_model
 from ehap_tf.pipeline.command import job, runner
 from ehap_tf.pipeline.command.config import PipelineConfig
 from ehap_tf.pipeline.command.console import RunConsole
-from ehap_tf.pipeline.command.run_directory import digest
+from ehap_tf.pipeline.command.run_directory import RunDirectory, digest
+from ehap_tf.pipeline.command.stage_records import read_records
 
 
 @pytest.fixture
@@ -66,10 +67,28 @@ def test_a_model_for_other_classes(run):
         run(model="mine.keras")
 
 
-def test_a_model_for_other_images(run):
-    save_model(small(shape=(16, 16, 3)), "mine.keras")
-    with pytest.raises(ValueError, match=r"images of shape \(16, 16, 3\).*\(32, 32, 3\)"):
+def test_images_are_brought_to_the_size_and_channels_of_the_model(run):
+    save_model(small(shape=(16, 24, 1)), "mine.keras")
+    run(model="mine.keras", force=True)
+    figures = read_records(RunDirectory(pathlib.Path("run")))["train"].figures
+    assert figures["image_shape"] == [16, 24, 1]
+
+
+def test_a_model_whose_input_is_no_image(run):
+    x = tf_keras.Input((32, 32, 2))
+    y = tf_keras.layers.Dense(10)(tf_keras.layers.Flatten()(x))
+    save_model(tf_keras.Model(x, y), "mine.keras")
+    with pytest.raises(ValueError, match=r"1 or 3 channels.*Received: an input of .*32, 32, 2"):
         run(model="mine.keras")
+
+
+def test_a_built_in_model_of_another_size(run):
+    text = run(image_size=16)
+    assert "skipped" not in text
+    model = load_model("run/baseline.keras")
+    assert model.input_shape == (None, 16, 16, 3)
+    with pytest.raises(ValueError, match="image_size goes with a built-in model"):
+        run(model="run/baseline.keras", image_size=16, output_dir="other")
 
 
 def test_a_model_with_nan_in_its_weights(run):
@@ -99,19 +118,22 @@ def test_a_model_with_its_output_in_a_dict(run):
 def test_a_saved_model_is_taken_as_it_is(run):
     model = small()
     save_model(model, "mine.keras")
-    text = run(model="mine.keras")
-    assert "hardly better than chance" in text and "normalised" in text
+    with pytest.raises(ValueError, match=r"no better than chance.*caffe \d.*--force"):
+        run(model="mine.keras")
+    assert not pathlib.Path("run/baseline.keras").exists()
+    text = run(model="mine.keras", force=True)
+    assert "no better than chance" in text and "going on" in text
     assert "skipped, the trained model is mine.keras" in text
     assert (
         pathlib.Path("run/baseline.keras").read_bytes() == pathlib.Path("mine.keras").read_bytes()
     )
     save_model(small(seed=1), "mine.keras")
-    assert "the content of --model" in run(model="mine.keras")
+    assert "the content of --model" in run(model="mine.keras", force=True)
 
 
 def test_a_published_baseline_is_taken_and_named(run):
     save_model(small(), "saved_models/resnet8_digits/baseline.keras")
-    assert "skipped, the trained model is saved_models/resnet8_digits" in run()
+    assert "skipped, the trained model is saved_models/resnet8_digits" in run(force=True)
     assert "skipped" not in run(baseline="train", output_dir="other")
 
 
@@ -166,7 +188,7 @@ def test_a_layer_without_integer_kernel_is_said_before_training(run):
     with pytest.raises(ValueError, match=r"is not supported in integers.*allow_float"):
         run(model="mine.keras", stages=stages)
     assert not pathlib.Path("run/baseline.keras").exists()
-    run(model="mine.keras")
+    run(model="mine.keras", force=True)
     pathlib.Path("run/slim.keras").write_bytes(pathlib.Path("mine.keras").read_bytes())
     with pytest.raises(ValueError, match=r"is not supported in integers.*allow_float"):
         run(model="mine.keras", stages=("finetune", "quantize"))
@@ -175,6 +197,6 @@ def test_a_layer_without_integer_kernel_is_said_before_training(run):
         run(model="mine.keras", stages=stages, allow_float=True)
 
 
-def test_a_batch_larger_than_the_training_set(run):
-    with pytest.raises(ValueError, match="batch_size must be between 1 and"):
-        run(batch_size=100_000, train_epochs=1)
+def test_a_batch_that_leaves_few_steps_is_made_smaller(run):
+    text = run(batch_size=100_000, train_epochs=1)
+    assert "train: batches of 64 instead of 100000, for 20 steps in an epoch of 1294" in text

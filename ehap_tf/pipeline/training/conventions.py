@@ -10,8 +10,10 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from ehap_tf.data import ImageDataset, Split, conventions_for, evaluation_batches, in_convention
-from ehap_tf.models import ends_in_softmax
+from ehap_tf.graph import BatchNorm, batch_norms
+from ehap_tf.models import copy_model, ends_in_softmax
 from ehap_tf.progress import ProgressCallback, no_progress
+from ehap_tf.pruning import recalibrate
 
 TRIED_IMAGES = 256
 
@@ -24,11 +26,13 @@ class Trial:
         accuracy: share of the images whose largest output is their label.
         loss: cross-entropy, in nats, at the temperature at which it is least.
         is_chance: whether the accuracy could be that of a guess.
+        losses: of each image, which `loss` is the mean of.
     """
 
     accuracy: float
     loss: float
     is_chance: bool
+    losses: np.ndarray = dataclasses.field(repr=False, compare=False)
 
 
 def try_conventions(
@@ -40,7 +44,9 @@ def try_conventions(
     """Tries a classifier in every convention of normalisation, the best first.
 
     The best has the least cross-entropy, at the best temperature: a network may be too sure in the
-    right convention, and unsure in a wrong one in which it still finds the classes.
+    right convention, and unsure in a wrong one in which it still finds the classes. Where several
+    are as good, within two standard errors over the images, it is the one in which the statistics
+    of BatchNorm are those that the training left.
 
     Args:
         model: ends in logits or probabilities, a number for each class.
@@ -55,7 +61,14 @@ def try_conventions(
     for done, name in enumerate(names, start=1):
         trials[name] = _trial(model, split, in_convention(dataset, name))
         progress(done, len(names), {})
-    return dict(sorted(trials.items(), key=lambda item: item[1].loss))
+    order = sorted(names, key=lambda name: trials[name].loss)
+    as_good = [name for name in order if _as_good(trials[name], trials[order[0]])]
+    if len(as_good) > 1:
+        distances = {
+            name: _distance(model, split, in_convention(dataset, name)) for name in as_good
+        }
+        order[: len(as_good)] = sorted(as_good, key=lambda name: distances[name])
+    return {name: trials[name] for name in order}
 
 
 def is_chance(accuracy: float, labels: np.ndarray) -> bool:
@@ -90,14 +103,45 @@ def _trial(model: tf_keras.Model, split: Split, dataset: ImageDataset) -> Trial:
         ]
     )
     if not np.isfinite(outputs).all():
-        return Trial(0.0, float("inf"), True)
+        return Trial(0.0, float("inf"), True, np.full(len(split), np.inf))
     right = float((outputs.argmax(-1) == split.labels).mean())
     logits = np.log(np.maximum(outputs, 1e-12)) if ends_in_softmax(model) else outputs
     scale = max(float(np.abs(logits - logits.mean(-1, keepdims=True)).max()), 1e-12)
 
-    def loss(log_sharpness: float) -> float:
+    def losses(log_sharpness: float) -> np.ndarray:
         scaled = log_softmax(logits * (np.exp(log_sharpness) / scale), axis=-1)
-        return float(-scaled[np.arange(len(split)), split.labels].mean())
+        return -scaled[np.arange(len(split)), split.labels]
 
-    least = float(minimize_scalar(loss, bounds=(-5, 8), method="bounded").fun)
-    return Trial(right, least, is_chance(right, split.labels))
+    best = minimize_scalar(lambda at: losses(at).mean(), bounds=(-5, 8), method="bounded")
+    return Trial(right, float(best.fun), is_chance(right, split.labels), losses(best.x))
+
+
+def _as_good(one: Trial, best: Trial) -> bool:
+    if not np.isfinite(one.loss):
+        return False
+    more = one.losses - best.losses
+    return bool(more.mean() <= 2 * more.std() / len(more) ** 0.5 + 1e-3)
+
+
+def _distance(model: tf_keras.Model, split: Split, dataset: ImageDataset) -> float:
+    """How far the statistics of BatchNorm are from those of the images; 0 without BatchNorm.
+
+    The Kullback-Leibler divergence of two normal distributions, of the layer that is farthest,
+    there of the channel in the middle.
+    """
+    copy = copy_model(model)
+    for norm in batch_norms(copy):
+        norm.trainable = True
+    seen = recalibrate(copy, evaluation_batches(split, dataset, 64), batches=-(-len(split) // 64))
+    distances = [0.0]
+    for before, now in zip(batch_norms(copy), batch_norms(seen), strict=True):
+        mean, variance = _statistics(before)
+        new_mean, new_variance = _statistics(now)
+        ratio = new_variance / variance
+        distance = (ratio + (new_mean - mean) ** 2 / variance - 1 - np.log(ratio)) / 2
+        distances.append(float(np.median(distance)))
+    return max(distances)
+
+
+def _statistics(norm: BatchNorm) -> tuple[np.ndarray, np.ndarray]:
+    return norm.moving_mean.numpy(), norm.moving_variance.numpy() + norm.epsilon
