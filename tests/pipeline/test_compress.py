@@ -219,6 +219,7 @@ def test_a_layer_without_integer_kernel_may_stay_in_float(model, data, tmp_path)
     result = ehap.compress(
         with_a_threshold(), *data, path=tmp_path / "small.tflite", loss=model.loss,
         target_params=0.9, criterion="magnitude", finetune_epochs=0, qat_epochs=0, allow_float=True,
+        force=True,
     )  # fmt: skip
     assert result.tflite.float_operators
     assert result.report["tflite_float_ops"] == len(result.tflite.float_operators)

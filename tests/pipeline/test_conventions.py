@@ -39,14 +39,14 @@ def colours():
     )  # fmt: skip
 
 
-def trained(dataset, inside=(), epochs=12, batch_norm=True, softmax=False):
+def trained(dataset, inside=(), epochs=12, softmax=False):
     images, labels = normalize(dataset.train.images, dataset), dataset.train.labels
     model = tf_keras.Sequential(
         [
             L.Input(dataset.input_shape),
             *inside,
             L.Conv2D(8, 5, 2),
-            *([L.BatchNormalization()] if batch_norm else []),
+            L.BatchNormalization(),
             L.ReLU(),
             L.Conv2D(16, 3, activation="relu"),
             L.Flatten(),
