@@ -99,6 +99,8 @@ def command(folder: pathlib.Path) -> dict[str, Any]:
     config = PipelineConfig(
         model=str(folder / "tiny.keras"),
         dataset="digits",
+        normalization="dataset",
+        force=True,
         strategy="multi_worker",
         criterion="obd",
         estimator="gauss_newton",

@@ -36,6 +36,8 @@ def test_accuracy_right_after_surgery_is_told_where_something_followed(tmp_path,
     config = PipelineConfig(
         model=str(tmp_path / "small.keras"),
         dataset="digits",
+        normalization="dataset",
+        force=True,
         criterion="magnitude",
         batch_size=512,
         target_macs=0.5,
@@ -49,8 +51,9 @@ def test_accuracy_right_after_surgery_is_told_where_something_followed(tmp_path,
     figures = runner.run(config)["prune"].figures
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     found = [one for one in OPTIONAL_KEYS if one in report]
-    assert found == ([key] if key else [])
-    assert all(report[one] == figures[one] for one in found)
+    assert found == [*([key] if key else []), "image_shape", "normalization"]
+    assert key is None or report[key] == figures[key]
+    assert report["normalization"] == "dataset" and report["image_shape"][2] == 3
     rows = summary_rows(run_content(RunDirectory(tmp_path / "run")))
     names = ["baseline", *([name] if name else []), "pruned"]
     assert [row.name for row in rows] == names
@@ -120,6 +123,8 @@ def test_a_command_that_removes_nothing_says_so(tmp_path, capsys):
     config = PipelineConfig(
         model=str(tmp_path / "frozen.keras"),
         dataset="digits",
+        normalization="dataset",
+        force=True,
         criterion="magnitude",
         prune_ratio=0.5,
         repair_images=0,
@@ -144,6 +149,8 @@ def test_a_run_that_was_pruned_before_there_was_repair_goes_on_without(tmp_path)
     shake(tf_keras.Model(inputs, x)).save(tmp_path / "small.keras")
     settings = {
         "model": str(tmp_path / "small.keras"),
+        "normalization": "dataset",
+        "force": True,
         "dataset": "digits",
         "criterion": "magnitude",
         "target_macs": 0.5,

@@ -177,10 +177,11 @@ def assert_contract(folder, kills):
     assert {path.name for path in folder.iterdir()} >= set(names.split())
     report = json.loads((folder / "report.json").read_text())
     steps = ("prune_steps",) if kills is MORE_KILLS else ()
+    images = ("image_shape", "normalization", "preprocessing")
     others = [f"{file}_tflite_{of}" for file in OTHER_FILES for of in ("bytes", "arena_bytes")]
     latencies = [f"{file}_latency_ms" for file in OTHER_FILES if file != "baseline"]
     optional = (*steps, "accuracy_before_repair", "tflite_arena_bytes", "baseline_int8_accuracy")
-    assert set(report) == {*REPORT_KEYS, *optional, *others, *latencies}
+    assert set(report) == {*REPORT_KEYS, *optional, *others, *latencies, *images}
     assert tuple(report)[: len(REPORT_KEYS)] == REPORT_KEYS
     assert report["tflite_float_ops"] == 0
     assert report["tflite_bytes"] == (folder / "model_int8.tflite").stat().st_size

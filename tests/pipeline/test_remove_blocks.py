@@ -20,6 +20,8 @@ from tests.pruning.test_block_removal import block
 layers = tf_keras.layers
 SETTINGS = {
     "dataset": "digits",
+    "normalization": "dataset",
+    "force": True,
     "criterion": "magnitude",
     "hessian_batch_size": 32,
     "batch_size": 512,

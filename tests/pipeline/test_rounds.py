@@ -17,6 +17,8 @@ from ehap_tf.sensitivity import FilterScores
 layers = tf_keras.layers
 SETTINGS = {
     "dataset": "digits",
+    "normalization": "dataset",
+    "force": True,
     "criterion": "magnitude",
     "batch_size": 512,
     "target_macs": 0.4,

@@ -41,9 +41,6 @@ REPORT_KEYS = (
 """The keys of report.json, which outside scripts read; absent only where a stage did not run."""
 
 OPTIONAL_KEYS = (
-    "image_shape",
-    "normalization",
-    "preprocessing",
     "prune_steps",
     "prune_shortfall",
     "removed_blocks",
@@ -68,6 +65,9 @@ OPTIONAL_KEYS = (
     "ethos_u_ms",
     "ethos_u_sram_bytes",
     "ethos_u_cpu_operators",
+    "image_shape",
+    "normalization",
+    "preprocessing",
 )
 """Keys of report.json beside them: the other files of the last table, and what only some settings
 bring about."""
