@@ -77,13 +77,18 @@ def operators(path: str | os.PathLike[str]) -> list[Operator]:
     """The operators of a file, in its order.
 
     Raises:
-        ValueError: the file has loops or conditions.
+        ValueError: the file has loops or conditions, or activations of 16 bits.
     """
     content = pathlib.Path(path).read_bytes()
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
     if len(model.subgraphs) != 1:
         raise ValueError(
             f"{os.fspath(path)!r} has loops or conditions, whose operators run unknown times."
+        )
+    if any(tensor.type == schema.TensorType.INT16 for tensor in model.subgraphs[0].tensors):
+        raise ValueError(
+            f"{os.fspath(path)!r} has activations of 16 bits; those of 8 are timed alone. Measure "
+            "the file as a whole, with measure_latency_ms."
         )
     return [_described(model, place) for place in range(len(model.subgraphs[0].operators))]
 

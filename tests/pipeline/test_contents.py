@@ -80,7 +80,8 @@ def small_network(path):
 def test_the_last_table_has_four_files_and_their_bits(tmp_path):
     small_network(tmp_path / "small.keras")
     settings = {
-        "model": str(tmp_path / "small.keras"), "dataset": "digits", "normalization": "dataset", "force": True, "criterion": "magnitude",
+        "model": str(tmp_path / "small.keras"), "dataset": "digits", "normalization": "dataset",
+        "force": True, "criterion": "magnitude",
         "batch_size": 512, "prune_ratio": 0.3, "repair_images": 0, "recalibrate_batches": 1,
         "finetune_epochs": 0, "qat_epochs": 0, "precision": "fp32", "train_precision": "fp32",
         "output_dir": str(tmp_path / "run"), "verbosity": 0,
