@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from ehap_tf.data.augmentation import random_crop
+from ehap_tf.data.augmentation import random_crop, random_resized_crop
 from ehap_tf.data.image_dataset import ImageDataset, Split
 from ehap_tf.data.normalization import normalize
 
@@ -70,7 +70,8 @@ def training_batches(
     def examples_at(step_seed: tf.Tensor, at: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         batch = tf.gather(images, at)
         if dataset.augment:
-            batch = random_crop(batch, step_seed, dataset.flip)
+            change = random_resized_crop if dataset.crop else random_crop
+            batch = change(batch, step_seed, dataset.flip)
         return normalize(batch, dataset), tf.gather(labels, at)
 
     stream = tf.data.Dataset.range(first_epoch, first_epoch + epochs).flat_map(epoch_indices)

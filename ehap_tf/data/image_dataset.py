@@ -55,6 +55,8 @@ class ImageDataset:
         mean: mean of pixel / 255, one value per channel.
         std: standard deviation of pixel / 255, one value per channel.
         augment: training images are shifted by up to 4 pixels (pad 4, random crop).
+        crop: a part of each training image, scaled up, takes the place of the shift; needs
+            `augment`.
         flip: training images are also mirrored left to right at random; needs `augment`.
         bgr: the model takes blue, green, red, in which order `mean` and `std` are then; `images`
             are red, green, blue.
@@ -71,6 +73,7 @@ class ImageDataset:
     augment: bool = True
     flip: bool = True
     bgr: bool = False
+    crop: bool = False
 
     def __post_init__(self) -> None:
         for part in ("train", "validation", "test"):

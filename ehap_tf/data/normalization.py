@@ -62,7 +62,7 @@ def normalize(images: Any, dataset: ImageDataset) -> Any:
     """Computes (pixel / 255 - mean) / std, channel by channel.
 
     Args:
-        images: uint8, shape (..., channels); a numpy array or a tensor.
+        images: 0 to 255, shape (..., channels); a numpy array or a tensor.
         dataset: whose `mean`, `std` and order of channels are used.
 
     Returns:

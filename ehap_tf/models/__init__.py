@@ -1,5 +1,6 @@
 """Networks by name and by path, under another precision, and in the other Keras."""
 
+from ehap_tf.models.applications import APPLICATIONS, load_imagenet, load_pretrained
 from ehap_tf.models.built_in import MODEL_NAMES, build_model
 from ehap_tf.models.checks import (
     require_finite_weights,
@@ -16,6 +17,7 @@ from ehap_tf.models.precision import PRECISIONS, policy_of, resolve_precision
 from ehap_tf.models.saving import load_model, save_model
 
 __all__ = [
+    "APPLICATIONS",
     "MODEL_NAMES",
     "PRECISIONS",
     "build_model",
@@ -24,7 +26,9 @@ __all__ = [
     "either_keras",
     "ends_in_softmax",
     "is_keras3_model",
+    "load_imagenet",
     "load_model",
+    "load_pretrained",
     "output_names",
     "policy_of",
     "require_finite_weights",

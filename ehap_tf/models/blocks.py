@@ -13,6 +13,12 @@ from ehap_tf.channels import ScatterChannels
 layers = tf_keras.layers
 
 
+def seed_of(seed: int, name: str) -> int:
+    """A seed for the thing called `name` of a model with a seed."""
+    sequence = np.random.SeedSequence([seed, zlib.crc32(name.encode())])
+    return int(sequence.generate_state(1)[0] >> 1)
+
+
 class Blocks:
     """Adds named layers whose initial weights depend on the model's seed and the layer's name.
 
@@ -28,8 +34,7 @@ class Blocks:
 
     def seed_of(self, name: str) -> int:
         """The seed of the layer called `name`."""
-        sequence = np.random.SeedSequence([self._seed, zlib.crc32(name.encode())])
-        return int(sequence.generate_state(1)[0] >> 1)
+        return seed_of(self._seed, name)
 
     def convolution(
         self, x: tf.Tensor, filters: int, size: int, strides: int, name: str

@@ -9,7 +9,13 @@ import tf_keras
 
 from ehap_tf import files
 from ehap_tf.data import ImageDataset
-from ehap_tf.models import MODEL_NAMES, load_model, require_finite_weights, require_functional
+from ehap_tf.models import (
+    APPLICATIONS,
+    MODEL_NAMES,
+    load_model,
+    require_finite_weights,
+    require_functional,
+)
 from ehap_tf.pipeline.command.config import PipelineConfig, is_saved_model
 from ehap_tf.pipeline.command.preprocessing import input_shape
 from ehap_tf.pipeline.command.run_directory import RunDirectory, digest
@@ -34,9 +40,10 @@ def find_baseline(
         return _existing("--baseline", config.baseline, "auto, train, or the path of a saved model")
     if is_saved_model(config.model):
         return _existing("--model", config.model, "a built-in model or the path of a saved one")
-    if config.model not in MODEL_NAMES:
+    if config.model not in (*MODEL_NAMES, *APPLICATIONS):
         raise ValueError(
-            f"model must be one of {', '.join(MODEL_NAMES)}, or the path of a saved model "
+            f"model must be one of {', '.join(MODEL_NAMES)}, a network of tf_keras.applications "
+            f"({', '.join(APPLICATIONS)}), or the path of a saved model "
             f"(.keras, .h5, or a SavedModel folder). Received: {config.model}"
         )
     if config.baseline == "train" or checkpoints.exists():

@@ -24,6 +24,7 @@ TARGETS = (
 )
 PRECISIONS = ("fp32", "fp16", "bf16", "auto")
 RESIZES = ("crop", "stretch")
+AUGMENTATIONS = ("auto", "none", "shift", "crop")
 NORMALIZATIONS = ("auto", "dataset", "none", "0..1", "-1..1", "imagenet", "caffe")
 AMOUNTS = ("prune_ratio", "target_params", "target_macs", "target_latency_ms")
 DEFAULT_PRUNE_RATIO = 0.77
@@ -68,8 +69,18 @@ class PipelineConfig:
 
     model: str = _setting(
         "resnet32",
-        "a built-in model by name (resnet8, resnet32, wrn28_10, vgg16, ...), or the path of a "
+        "a built-in model by name (resnet8, resnet32, wrn28_10, vgg16, ...), a network of "
+        "tf_keras.applications (mobilenet_v2, resnet50, efficientnet_b0, ...), or the path of a "
         "trained Functional or Sequential tf_keras model (.keras, .h5, SavedModel)",
+    )
+    width: float = _setting(
+        1.0, "multiplies the channels of a built-in network (whole numbers) or of a MobileNet"
+    )
+    weights: str | None = _setting(
+        None,
+        "what the training of a network of tf_keras.applications starts from: imagenet, or the "
+        "path of a file of its weights; other classes get a new head, which is trained first; "
+        "none: from drawn weights",
     )
     dataset: str = _setting(
         "cifar10",
@@ -103,6 +114,13 @@ class PipelineConfig:
         "imagenet: by ImageNet's mean and deviation; caffe: blue, green, red less ImageNet's "
         "means. auto: of a saved model the one in which it does best, else dataset",
         choices=NORMALIZATIONS,
+    )
+    augmentation: str = _setting(
+        "auto",
+        "what training does to images at random. shift: by up to 4 pixels; crop: a part of at "
+        "least a quarter of the area, scaled up; both mirror them, see mirror_images; auto: crop "
+        "from 64 pixels on, else shift",
+        choices=AUGMENTATIONS,
     )
     force: bool = _setting(
         False, "go on with a saved model that does no better than chance on the data set"
@@ -374,6 +392,11 @@ class PipelineConfig:
                 "baseline=train goes with a built-in model; a saved one is taken as it is. "
                 f"Received: model={self.model}"
             )
+        if self.network_settings and is_saved_model(self.model):
+            raise ValueError(
+                "width and weights go with a network by its name. "
+                f"Received: model={self.model}, width={self.width}, weights={self.weights}"
+            )
         if self.image_size is not None and is_saved_model(self.model):
             raise ValueError(
                 "image_size goes with a built-in model; a saved one takes images of its own size. "
@@ -411,9 +434,15 @@ class PipelineConfig:
             raise ValueError(f"stages repeats a stage. Received: {','.join(self.stages)}")
 
     @property
+    def network_settings(self) -> dict[str, Any]:
+        """What makes the network besides its name, where it is not the default."""
+        values: dict[str, Any] = {} if self.width == 1 else {"width": self.width}
+        return values if self.weights is None else values | {"weights": self.weights}
+
+    @property
     def image_settings(self) -> dict[str, Any]:
         """What is done to images, where it is not the default."""
-        names = ("mirror_images", "image_size", "resize", "normalization")
+        names = ("mirror_images", "image_size", "resize", "normalization", "augmentation")
         default = {field.name: field.default for field in dataclasses.fields(self)}
         values = {name: getattr(self, name) for name in names}
         return {name: value for name, value in values.items() if value != default[name]}

@@ -17,6 +17,9 @@ from ehap_tf.pipeline.command.stage_records import StageRecord
 from ehap_tf.pipeline.training.devices import make_strategy
 from ehap_tf.pipeline.training.workers import Workers
 
+CROPPED_FROM = 64
+"""Pixels of the smaller side from which training takes parts of images instead of shifts."""
+
 Figures = dict[str, Any]
 """What a stage measured, as JSON values; those named in the contract go into report.json."""
 
@@ -76,6 +79,10 @@ class Job:
             )
             if config.mirror_images is not None:
                 dataset = dataclasses.replace(dataset, flip=config.mirror_images)
+            how = config.augmentation
+            if how == "auto":
+                how = "crop" if min(dataset.input_shape[:2]) >= CROPPED_FROM else "shift"
+            dataset = dataclasses.replace(dataset, augment=how != "none", crop=how == "crop")
             self._loaded = shape, dataset
         return self._loaded[1]
 

@@ -48,14 +48,20 @@ def training_settings(config: PipelineConfig, stage: str) -> dict[str, Any]:
 
 
 def train_as(
-    job: Job, model: tf_keras.Model, stage: str, checkpoints: pathlib.Path
+    job: Job,
+    model: tf_keras.Model,
+    stage: str,
+    checkpoints: pathlib.Path,
+    epochs: int | None = None,
 ) -> tuple[tf_keras.Model, TrainingResult]:
     """Trains a copy of `model` and returns it in float32, with the best validation weights.
 
     Progress goes to the console, the curve to the stage's history file. Training resumes from
-    `checkpoints` when there are some.
+    `checkpoints` when there are some. `epochs` are those of the stage when None.
     """
     settings = training_settings(job.config, stage)
+    if epochs is not None:
+        settings |= {"epochs": epochs, "warmup_epochs": min(settings["warmup_epochs"], epochs / 2)}
     precision = resolve_precision(settings["train_precision"])
     recipe = recipe_of(job, stage, settings)
     trained = clone_with_policy(model, policy_of(precision))

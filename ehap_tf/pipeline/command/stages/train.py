@@ -9,7 +9,13 @@ import tf_keras
 
 from ehap_tf import files
 from ehap_tf.data import ImageDataset, formula, in_convention
-from ehap_tf.models import build_model, save_model
+from ehap_tf.models import (
+    APPLICATIONS,
+    build_model,
+    load_imagenet,
+    load_pretrained,
+    save_model,
+)
 from ehap_tf.pipeline.command import baseline, recipes
 from ehap_tf.pipeline.command.config import PipelineConfig, is_saved_model
 from ehap_tf.pipeline.command.job import Figures, Job, Stage, select
@@ -20,10 +26,15 @@ from ehap_tf.pipeline.command.stages import quantize
 from ehap_tf.pipeline.training.conventions import is_chance, try_conventions
 from ehap_tf.pipeline.training.evaluation import accuracy
 
+HEAD_SHARE = 5
+"""A new head is trained for one of so many of the epochs, before the whole network."""
+
 
 def settings(config: PipelineConfig) -> dict[str, Any]:
     """Model, data and recipe; of a saved model its content."""
-    values = select(config, "model", "dataset", "baseline")
+    values = select(config, "model", "dataset", "baseline") | config.network_settings
+    if config.weights is not None and (path := baseline.existing_path(config.weights)):
+        values["--weights digest"] = digest(path)
     for name in ("model", "baseline"):
         if is_saved_model(values[name]) and (path := baseline.existing_path(values[name])):
             values[f"--{name} digest"] = digest(path)
@@ -44,14 +55,21 @@ def run(job: Job, fingerprint: str) -> Figures:
 
 def _trained(job: Job, checkpoints: pathlib.Path) -> Figures:
     config = job.config
-    normalization = "dataset" if config.normalization == "auto" else config.normalization
+    normalization = config.normalization
+    if normalization == "auto":
+        known = APPLICATIONS.get(config.model)
+        normalization = known.normalization if known else "dataset"
     job.preprocessing = Preprocessing((config.image_size, config.image_size, None), normalization)
     dataset = job.dataset
-    model = build_model(config.model, dataset.num_classes, dataset.input_shape, config.seed)
+    model = build_model(
+        config.model, dataset.num_classes, dataset.input_shape, config.seed, config.width
+    )
     # Before hours of training, not after.
     wanted_blocks(config, model)
     quantize.check_layers(job, model)
     _require_enough_images(job)
+    if config.weights is not None:
+        model = _pretrained(job, model, checkpoints)
     model, result = recipes.train_as(job, model, "train", checkpoints)
     save_model(model, job.run.baseline)
     return {
@@ -59,6 +77,25 @@ def _trained(job: Job, checkpoints: pathlib.Path) -> Figures:
         "best_epoch": result.best_epoch,
         "baseline_accuracy": accuracy(model, dataset.test, dataset),
     }
+
+
+def _pretrained(job: Job, model: tf_keras.Model, checkpoints: pathlib.Path) -> tf_keras.Model:
+    """The network with the weights of --weights; a head for other classes, trained alone."""
+    config = job.config
+    if config.weights == "imagenet":
+        drawn = load_imagenet(model, config.model)
+    else:
+        drawn = load_pretrained(model, config.weights)
+    if not drawn:
+        return model
+    job.console.say(f"train: {', '.join(drawn)} is new, for {job.dataset.num_classes} classes")
+    for layer in model.layers:
+        layer.trainable = layer.name in drawn
+    epochs = max(1, config.train_epochs // HEAD_SHARE) if config.train_epochs else 0
+    model, _ = recipes.train_as(job, model, "train", checkpoints / "head", epochs=epochs)
+    for layer in model.layers:
+        layer.trainable = True
+    return model
 
 
 def _taken(job: Job, source: pathlib.Path) -> Figures:
