@@ -1,10 +1,17 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from ehap_tf.data import ImageDataset, normalize
-from ehap_tf.data.augmentation import CROP_PADDING, random_crop
+from ehap_tf.data.augmentation import (
+    CROP_PADDING,
+    SMALLEST_AREA,
+    WIDEST_RATIO,
+    random_crop,
+    random_resized_crop,
+)
 
 
 def test_normalize_is_the_formula_and_agrees_between_numpy_and_tensorflow(dataset: ImageDataset):
@@ -58,3 +65,36 @@ def test_the_seed_decides_and_nothing_else(dataset: ImageDataset):
     other = random_crop(images, tf.constant([1, 3]), flip=True)
     np.testing.assert_array_equal(first, again)
     assert np.any(first.numpy() != other.numpy())
+
+
+def places(size=(40, 60), count=200) -> np.ndarray:
+    """Images whose channels are the row and the column of each pixel, and 1."""
+    rows, columns = np.meshgrid(*(np.arange(n, dtype=np.float32) for n in size), indexing="ij")
+    image = np.stack([rows, columns, np.ones(size, np.float32)], axis=-1)
+    return np.repeat(image[None], count, axis=0)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_resized_crop_is_a_part_of_the_image_of_the_promised_area_and_ratio(flip):
+    images = places()
+    found = random_resized_crop(tf.constant(images), tf.constant([1, 2]), flip).numpy()
+    assert found.shape == images.shape and found.dtype == np.float32
+    np.testing.assert_allclose(found[..., 2], 1, atol=1e-6)  # Nothing comes from outside.
+    tall = found[:, -1, 0, 0] - found[:, 0, 0, 0]
+    wide = found[:, 0, -1, 1] - found[:, 0, 0, 1]
+    assert (tall > 0).all()
+    assert ((wide < 0).mean() > 0.4) == flip
+    heights, widths = tall / 39, np.abs(wide) / 59
+    area, ratio = heights * widths, widths / heights
+    assert area.min() >= SMALLEST_AREA - 1e-3 and area.min() < 0.3 and area.max() > 0.9
+    whole = (heights < 0.999) & (widths < 0.999)
+    assert ratio[whole].max() <= WIDEST_RATIO + 1e-3 and ratio[whole].min() >= 0.75 - 1e-3
+    # Rows stay rows, evenly spaced.
+    np.testing.assert_allclose(np.diff(found[..., 0], axis=1).std(), tall.std() / 39, atol=0.01)
+
+
+def test_resized_crops_hang_on_the_seed_alone():
+    images = tf.constant(places(count=8))
+    one, same, other = (random_resized_crop(images, tf.constant([1, n]), True) for n in (2, 2, 3))
+    np.testing.assert_array_equal(one, same)
+    assert np.any(one != other)

@@ -115,7 +115,7 @@ def test_no_layer_has_a_regularizer_and_losses_are_empty():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "resnet33"}, r"resnet8, resnet20.*vgg16\. Received: 'resnet33'"),
+        ({"name": "resnet33"}, r"resnet8, resnet20.*vgg16, or of .*: 'resnet33'"),
         ({"name": "resnet8", "num_classes": 0}, "num_classes .* Received: 0"),
         ({"name": "resnet8", "width": 0}, "width .* Received: 0"),
         ({"name": "resnet8", "seed": -1}, "seed .* Received: -1"),

@@ -10,7 +10,7 @@ import tensorflow as tf
 import tf_keras
 
 from ehap_tf.models import build_model, load_model, save_model
-from ehap_tf.pipeline.command import job, runner
+from ehap_tf.pipeline.command import job, recipes, runner
 from ehap_tf.pipeline.command.config import PipelineConfig
 from ehap_tf.pipeline.command.console import RunConsole
 from ehap_tf.pipeline.command.run_directory import RunDirectory, digest
@@ -200,3 +200,57 @@ def test_a_layer_without_integer_kernel_is_said_before_training(run):
 def test_a_batch_that_leaves_few_steps_is_made_smaller(run):
     text = run(batch_size=100_000, train_epochs=1)
     assert "train: batches of 64 instead of 100000, for 20 steps in an epoch of 1294" in text
+
+
+MOBILENET = {"model": "mobilenet", "width": 0.25, "weights": "trained.h5", "image_size": 32}
+
+
+def test_a_network_of_keras_from_a_file_of_weights(run, monkeypatch):
+    source = build_model("mobilenet", 3, (32, 32, 3), seed=7, width=0.25)
+    with pytest.raises(FileNotFoundError, match=r"weights must be a file.*trained\.h5"):
+        run(**MOBILENET)
+    source.save_weights("trained.h5")
+    trained, train_as = [], recipes.train_as
+
+    def recorded(job, model, stage, checkpoints, epochs=None):
+        learns = [layer.name for layer in model.layers if layer.trainable and layer.weights]
+        trained.append((epochs, learns if len(learns) < 3 else len(learns), checkpoints.name))
+        return train_as(job, model, stage, checkpoints, epochs=0)
+
+    monkeypatch.setattr(recipes, "train_as", recorded)
+    text = run(**MOBILENET, train_epochs=11)
+    assert "conv_preds is new, for 10 classes" in text
+    head, whole = trained
+    assert head == (2, ["conv_preds"], "head")
+    assert whole[:2] == (None, 55)
+    made = load_model("run/baseline.keras")
+    for one, other in zip(source.layers, made.layers, strict=True):
+        if one.name != "conv_preds":
+            for wanted, found in zip(one.get_weights(), other.get_weights(), strict=True):
+                np.testing.assert_array_equal(found, wanted)
+    figures = read_records(RunDirectory(pathlib.Path("run")))["train"].figures
+    assert figures["normalization"] == "-1..1"
+
+
+def test_width_and_weights_are_for_networks_by_name(run):
+    save_model(small(), "mine.keras")
+    for setting in ({"width": 2.0}, {"weights": "imagenet"}):
+        with pytest.raises(ValueError, match="width and weights go with a network by its name"):
+            run(model="mine.keras", **setting)
+    with pytest.raises(ValueError, match=r"weights .* tf_keras\.applications"):
+        run(weights="imagenet")
+
+
+def test_how_training_changes_images_follows_their_size():
+    def changes(**settings):
+        config = PipelineConfig(model="resnet8", dataset="digits", **settings)
+        size = config.image_size
+        made = job.Job(config, RunDirectory(pathlib.Path("nowhere")), RunConsole(0))
+        dataset = made.load_images((size, size, None))
+        return dataset.augment, dataset.crop, dataset.flip
+
+    assert changes() == (True, False, False)
+    assert changes(image_size=63) == (True, False, False)
+    assert changes(image_size=64, mirror_images=True) == (True, True, True)
+    assert changes(augmentation="crop") == (True, True, False)
+    assert changes(augmentation="none", image_size=64)[0] is False

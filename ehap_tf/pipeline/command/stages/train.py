@@ -69,7 +69,7 @@ def _trained(job: Job, checkpoints: pathlib.Path) -> Figures:
     quantize.check_layers(job, model)
     _require_enough_images(job)
     if config.weights is not None:
-        model = _pretrained(job, model, checkpoints)
+        model = _pretrained(job, model, config.weights, checkpoints)
     model, result = recipes.train_as(job, model, "train", checkpoints)
     save_model(model, job.run.baseline)
     return {
@@ -79,13 +79,20 @@ def _trained(job: Job, checkpoints: pathlib.Path) -> Figures:
     }
 
 
-def _pretrained(job: Job, model: tf_keras.Model, checkpoints: pathlib.Path) -> tf_keras.Model:
+def _pretrained(
+    job: Job, model: tf_keras.Model, weights: str, checkpoints: pathlib.Path
+) -> tf_keras.Model:
     """The network with the weights of --weights; a head for other classes, trained alone."""
     config = job.config
-    if config.weights == "imagenet":
+    if config.model not in APPLICATIONS:
+        raise ValueError(
+            "weights go with a network of tf_keras.applications; for another give its saved model, "
+            f"--model=PATH. Received: weights={weights}, model={config.model}"
+        )
+    if weights == "imagenet":
         drawn = load_imagenet(model, config.model)
     else:
-        drawn = load_pretrained(model, config.weights)
+        drawn = load_pretrained(model, weights)
     if not drawn:
         return model
     job.console.say(f"train: {', '.join(drawn)} is new, for {job.dataset.num_classes} classes")
