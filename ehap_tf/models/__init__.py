@@ -12,7 +12,7 @@ from ehap_tf.models.checks import (
 )
 from ehap_tf.models.cloning import clone_with_policy, copy_model
 from ehap_tf.models.keras3 import either_keras, is_keras3_model, to_keras3, to_tf_keras
-from ehap_tf.models.outputs import ends_in_softmax, output_names
+from ehap_tf.models.outputs import Readout, ends_in_sigmoid, ends_in_softmax, output_names
 from ehap_tf.models.precision import PRECISIONS, policy_of, resolve_precision
 from ehap_tf.models.saving import load_model, save_model
 
@@ -20,10 +20,12 @@ __all__ = [
     "APPLICATIONS",
     "MODEL_NAMES",
     "PRECISIONS",
+    "Readout",
     "build_model",
     "clone_with_policy",
     "copy_model",
     "either_keras",
+    "ends_in_sigmoid",
     "ends_in_softmax",
     "is_keras3_model",
     "load_imagenet",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import tensorflow as tf
 import tf_keras
@@ -27,6 +29,53 @@ def ends_in_softmax(model: tf_keras.Model) -> bool:
 
     Layers inside wrappers (quantization) and nested models are looked into.
     """
+    layer = _last_layer(model)
+    return isinstance(layer, tf_keras.layers.Softmax) or _ends_in(layer, "softmax")
+
+
+def ends_in_sigmoid(model: tf_keras.Model) -> bool:
+    """Whether the model's output is that of a sigmoid; as `ends_in_softmax`."""
+    return _ends_in(_last_layer(model), "sigmoid")
+
+
+@dataclasses.dataclass(frozen=True)
+class Readout:
+    """How a classifier's outputs are read.
+
+    Attributes:
+        is_binary: whether it has a single output, for the second of two classes.
+        are_probabilities: whether a softmax or sigmoid gave them; they are logits otherwise.
+    """
+
+    is_binary: bool
+    are_probabilities: bool
+
+    @classmethod
+    def of(cls, model: tf_keras.Model) -> Readout:
+        """That of a model with one output."""
+        is_binary = model.outputs[0].shape[-1] == 1
+        return cls(is_binary, (ends_in_sigmoid if is_binary else ends_in_softmax)(model))
+
+    @property
+    def threshold(self) -> float | None:
+        """Above which a single output means the second class; None where there are several."""
+        if not self.is_binary:
+            return None
+        return 0.5 if self.are_probabilities else 0.0
+
+    def loss(self) -> tf_keras.losses.Loss:
+        """The cross-entropy with class numbers: the mean over a batch."""
+        kind = tf_keras.losses.SparseCategoricalCrossentropy
+        if self.is_binary:
+            kind = tf_keras.losses.BinaryCrossentropy
+        return kind(from_logits=not self.are_probabilities)
+
+    def labels(self, numbers: Any) -> Any:
+        """Class numbers, shape (examples,), as `loss` takes them."""
+        return numbers[:, None] if self.is_binary else numbers
+
+
+def _last_layer(model: tf_keras.Model) -> Any:
     layer = layer_of(model.outputs[0]) if model.outputs else model.layers[-1]
     while True:
         if isinstance(layer, tf_keras.Model) and layer.outputs:
@@ -34,13 +83,16 @@ def ends_in_softmax(model: tf_keras.Model) -> bool:
         elif isinstance(layer, tf_keras.layers.Wrapper):
             layer = layer.layer
         else:
-            break
-    # An operator layer is a softmax written as tf.nn.softmax(x).
-    if operator_kind(layer) == "softmax" or isinstance(layer, tf_keras.layers.Softmax):
+            return layer
+
+
+def _ends_in(layer: Any, function: str) -> bool:
+    # An operator layer is the function written as tf.nn.softmax(x).
+    if operator_kind(layer) == function:
         return True
     activation = getattr(layer, "activation", None)
     # Quantization hides the activation in an object of its own that knows the original one.
     activation = getattr(activation, "activation", activation)
-    if isinstance(activation, tf_keras.layers.Softmax):
+    if function == "softmax" and isinstance(activation, tf_keras.layers.Softmax):
         return True
-    return "softmax" in (function_kind(activation), getattr(activation, "__name__", ""))
+    return function in (function_kind(activation), getattr(activation, "__name__", ""))

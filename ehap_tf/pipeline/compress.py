@@ -16,6 +16,8 @@ import tf_keras
 from ehap_tf.data import as_arrays, as_dataset, only_array
 from ehap_tf.files import require_writable
 from ehap_tf.models import (
+    ends_in_sigmoid,
+    ends_in_softmax,
     require_finite_weights,
     require_functional,
 )
@@ -41,7 +43,7 @@ from ehap_tf.quantization import (
     round_biases,
 )
 from ehap_tf.sensitivity import FilterScores, rank_filters
-from ehap_tf.sensitivity.network.losses import resolve_loss
+from ehap_tf.sensitivity.network.losses import SIGMOID, resolve_loss
 
 DRAWN = 4096
 """Training examples that BatchNorm is estimated anew on, and others are taken from."""
@@ -117,7 +119,9 @@ def compress(
 
     Args:
         model: a trained Functional or Sequential model with one input and one output, a number
-            for each class; of a segmentation, at each position.
+            for each class; of a segmentation, at each position. With a binary cross-entropy as
+            loss a single number, for the second of two classes, or one for each of several labels
+            that do not exclude each other, whose accuracy is the share of labels that are right.
         train_data: `(x, y)` arrays, or lists of numbers, or a finite batched `tf.data.Dataset`,
             with integer labels or one-hot ones, as the loss takes them.
         validation_data: the same kind; epochs are chosen by it, and accuracies measured on it.
@@ -164,14 +168,16 @@ def compress(
     if repair_images < 0:
         raise ValueError(f"repair_images must be at least 0. Received: {repair_images}")
     _require_classifier(model)
+    threshold = _threshold(model, known_loss(model, loss)[0])
     batch_size = known_batch_size(train_data, batch_size)
-    train = _training(model, train_data, validation_data, loss, batch_size, verbose)
+    train = _training(model, train_data, validation_data, loss, batch_size, threshold, verbose)
     require_quantizable(
         model, weight_bits, activation_bits=activation_bits, allow_float=allow_float
     )
-    baseline_accuracy = accuracy_on(model, validation_data)
+    measure = functools.partial(accuracy_on, data=validation_data, threshold=threshold)
+    baseline_accuracy = measure(model)
     if not force:
-        _require_better_than_chance(baseline_accuracy, validation_data)
+        _require_better_than_chance(model, baseline_accuracy, validation_data)
     if prune_ratio is None and target_params is None and target_macs is None:
         target_macs = 0.5
     seconds: dict[str, float] = {}
@@ -195,12 +201,12 @@ def compress(
     report: dict[str, Any] = _figures(model, slim, scores) | {
         "seed": seed,
         "baseline_accuracy": baseline_accuracy,
-        "pruned_accuracy": accuracy_on(slim, validation_data),
+        "pruned_accuracy": measure(slim),
     }
     rate = _learning_rate(model, learning_rate)
     with _timed(seconds, "finetune"):
         train(slim, epochs=finetune_epochs, learning_rate=rate)
-    report["finetuned_accuracy"] = accuracy_on(slim, validation_data)
+    report["finetuned_accuracy"] = measure(slim)
     with _timed(seconds, "quantize"):
         calibration = first_examples(drawn, 1280)[:2]
         qat = quantize(
@@ -209,11 +215,11 @@ def compress(
         )  # fmt: skip
         train(qat, epochs=qat_epochs, learning_rate=rate / 10, quantized=True)
         round_biases(qat)
-    report["qat_accuracy"] = accuracy_on(qat, validation_data)
+    report["qat_accuracy"] = measure(qat)
     with _timed(seconds, "export"):
         file = export_tflite(qat, path, allow_float=allow_float, data=calibration)
         report |= {
-            "tflite_accuracy": evaluate_tflite(file.path, validation_data),
+            "tflite_accuracy": evaluate_tflite(file.path, validation_data, threshold=threshold),
             "tflite_bytes": file.bytes,
             "tflite_float_ops": file.float_ops,
         }
@@ -230,19 +236,35 @@ def _require_classifier(model: tf_keras.Model) -> None:
             "compress takes a classifier with one input and one output. Received: "
             f"{len(model.inputs)} and {len(model.outputs)}; {instead}"
         )
+
+
+def _threshold(model: tf_keras.Model, loss: Any) -> float | None:
+    """Above which an output means 1; None where the largest of several counts.
+
+    Raises:
+        ValueError: a single output whose loss is no binary cross-entropy.
+    """
+    (only,) = tf.nest.flatten(loss) if tf.nest.is_nested(loss) else (loss,)
+    if resolve_loss(only, model).kind == SIGMOID and not ends_in_softmax(model):
+        return 0.5 if ends_in_sigmoid(model) else 0.0
     if model.outputs[0].shape[-1] == 1:
         raise ValueError(
-            "compress takes a classifier with a number for each class. Received: outputs of shape "
-            f"{tuple(model.outputs[0].shape)}; {instead}, and evaluate_tflite with a threshold"
+            "compress takes a classifier: a number for each class, or a single one with a binary "
+            f"cross-entropy. Received: outputs of shape {tuple(model.outputs[0].shape)} and the "
+            f"loss {only!r}; call rank_filters, plan_pruning, prune, finetune, quantize and "
+            "export_tflite instead"
         )
+    return None
 
 
-def _require_better_than_chance(share: float, validation_data: Any) -> None:
+def _require_better_than_chance(model: tf_keras.Model, share: float, validation_data: Any) -> None:
     """Hours of work on a model that sees its inputs in another form would be lost."""
+    outputs = model.outputs[0].shape[-1]
     labels = []
     for _, y, *_weights in batches_of(validation_data, 256):
         y = only_array(y, "labels")
-        labels.append((y.argmax(-1) if y.ndim > 1 and y.shape[-1] > 1 else y).reshape(-1))
+        one_hot = y.ndim == len(model.outputs[0].shape) and y.shape[-1] == outputs > 1
+        labels.append((y.argmax(-1) if one_hot else y).reshape(-1))
     if is_chance(share, np.concatenate(labels).astype(np.int64)):
         raise ValueError(
             "the model does no better than chance on validation_data. Received: an accuracy of "
@@ -258,6 +280,7 @@ def _training(
     validation_data: Any,
     loss: Any,
     batch_size: int,
+    threshold: float | None,
     verbose: int,
 ) -> Callable[..., None]:
     """`fit_best` for a model, epochs and a learning rate; data and loss fit the model."""
@@ -270,13 +293,16 @@ def _training(
     return functools.partial(
         fit_best, train_data=train_data, validation_data=validation_data, loss=output_loss,
         loss_weights=next(iter(weights.values()), None), batch_size=batch_size, steps=steps,
-        verbose=verbose,
+        threshold=threshold, verbose=verbose,
     )  # fmt: skip
 
 
-def accuracy_on(model: tf_keras.Model, data: Any) -> float:
-    """Share of the examples (or positions) whose largest output is their label."""
-    return Evaluator(model)(batches_of(data, 256))
+def accuracy_on(model: tf_keras.Model, data: Any, threshold: float | None = None) -> float:
+    """Share of the examples (or positions) whose largest output is their label.
+
+    With a `threshold` the share of outputs that are above it where their label is 1.
+    """
+    return Evaluator(model, threshold)(batches_of(data, 256))
 
 
 def first_examples(data: Any, count: int) -> tuple[np.ndarray, ...]:

@@ -438,14 +438,6 @@ def test_a_stream_that_does_not_end_is_refused(model, data, tmp_path, monkeypatc
             ehap.compress(model, *pair, path=tmp_path / "small.tflite")
 
 
-def test_a_classifier_of_a_single_number_is_refused_at_once(data, tmp_path):
-    inputs = tf_keras.layers.Input((8, 8, CLASSES))
-    x = tf_keras.layers.GlobalAveragePooling2D()(inputs)
-    model = tf_keras.Model(inputs, tf_keras.layers.Dense(1)(x))
-    with pytest.raises(ValueError, match=r"a number for each class\. Received: .*None, 1"):
-        ehap.compress(model, *data, path=tmp_path / "file.tflite", loss="mse")
-
-
 def test_several_inputs_or_outputs_are_refused_at_once(data, tmp_path):
     (x, y), test = data
     one, other = (tf_keras.layers.Input((8, 8, CLASSES)) for _ in range(2))

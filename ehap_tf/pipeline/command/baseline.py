@@ -82,7 +82,8 @@ def load_baseline(source: pathlib.Path) -> tf_keras.Model:
 def check_classes(model: tf_keras.Model, dataset: ImageDataset, source: pathlib.Path) -> None:
     """Raises ValueError when a loaded model has another number of outputs than classes."""
     outputs = tuple(model.outputs[0].shape[1:])
-    if outputs != (dataset.num_classes,):
+    is_binary = outputs == (1,) and dataset.num_classes == 2
+    if outputs != (dataset.num_classes,) and not is_binary:
         raise ValueError(
             f"{source}: the model's output has shape {outputs}, the data set {dataset.name!r} "
             f"has {dataset.num_classes} classes"

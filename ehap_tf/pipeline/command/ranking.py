@@ -9,7 +9,7 @@ from typing import Any
 import tf_keras
 
 from ehap_tf.data import sample_arrays
-from ehap_tf.models import ends_in_softmax
+from ehap_tf.models import Readout
 from ehap_tf.pipeline.command.config import PipelineConfig
 from ehap_tf.pipeline.command.job import Job, select
 from ehap_tf.pruning import rank_blocks, remove_blocks, residual_blocks
@@ -138,6 +138,6 @@ def traces_of(job: Job, model: tf_keras.Model) -> FilterScores:
 
 
 def _examples_and_loss(job: Job, model: tf_keras.Model) -> tuple[Any, tf_keras.losses.Loss]:
-    data = sample_arrays(job.dataset, job.config.hessian_batch_size, job.config.seed)
-    from_logits = not ends_in_softmax(model)
-    return data, tf_keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits)
+    readout = Readout.of(model)
+    images, labels = sample_arrays(job.dataset, job.config.hessian_batch_size, job.config.seed)
+    return (images, readout.labels(labels)), readout.loss()

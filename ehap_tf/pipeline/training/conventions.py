@@ -11,9 +11,10 @@ from scipy.special import log_softmax
 
 from ehap_tf.data import ImageDataset, Split, conventions_for, evaluation_batches, in_convention
 from ehap_tf.graph import BatchNorm, batch_norms
-from ehap_tf.models import copy_model, ends_in_softmax
+from ehap_tf.models import Readout, copy_model
 from ehap_tf.progress import ProgressCallback, no_progress
 from ehap_tf.pruning import recalibrate
+from ehap_tf.quantization.tflite.evaluate import classes
 
 TRIED_IMAGES = 256
 
@@ -104,8 +105,9 @@ def _trial(model: tf_keras.Model, split: Split, dataset: ImageDataset) -> Trial:
     )
     if not np.isfinite(outputs).all():
         return Trial(0.0, float("inf"), True, np.full(len(split), np.inf))
-    right = float((outputs.argmax(-1) == split.labels).mean())
-    logits = np.log(np.maximum(outputs, 1e-12)) if ends_in_softmax(model) else outputs
+    readout = Readout.of(model)
+    right = float((classes(outputs, readout.threshold) == split.labels).mean())
+    logits = _logits(outputs, readout)
     scale = max(float(np.abs(logits - logits.mean(-1, keepdims=True)).max()), 1e-12)
 
     def losses(log_sharpness: float) -> np.ndarray:
@@ -114,6 +116,15 @@ def _trial(model: tf_keras.Model, split: Split, dataset: ImageDataset) -> Trial:
 
     best = minimize_scalar(lambda at: losses(at).mean(), bounds=(-5, 8), method="bounded")
     return Trial(right, float(best.fun), is_chance(right, split.labels), losses(best.x))
+
+
+def _logits(outputs: np.ndarray, readout: Readout) -> np.ndarray:
+    """For each class, two for a single output."""
+    if readout.is_binary and readout.are_probabilities:
+        outputs = np.concatenate([1 - outputs, outputs], axis=-1)
+    elif readout.is_binary:
+        outputs = np.concatenate([np.zeros_like(outputs), outputs], axis=-1)
+    return np.log(np.maximum(outputs, 1e-12)) if readout.are_probabilities else outputs
 
 
 def _as_good(one: Trial, best: Trial) -> bool:

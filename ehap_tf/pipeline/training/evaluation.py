@@ -9,14 +9,21 @@ import tensorflow as tf
 import tf_keras
 
 from ehap_tf.data import ImageDataset, Split, evaluation_batches, only_array
+from ehap_tf.models import Readout
 from ehap_tf.quantization.tflite.evaluate import Accuracy, class_labels, classes
 
 
 class Evaluator:
-    """Accuracy of one model in inference mode, compiled once."""
+    """Accuracy of one model in inference mode, compiled once.
 
-    def __init__(self, model: tf_keras.Model) -> None:
+    Args:
+        model: with one output.
+        threshold: of outputs that are each for itself, as in `evaluate_tflite`.
+    """
+
+    def __init__(self, model: tf_keras.Model, threshold: float | None = None) -> None:
         self._model = model
+        self._threshold = threshold
 
         @tf.function(reduce_retracing=True)
         def outputs(inputs: Any) -> Any:
@@ -42,7 +49,11 @@ class Evaluator:
                 raise ValueError(
                     f"The outputs of {self._model.name!r} are not finite (NaN or infinity)"
                 )
-            score.add(classes(outputs), class_labels(y, outputs), *weights)
+            score.add(
+                classes(outputs, self._threshold),
+                class_labels(y, outputs, self._threshold),
+                *weights,
+            )
             is_empty = False
         if is_empty:
             raise ValueError("There is nothing to evaluate on: the data set is empty")
@@ -55,4 +66,5 @@ def accuracy(model: tf_keras.Model, split: Split, dataset: ImageDataset) -> floa
     Raises:
         ValueError: the split is empty, or the outputs are not finite.
     """
-    return Evaluator(model)(evaluation_batches(split, dataset, 256), finite=True)
+    evaluator = Evaluator(model, Readout.of(model).threshold)
+    return evaluator(evaluation_batches(split, dataset, 256), finite=True)

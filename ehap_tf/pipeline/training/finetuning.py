@@ -97,6 +97,7 @@ def fit_best(
     momentum: float = 0.9,
     batch_size: int,
     steps: int | None = None,
+    threshold: float | None = None,
     verbose: int,
     quantized: bool = False,
 ) -> None:
@@ -104,7 +105,8 @@ def fit_best(
 
     The best are those of the lowest loss. Of a `quantized` model, whose accuracy is that of its
     file, they are those of the highest accuracy, and the second half of its training sees the
-    affine maps of the file. `steps` are those of an epoch; None counts them.
+    affine maps of the file. `steps` are those of an epoch; None counts them. `threshold` is that
+    of accuracy where outputs are each for itself, as in `evaluate_tflite`.
     """
     if epochs < 0:
         raise ValueError(f"epochs must be at least 0. Received: {epochs}")
@@ -115,7 +117,7 @@ def fit_best(
         steps = count_batches(batches_of(train_data, batch_size))
     schedule = tf_keras.optimizers.schedules.CosineDecay(learning_rate, max(1, epochs * steps))
     optimizer = tf_keras.optimizers.SGD(schedule, momentum=momentum, nesterov=True)
-    _compile(model, optimizer, loss, loss_weights, has_weights(train_data))
+    _compile(model, optimizer, loss, loss_weights, has_weights(train_data), threshold)
     callbacks: list[Any] = [tf_keras.callbacks.TerminateOnNaN()]
     best = validation = None
     if validation_data is not None:
@@ -141,10 +143,17 @@ def fit_best(
 
 
 def _compile(
-    model: tf_keras.Model, optimizer: Any, loss: Any, loss_weights: Any, weighted: bool
+    model: tf_keras.Model,
+    optimizer: Any,
+    loss: Any,
+    loss_weights: Any,
+    weighted: bool,
+    threshold: float | None,
 ) -> None:
     """With accuracies, of examples with weights weighted like the loss."""
     metrics: Any = ["accuracy"]
+    if threshold is not None:
+        metrics = [tf_keras.metrics.BinaryAccuracy("accuracy", threshold=threshold)]
     if tf.nest.is_nested(loss):
         # Keras looks for labels of every output that a metric stands for.
         metrics = {name: ["accuracy"] for name in losses_by_output(model, loss)}

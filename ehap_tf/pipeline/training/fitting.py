@@ -17,7 +17,6 @@ from ehap_tf.data import ImageDataset, evaluation_batches, steps_per_epoch, trai
 from ehap_tf.files import CorruptFileError, set_aside
 from ehap_tf.pipeline.training.checkpoint import TrainingState
 from ehap_tf.pipeline.training.devices import distributed_batches
-from ehap_tf.pipeline.training.evaluation import Evaluator
 from ehap_tf.pipeline.training.trainer import Trainer, TrainingRecipe
 from ehap_tf.pipeline.training.workers import Workers
 from ehap_tf.progress import ProgressCallback, no_progress
@@ -135,7 +134,7 @@ def fit(
     finally:
         trainer.unfreeze()
     trainer.hand_over()
-    accuracy = best.best_accuracy if best.epoch else Evaluator(model)(validation)
+    accuracy = best.best_accuracy if best.epoch else trainer.evaluate(validation)
     return TrainingResult(
         state.epoch, best.best_epoch, accuracy, state.history, first_epoch, tuple(notes)
     )

@@ -12,7 +12,7 @@ import tensorflow as tf
 import tf_keras
 
 from ehap_tf.graph import is_batch_norm
-from ehap_tf.models import copy_model
+from ehap_tf.models import Readout, copy_model
 from ehap_tf.pipeline.training.checkpoint import TrainingState
 from ehap_tf.pipeline.training.evaluation import Evaluator
 from ehap_tf.pipeline.training.training_step import (
@@ -87,7 +87,7 @@ class Trainer:
         self._build_step()
         # Of the given model: one on several devices would be asked for its BatchNorm statistics
         # in every batch, which are on other machines.
-        self.evaluate = Evaluator(self._given)
+        self.evaluate = Evaluator(self._given, Readout.of(self._given).threshold)
 
     def _build_step(self) -> None:
         recipe = self._recipe

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.models.outputs import ends_in_softmax
+from ehap_tf.models import Readout
 
 TrainStep = Callable[[Any, Any], tuple[tf.Tensor, tf.Tensor]]
 
@@ -90,16 +90,14 @@ def build_step(
         batch's examples divided by `batch_size`, and the number of right answers, before the step.
     """
     variables = list(model.trainable_variables)
-    from_logits = not ends_in_softmax(model)
+    readout = Readout.of(model)
     scaled = isinstance(optimizer, tf_keras.mixed_precision.LossScaleOptimizer)
     replicas = strategy.num_replicas_in_sync
 
     def replica_step(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         with tf.GradientTape() as tape:
             outputs = tf.cast(model(images, training=True), tf.float32)
-            losses = tf_keras.losses.sparse_categorical_crossentropy(
-                labels, outputs, from_logits=from_logits
-            )
+            losses = _losses(readout, labels, outputs)
             loss = tf.reduce_sum(losses) / batch_size
             objective = loss
             if model.losses:
@@ -117,7 +115,7 @@ def build_step(
             if g is not None
         ]
         optimizer.apply_gradients(pairs)
-        right = tf.argmax(outputs, axis=-1, output_type=tf.int64) == tf.cast(labels, tf.int64)
+        right = _classes(readout, outputs) == tf.cast(labels, tf.int64)
         return loss, tf.math.count_nonzero(right)
 
     @tf.function
@@ -127,6 +125,21 @@ def build_step(
         return strategy.reduce(total, loss, axis=None), strategy.reduce(total, right, axis=None)
 
     return step
+
+
+def _losses(readout: Readout, labels: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+    """The cross-entropy of each example."""
+    from_logits = not readout.are_probabilities
+    if readout.is_binary:
+        wanted = tf.cast(labels, tf.float32)[:, tf.newaxis]
+        return tf_keras.losses.binary_crossentropy(wanted, outputs, from_logits=from_logits)
+    return tf_keras.losses.sparse_categorical_crossentropy(labels, outputs, from_logits=from_logits)
+
+
+def _classes(readout: Readout, outputs: tf.Tensor) -> tf.Tensor:
+    if readout.threshold is not None:
+        return tf.cast(outputs[:, 0] > readout.threshold, tf.int64)
+    return tf.argmax(outputs, axis=-1, output_type=tf.int64)
 
 
 def _is_layer(module: Any) -> bool:

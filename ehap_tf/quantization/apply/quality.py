@@ -139,7 +139,7 @@ def quantization_report(
         largest = max(largest, float(np.abs(rows["file"] - rows["qat"]).max()))
         for name, row in rows.items():
             predictions[name].append(classes(row, threshold))
-        predictions["label"].append(class_labels(y, rows["qat"]))
+        predictions["label"].append(class_labels(y, rows["qat"], threshold))
     said = {name: np.concatenate(parts) for name, parts in predictions.items()}
 
     def share(one: str, other: str) -> float:

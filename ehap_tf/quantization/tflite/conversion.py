@@ -192,6 +192,8 @@ def _labelled_output(qat: tf_keras.Model, labels: Sequence[str]) -> int:
         ValueError: it is not one and only one.
     """
     widths = [tensor.shape[-1] for tensor in qat.outputs]
+    if widths == [1] and len(labels) == 2:
+        return 0  # A number for the second of two classes.
     if len(widths) == 1 and widths[0] != len(labels):
         raise ValueError(f"labels must name the {widths[0]} outputs. Received: {len(labels)} names")
     if widths.count(len(labels)) != 1:

@@ -166,19 +166,20 @@ def classes(outputs: np.ndarray, threshold: float | None = None) -> np.ndarray:
 
     Args:
         outputs: (batch, ..., outputs).
-        threshold: above which a single output means class 1 instead of 0.
+        threshold: above which an output means 1 instead of 0: the class of a single output, of
+            several (labels that do not exclude each other) each for itself.
 
     Raises:
         ValueError: there is a single output and no threshold.
     """
+    if threshold is not None:
+        return np.ravel(outputs > threshold).astype(np.int64)
     if outputs.shape[-1] > 1:
         return np.ravel(outputs.argmax(axis=-1))
-    if threshold is None:
-        raise ValueError(
-            "threshold is needed for a model with a single output, which has no largest one: 0.5 "
-            "for a probability (a sigmoid), 0.0 for a logit. Received: None"
-        )
-    return np.ravel(outputs > threshold).astype(np.int64)
+    raise ValueError(
+        "threshold is needed for a model with a single output, which has no largest one: 0.5 "
+        "for a probability (a sigmoid), 0.0 for a logit. Received: None"
+    )
 
 
 @either_keras(None)
@@ -200,7 +201,9 @@ def evaluate_tflite(
             inputs are a dict. Weights count as in Keras' `weighted_metrics`.
         threads: of the interpreter.
         threshold: of a classifier with a single output, which must be given one: its class is 1
-            above it, 0.5 for a probability and 0.0 for a logit.
+            above it, 0.5 for a probability and 0.0 for a logit. With several outputs it means
+            labels that do not exclude each other, 0 or 1 for each, and the share of right ones is
+            what is returned.
         progress: called as `progress(examples_done, examples, {"accuracy": so_far})`; the number
             of examples is 0 when the dataset does not tell.
 
@@ -229,7 +232,7 @@ def evaluate_tflite(
         for name, seen in ranges.items():
             seen.add(examples[name])
         outputs = model(examples)
-        score.add(classes(outputs, threshold), class_labels(y, outputs), *weights)
+        score.add(classes(outputs, threshold), class_labels(y, outputs, threshold), *weights)
         done += len(outputs)
         progress(done, total, {"accuracy": score.result()})
     for seen in ranges.values():
@@ -353,17 +356,20 @@ class _InputRange:
         return int(np.count_nonzero((x < self._low - margin) | (x > self._high + margin)))
 
 
-def class_labels(y: Any, outputs: np.ndarray) -> np.ndarray:
+def class_labels(y: Any, outputs: np.ndarray, threshold: float | None = None) -> np.ndarray:
     """Class numbers of labels that are such, or one-hot as the outputs are, as a vector.
 
     Args:
         y: an array or tensor, also in a dict or list of its own.
         outputs: (batch, ..., outputs) of the only output.
+        threshold: as for `classes`: labels as the outputs are stay as they are with one.
 
     Raises:
         ValueError: they do not fit the outputs.
     """
     y = only_array(y, "labels")
+    if threshold is not None and y.shape == outputs.shape:
+        return np.ravel(y)
     if y.shape == outputs.shape and y.shape[-1] > 1:
         return np.ravel(y.argmax(axis=-1))
     labels = np.ravel(y)

@@ -10,7 +10,7 @@ import tf_keras
 
 from ehap_tf.budget import ACCELERATORS, LITERT, compile_for_ethos_u, verify_micro
 from ehap_tf.data import evaluation_batches, formula, sample_arrays
-from ehap_tf.models import load_model
+from ehap_tf.models import Readout, load_model
 from ehap_tf.pipeline.command.config import PipelineConfig
 from ehap_tf.pipeline.command.job import Figures, Job, Stage, select
 from ehap_tf.pipeline.command.stages.quantize import file_settings
@@ -47,7 +47,7 @@ def run(job: Job, fingerprint: str) -> Figures:
     del fingerprint
     job.console.say("export: converting to full-integer TFLite")
     qat, slim = load_qat(job.run.qat), load_model(job.run.finetuned)
-    dataset = job.dataset
+    dataset, threshold = job.dataset, Readout.of(slim).threshold
     test = evaluation_batches(dataset.test, dataset, TEST_BATCH_SIZE)
     exported = export_tflite(
         qat,
@@ -62,7 +62,10 @@ def run(job: Job, fingerprint: str) -> Figures:
     job.console.say(f"export: measuring accuracy on {total} test images")
     with job.console.progress("export", "images") as show:
         accuracy = evaluate_tflite(
-            job.run.tflite, test, progress=lambda done, _, figures: show(done, total, figures)
+            job.run.tflite,
+            test,
+            threshold=threshold,
+            progress=lambda done, _, figures: show(done, total, figures),
         )
     figures |= {
         "preprocessing": formula(dataset.mean, dataset.std, dataset.bgr),
@@ -82,7 +85,7 @@ def run(job: Job, fingerprint: str) -> Figures:
     job.console.say("export: measuring the quantization error of each layer", level=2)
     batches = evaluation_batches(dataset.validation, dataset, COMPARED_BATCH_SIZE)
     figures["quantization"] = quantization_report(
-        slim, qat, job.run.tflite, batches, batches=COMPARED_BATCHES
+        slim, qat, job.run.tflite, batches, batches=COMPARED_BATCHES, threshold=threshold
     ).to_json()
     return figures
 
@@ -91,7 +94,8 @@ def _beside_it(job: Job, slim: tf_keras.Model, test: Any) -> Figures:
     """What the whole network and the float one cost as files, to compare with."""
     job.console.say("export: the whole network and the float one beside it", level=2)
     whole = load_model(job.run.baseline)
-    data = sample_arrays(job.dataset, BASELINE_EXAMPLES, job.config.seed)
+    examples = min(BASELINE_EXAMPLES, len(job.dataset.train))
+    data = sample_arrays(job.dataset, examples, job.config.seed)
     rounded = quantize(
         whole,
         "ptq",
@@ -116,7 +120,9 @@ def _beside_it(job: Job, slim: tf_keras.Model, test: Any) -> Figures:
                 f"{name}_tflite_arena_bytes": file.arena_bytes,
                 f"{name}_latency_ms": measure_latency_ms(path),
             }
-        figures["baseline_int8_accuracy"] = evaluate_tflite(path, test)
+        figures["baseline_int8_accuracy"] = evaluate_tflite(
+            path, test, threshold=Readout.of(whole).threshold
+        )
     return figures
 
 
