@@ -21,6 +21,7 @@ from ehap_tf.data.batches import (
 )
 from ehap_tf.data.catalogue import DATASET_NAMES, load_dataset
 from ehap_tf.data.image_dataset import ImageDataset, Split
+from ehap_tf.data.image_files import ImageFiles
 from ehap_tf.data.normalization import (
     CONVENTIONS,
     conventions_for,
@@ -37,6 +38,7 @@ __all__ = [
     "FEWEST_STEPS",
     "RESIZES",
     "ImageDataset",
+    "ImageFiles",
     "Shape",
     "Split",
     "as_arrays",

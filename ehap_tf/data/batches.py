@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import tensorflow as tf
 
 from ehap_tf.data.augmentation import random_crop, random_resized_crop
 from ehap_tf.data.image_dataset import ImageDataset, Split
+from ehap_tf.data.image_files import ImageFiles
 from ehap_tf.data.normalization import normalize
 
 FEWEST_STEPS, SMALLEST_BATCH = 20, 8
@@ -53,10 +56,7 @@ def training_batches(
         `epochs * steps_per_epoch(dataset, batch_size)` batches of (float32 images, int64 labels).
     """
     filled = steps_per_epoch(dataset, batch_size) * batch_size
-    with tf.device("/cpu:0"):
-        # Captured by reference: the stream copies no images but those of its batches.
-        images = tf.constant(dataset.train.images)
-        labels = tf.constant(dataset.train.labels, tf.int64)
+    images_at, labels = _reader(dataset.train)
     examples = len(dataset.train)
     root = np.random.SeedSequence(seed).generate_state(2).astype(np.int64)
 
@@ -68,23 +68,40 @@ def training_batches(
         return batches.enumerate().map(lambda step, at: (tf.random.fold_in(seeds[1], step), at))
 
     def examples_at(step_seed: tf.Tensor, at: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        batch = tf.gather(images, at)
+        batch = images_at(at)
         if dataset.augment:
             change = random_resized_crop if dataset.crop else random_crop
             batch = change(batch, step_seed, dataset.flip)
         return normalize(batch, dataset), tf.gather(labels, at)
 
     stream = tf.data.Dataset.range(first_epoch, first_epoch + epochs).flat_map(epoch_indices)
-    return stream.map(examples_at, num_parallel_calls=2, deterministic=True).prefetch(4)
+    # Files take longer to read than arrays, and are many batches at once.
+    calls = 2 if isinstance(dataset.train.images, np.ndarray) else tf.data.AUTOTUNE
+    return stream.map(examples_at, num_parallel_calls=calls, deterministic=True).prefetch(4)
+
+
+def _reader(split: Split) -> tuple[Callable[[tf.Tensor], tf.Tensor], tf.Tensor]:
+    """What gives the images at some indices, and all labels."""
+    images = split.images
+    with tf.device("/cpu:0"):
+        labels = tf.constant(split.labels, tf.int64)
+        if isinstance(images, ImageFiles):
+            files, read = tf.constant(list(images.paths), tf.string), images.read_batch
+            return lambda at: read(tf.gather(files, at)), labels
+        # Captured by reference: the stream copies no images but those of its batches.
+        held = tf.constant(images)
+    return lambda at: tf.gather(held, at), labels
 
 
 def evaluation_batches(split: Split, dataset: ImageDataset, batch_size: int) -> tf.data.Dataset:
     """All examples of `split` once, in order, normalised, the last batch possibly smaller."""
-    with tf.device("/cpu:0"):
-        images = tf.constant(split.images)
-        labels = tf.constant(split.labels, tf.int64)
-    stream = tf.data.Dataset.from_tensor_slices((images, labels)).batch(batch_size)
-    return stream.map(lambda x, y: (normalize(x, dataset), y), num_parallel_calls=2).prefetch(2)
+    images_at, labels = _reader(split)
+    stream = tf.data.Dataset.range(len(split)).batch(batch_size)
+
+    def examples_at(at: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return normalize(images_at(at), dataset), tf.gather(labels, at)
+
+    return stream.map(examples_at, num_parallel_calls=2, deterministic=True).prefetch(2)
 
 
 def sample_arrays(dataset: ImageDataset, examples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

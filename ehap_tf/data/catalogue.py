@@ -6,6 +6,8 @@ import dataclasses
 import os
 import pathlib
 
+import numpy as np
+
 from ehap_tf.data.cifar import load_cifar
 from ehap_tf.data.digits import load_digits
 from ehap_tf.data.folder import load_folder
@@ -53,7 +55,7 @@ def load_dataset(
 
 def _of_shape(dataset: ImageDataset, shape: Shape, resize: str) -> ImageDataset:
     train, validation, test = (
-        Split(images_of_shape(split.images, shape, resize), split.labels)
+        Split(images_of_shape(np.asarray(split.images), shape, resize), split.labels)
         for split in (dataset.train, dataset.validation, dataset.test)
     )
     changed = dataclasses.replace(dataset, train=train, validation=validation, test=test)

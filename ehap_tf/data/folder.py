@@ -15,17 +15,30 @@ from ehap_tf.data.image_dataset import (
     channel_statistics,
     split_validation,
 )
+from ehap_tf.data.image_files import ImageFiles
 from ehap_tf.data.sizes import Shape, image_of_shape
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 TEST_FRACTION = 0.2
+MEMORY_BYTES = 2**30
+"""What images may take in memory; of larger sets each image is read when it is wanted."""
+_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"BM", b"GIF8")
+_UNREADABLE = "The image {} cannot be read: it is damaged or no image"
 PARTS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation"})
 
 
 def load_folder(
-    path: str, seed: int, shape: Shape = (None, None, None), resize: str = "crop"
+    path: str,
+    seed: int,
+    shape: Shape = (None, None, None),
+    resize: str = "crop",
+    memory_bytes: int = MEMORY_BYTES,
 ) -> ImageDataset:
-    """Reads every image into memory, as RGB unless `shape` wants one channel.
+    """The images of a folder, as RGB unless `shape` wants one channel.
+
+    They are in memory where they take at most `memory_bytes`. Larger sets are read from their files
+    whenever images are wanted; without a size in `shape` all are then brought to that of the first,
+    and mean and deviation are those of 1,024 of them.
 
     The class names are the names of the sub-folders, in alphabetical order. Where `path` has the
     sub-folders `train` and `test`, the classes lie in those; otherwise a fixed fifth of the images
@@ -57,14 +70,14 @@ def load_folder(
                 RuntimeWarning,
                 stacklevel=3,
             )
-        images = _read(files + test_files, shape, resize)
+        images = _read(files + test_files, shape, resize, memory_bytes)
         everything = Split(images, np.array(labels + test_labels, np.int64))
         train = everything.take(np.arange(len(files)))
         test = everything.take(np.arange(len(files), len(everything)))
     else:
         _require_classes(root)
         names, files, labels = _listed(root)
-        everything = Split(_read(files, shape, resize), np.array(labels, np.int64))
+        everything = Split(_read(files, shape, resize, memory_bytes), np.array(labels, np.int64))
         train, test = split_validation(everything, TEST_FRACTION, seed=0)
     train, validation = split_validation(train, 0.1, seed)
     mean, std = channel_statistics(train.images)
@@ -119,24 +132,40 @@ def _listed(root: pathlib.Path) -> tuple[tuple[str, ...], list[pathlib.Path], li
     return tuple(folder.name for folder in folders), files, labels
 
 
-def _read(files: list[pathlib.Path], shape: Shape, resize: str) -> np.ndarray:
+def _read(
+    files: list[pathlib.Path], shape: Shape, resize: str, memory_bytes: int
+) -> np.ndarray | ImageFiles:
+    """The images in memory, where they fit into so many bytes, else as files."""
+    first = _decoded(files[0]).shape
+    size = (shape[0] or first[0], shape[1] or first[1], shape[2] or first[2])
+    if len(files) * int(np.prod(size)) > memory_bytes:
+        return ImageFiles([str(_checked(file)) for file in files], size, resize)
     # Each is brought to size when it is read: large ones need not lie in memory together.
     images = [image_of_shape(_decoded(file), shape, resize) for file in files]
     sizes = collections.Counter(image.shape[:2] for image in images)
-    size, count = sizes.most_common(1)[0]
+    common, count = sizes.most_common(1)[0]
     if count < len(images):
         warnings.warn(
-            f"{len(images) - count} of {len(images)} images are not {size[0]}x{size[1]} pixels "
+            f"{len(images) - count} of {len(images)} images are not {common[0]}x{common[1]} pixels "
             "like most, and were resized",
             RuntimeWarning,
             stacklevel=4,
         )
-    return np.stack([image_of_shape(image, (*size, None), resize) for image in images])
+    return np.stack([image_of_shape(image, (*common, None), resize) for image in images])
+
+
+def _checked(file: pathlib.Path) -> pathlib.Path:
+    """The file, if it begins as an image does: to decode them all would take minutes."""
+    with file.open("rb") as content:
+        start = content.read(8)
+    if not start.startswith(_STARTS):
+        raise ValueError(_UNREADABLE.format(file))
+    return file
 
 
 def _decoded(file: pathlib.Path) -> np.ndarray:
     try:
         image = tf.io.decode_image(file.read_bytes(), channels=3, expand_animations=False)
     except tf.errors.InvalidArgumentError as error:
-        raise ValueError(f"The image {file} cannot be read: it is damaged or no image") from error
+        raise ValueError(_UNREADABLE.format(file)) from error
     return np.asarray(image.numpy(), np.uint8)

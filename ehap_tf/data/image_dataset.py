@@ -7,18 +7,20 @@ import dataclasses
 import numpy as np
 
 from ehap_tf.data.arrays import check_labels
+from ehap_tf.data.image_files import ImageFiles
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Images with their labels, in memory.
+    """Images with their labels.
 
     Attributes:
-        images: uint8, shape (examples, height, width, channels), values 0 to 255.
+        images: uint8, shape (examples, height, width, channels), values 0 to 255; an array, or
+            `ImageFiles` that are read when they are wanted.
         labels: int64, shape (examples,), values 0 to num_classes - 1.
     """
 
-    images: np.ndarray
+    images: np.ndarray | ImageFiles
     labels: np.ndarray
 
     def __post_init__(self) -> None:
@@ -110,20 +112,30 @@ def split_validation(split: Split, fraction: float, seed: int) -> tuple[Split, S
     return split.take(np.sort(order[held_out:])), split.take(np.sort(order[:held_out]))
 
 
-def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+STATISTICS_OF = 1024
+"""Images that tell mean and deviation of a set which is not in memory."""
+
+
+def channel_statistics(
+    images: np.ndarray | ImageFiles,
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of pixel / 255, one value per channel.
 
     Args:
-        images: uint8, shape (examples, height, width, channels).
+        images: uint8, shape (examples, height, width, channels); of files some, drawn at random.
     """
-    # In integers of 64 bits: exact, and without a float copy of all images.
+    if isinstance(images, ImageFiles):
+        images = images[np.random.default_rng(0).permutation(len(images))[:STATISTICS_OF]]
+    counts = np.zeros((images.shape[-1], 256), np.int64)
+    for start in range(0, len(images), 64):
+        part = np.asarray(images[start : start + 64])
+        for channel, count in enumerate(counts):
+            count += np.bincount(part[..., channel].reshape(-1), minlength=256)
+    # From counts of whole numbers: exact, and without a float copy of the images.
     values = np.arange(256) / 255.0
-    mean, std = [], []
-    for channel in range(images.shape[-1]):
-        counts = np.bincount(images[..., channel].reshape(-1), minlength=256)
-        average = float((counts * values).sum() / counts.sum())
-        variance = float((counts * (values - average) ** 2).sum() / counts.sum())
-        mean.append(average)
-        # A channel of one value throughout must not divide by zero.
-        std.append(max(variance, 1e-6) ** 0.5)
-    return tuple(mean), tuple(std)
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    mean = shares @ values
+    variance = (shares * (values - mean[:, None]) ** 2).sum(axis=1)
+    # A channel of one value throughout must not divide by zero.
+    std = np.maximum(variance, 1e-6) ** 0.5
+    return tuple(mean.tolist()), tuple(std.tolist())

@@ -72,11 +72,13 @@ def normalize(images: Any, dataset: ImageDataset) -> Any:
     std = np.asarray(dataset.std, np.float64)
     scale = (1.0 / (255.0 * std)).astype(np.float32)
     shift = (-np.asarray(dataset.mean, np.float64) / std).astype(np.float32)
+    if not tf.is_tensor(images):
+        images = np.asarray(images)
     if dataset.bgr:
         images = images[..., ::-1]
     if tf.is_tensor(images):
         return tf.cast(images, tf.float32) * scale + shift
-    return np.asarray(images).astype(np.float32) * scale + shift
+    return images.astype(np.float32) * scale + shift
 
 
 def formula(mean: Sequence[float], std: Sequence[float], bgr: bool = False) -> str:

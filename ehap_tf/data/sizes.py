@@ -12,6 +12,7 @@ Shape = tuple[int | None, int | None, int | None]
 """(height, width, channels) that are wanted; None is what the image has."""
 
 _BATCH = 256
+_LUMA = ((0.299,), (0.587,), (0.114,))
 
 
 def image_of_shape(image: np.ndarray, shape: Shape, resize: str = "crop") -> np.ndarray:
@@ -32,19 +33,17 @@ def image_of_shape(image: np.ndarray, shape: Shape, resize: str = "crop") -> np.
     """
     if resize not in RESIZES:
         raise ValueError(f"resize must be one of {', '.join(RESIZES)}. Received: {resize!r}")
-    height, width, channels = image.shape[-3:]
-    wanted = shape[0] or height, shape[1] or width
-    if shape[2] not in (None, channels):
-        image = _with_channels(image, shape[2])
-    if wanted == (height, width):
+    before = image.shape[-3:]
+    final = shape[0] or before[0], shape[1] or before[1], shape[2] or before[2]
+    if final == before:
         return image
-    size = wanted
-    if resize == "crop":
-        scale = max(wanted[0] / height, wanted[1] / width)
-        size = max(wanted[0], round(scale * height)), max(wanted[1], round(scale * width))
-    resized = _resized(image, size)
-    top, left = (size[0] - wanted[0]) // 2, (size[1] - wanted[1]) // 2
-    return resized[..., top : top + wanted[0], left : left + wanted[1], :]
+    if {before[2], final[2]} - {1, 3} and final[2] != before[2]:
+        raise ValueError(
+            f"Images have 1 or 3 channels, and so must the network's input. Received: {before[2]} "
+            f"channels, to be made {final[2]}"
+        )
+    with tf.device("/cpu:0"):
+        return np.asarray(tensor_of_shape(image, final, resize))
 
 
 def images_of_shape(images: np.ndarray, shape: Shape, resize: str = "crop") -> np.ndarray:
@@ -60,22 +59,32 @@ def images_of_shape(images: np.ndarray, shape: Shape, resize: str = "crop") -> n
     return found
 
 
-def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    if size == image.shape[-3:-1]:
-        return image
-    with tf.device("/cpu:0"):
-        resized = tf.image.resize(image, size, antialias=True).numpy()
-    return np.clip(np.round(resized), 0, 255).astype(np.uint8)
+def tensor_of_shape(image: tf.Tensor, shape: tuple[int, int, int], resize: str) -> tf.Tensor:
+    """`image_of_shape` as operators, for an image whose size only the file tells."""
+    image = tf.convert_to_tensor(image)
+    channels = image.shape[-1]
+    if channels != shape[2]:
+        image = _with_channels(image, shape[2])
+    size = tf.shape(image)[-3:-1]
+    wanted = tf.constant(shape[:2])
+    scaled = wanted
+    if resize == "crop":
+        scale = tf.reduce_max(tf.cast(wanted, tf.float64) / tf.cast(size, tf.float64))
+        scaled = tf.cast(tf.round(scale * tf.cast(size, tf.float64)), tf.int32)
+        scaled = tf.maximum(wanted, scaled)
+
+    def resized() -> tf.Tensor:
+        values = tf.image.resize(image, scaled, antialias=True)
+        return tf.cast(tf.clip_by_value(tf.round(values), 0, 255), tf.uint8)
+
+    image = tf.cond(tf.reduce_all(scaled == size), lambda: image, resized)
+    top, left = tf.unstack((scaled - wanted) // 2)
+    image = image[..., top : top + shape[0], left : left + shape[1], :]
+    return tf.ensure_shape(image, (*image.shape[:-3], *shape))
 
 
-def _with_channels(image: np.ndarray, channels: int) -> np.ndarray:
-    before = image.shape[-1]
-    if (before, channels) == (1, 3):
-        return np.repeat(image, 3, axis=-1)
-    if (before, channels) == (3, 1):
-        luma = image.astype(np.float32) @ np.array([[0.299], [0.587], [0.114]], np.float32)
-        return np.clip(np.round(luma), 0, 255).astype(np.uint8)
-    raise ValueError(
-        f"Images have 1 or 3 channels, and so must the network's input. Received: {before} "
-        f"channels, to be made {channels}"
-    )
+def _with_channels(image: tf.Tensor, channels: int) -> tf.Tensor:
+    if channels == 3:
+        return tf.repeat(image, 3, axis=-1)
+    luma = tf.tensordot(tf.cast(image, tf.float32), tf.constant(_LUMA), 1)
+    return tf.cast(tf.clip_by_value(tf.round(luma), 0, 255), tf.uint8)

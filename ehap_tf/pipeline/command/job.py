@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ehap_tf.data import ImageDataset, Shape, in_convention, load_dataset
+from ehap_tf.data import ImageDataset, ImageFiles, Shape, in_convention, load_dataset
 from ehap_tf.pipeline.command.config import PipelineConfig
 from ehap_tf.pipeline.command.console import RunConsole
 from ehap_tf.pipeline.command.preprocessing import Preprocessing
@@ -83,6 +83,11 @@ class Job:
             if how == "auto":
                 how = "crop" if min(dataset.input_shape[:2]) >= CROPPED_FROM else "shift"
             dataset = dataclasses.replace(dataset, augment=how != "none", crop=how == "crop")
+            if isinstance(dataset.train.images, ImageFiles):
+                self.console.say(
+                    f"{dataset.name}: {len(dataset.train):,} training images do not fit into "
+                    "memory; they are read from their files whenever they are wanted"
+                )
             self._loaded = shape, dataset
         return self._loaded[1]
 

@@ -91,7 +91,7 @@ def _some(dataset: ImageDataset, images: int) -> Split:
         chosen = np.random.default_rng(0).choice(len(split), wanted, replace=False)
         parts.append(split.take(np.sort(chosen)))
     return Split(
-        np.concatenate([part.images for part in parts]),
+        np.concatenate([np.asarray(part.images) for part in parts]),
         np.concatenate([part.labels for part in parts]),
     )
 
