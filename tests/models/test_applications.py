@@ -10,7 +10,7 @@ import tf_keras
 import ehap_tf as ehap
 from ehap_tf import data
 from ehap_tf.models import APPLICATIONS, load_imagenet, load_pretrained
-from ehap_tf.models.applications import build_application
+from ehap_tf.models.networks.applications import build_application
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import tensorflow as tf
 import tf_keras
 
 from ehap_tf.models import MODEL_NAMES, build_model
-from ehap_tf.models.blocks import Blocks
+from ehap_tf.models.networks.blocks import Blocks
 
 # Trainable parameters of the published networks (10 classes): for the padded ResNets those of
 # He et al.'s option A, for the others by the sum over their layers.

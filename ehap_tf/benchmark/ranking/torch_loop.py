@@ -72,7 +72,7 @@ def measure_torch_loop(model: str, examples: int, probes: int, seed: int) -> dic
 
 
 def _resnet(torch: Any, depth: int) -> Any:
-    """`ehap_tf.models.resnet` with 1x1-convolution shortcuts, in PyTorch."""
+    """`ehap_tf.models.networks.resnet` with 1x1-convolution shortcuts, in PyTorch."""
     nn = torch.nn
 
     class Block(nn.Module):  # type: ignore[name-defined]

@@ -12,9 +12,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ehap_tf.criteria import check_tolerance, criterion_names, find_criterion
+from ehap_tf.criteria import criterion_names, find_criterion
+from ehap_tf.pipeline.command.config_checks import (
+    AMOUNTS,
+    STAGE_NAMES,
+    check_setting,
+    check_together,
+)
 
-STAGE_NAMES = ("train", "rank", "prune", "finetune", "quantize", "export", "report")
 ROUNDINGS = ("nearest", "gptq")
 ESTIMATORS = ("hutchinson", "gauss_newton", "exact")
 TARGETS = (
@@ -26,7 +31,6 @@ PRECISIONS = ("fp32", "fp16", "bf16", "auto")
 RESIZES = ("crop", "stretch")
 AUGMENTATIONS = ("auto", "none", "shift", "crop")
 NORMALIZATIONS = ("auto", "dataset", "none", "0..1", "-1..1", "imagenet", "caffe")
-AMOUNTS = ("prune_ratio", "target_params", "target_macs", "target_latency_ms")
 DEFAULT_PRUNE_RATIO = 0.77
 DEFAULT_REPAIR_IMAGES = 512
 
@@ -347,91 +351,8 @@ class PipelineConfig:
     def __post_init__(self) -> None:
         """Checks each setting, and those that exclude each other."""
         for field in dataclasses.fields(self):
-            _check(field, getattr(self, field.name))
-        if self.weight_bits not in (4, 8):
-            raise ValueError(f"weight_bits must be 4 or 8. Received: {self.weight_bits}")
-        if self.activation_bits not in (8, 16):
-            raise ValueError(f"activation_bits must be 8 or 16. Received: {self.activation_bits}")
-        others = ("target_bytes", "target_latency_ms")
-        given = [name for name in others if getattr(self, name) is not None]
-        given += ["weight_bits=4"] if self.weight_bits == 4 else []
-        if self.activation_bits != 8 and given:
-            raise ValueError(
-                "activation_bits=16 goes with kernels of 8 bits, and without a target of time, "
-                f"which is predicted for 8. Received: {', '.join(given)}"
-            )
-        if self.target_bytes is not None and self.weight_bits != 8:
-            raise ValueError(
-                "target_bytes chooses the bits of the kernels: leave weight_bits at 8. "
-                f"Received: target_bytes={self.target_bytes}, weight_bits={self.weight_bits}"
-            )
-        if self.target.startswith("ethos-u") and (self.target_bytes or self.weight_bits != 8):
-            raise ValueError(
-                "target of an Ethos-U takes kernels of 8 bits alone, which its compiler packs by "
-                f"itself: leave weight_bits and target_bytes out. Received: target={self.target}"
-            )
-        if self.rounding != "nearest" and self.qat_epochs:
-            raise ValueError(
-                "rounding other than nearest goes with qat_epochs=0. "
-                f"Received: rounding={self.rounding}, qat_epochs={self.qat_epochs}"
-            )
-        for name in ("tolerance", "target_params", "target_macs", "target_latency_ms"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} must be above 0. Received: {value}")
-        check_tolerance(self.criterion, self.tolerance)
-        amounts = [name for name in AMOUNTS if getattr(self, name) is not None]
-        if len(amounts) > 1:
-            raise ValueError(
-                f"{' and '.join(amounts)} exclude each other: give one of them, and =none for "
-                "one that a --flagfile gives. Received: "
-                + ", ".join(f"{name}={getattr(self, name)}" for name in amounts)
-            )
-        if self.baseline == "train" and is_saved_model(self.model):
-            raise ValueError(
-                "baseline=train goes with a built-in model; a saved one is taken as it is. "
-                f"Received: model={self.model}"
-            )
-        if self.network_settings and is_saved_model(self.model):
-            raise ValueError(
-                "width and weights go with a network by its name. "
-                f"Received: model={self.model}, width={self.width}, weights={self.weights}"
-            )
-        if self.image_size is not None and is_saved_model(self.model):
-            raise ValueError(
-                "image_size goes with a built-in model; a saved one takes images of its own size. "
-                f"Received: image_size={self.image_size}, model={self.model}"
-            )
-        if self.target_latency_ms is None and self.latency_table is not None:
-            raise ValueError(
-                "latency_table goes with target_latency_ms. "
-                f"Received: latency_table={self.latency_table}"
-            )
-        if self.latency_table is not None and not pathlib.Path(self.latency_table).is_file():
-            raise ValueError(f"latency_table must be a file. Received: {self.latency_table}")
-        if self.target_latency_ms is not None and self.prune_steps > 1:
-            raise ValueError(
-                "target_latency_ms goes with prune_steps=1. "
-                f"Received: prune_steps={self.prune_steps}"
-            )
-        if self.prune_steps > 1 and self.implant_ratio:
-            raise ValueError(
-                "prune_steps above 1 goes without 1x1 implants, which cannot be ranked again. "
-                f"Received: prune_steps={self.prune_steps}, implant_ratio={self.implant_ratio}"
-            )
-        if any(re.fullmatch(r"-\d+", value) for value in self.remove_blocks):
-            raise ValueError(
-                f"remove_blocks must be at least 0. Received: {','.join(self.remove_blocks)}"
-            )
-        if len(self.remove_blocks) > 1 and any(map(str.isdecimal, self.remove_blocks)):
-            raise ValueError(
-                "remove_blocks must be one number or names of blocks. "
-                f"Received: {','.join(self.remove_blocks)}"
-            )
-        if not self.stages:
-            raise ValueError(f"stages is empty. Give some of: {', '.join(STAGE_NAMES)}")
-        if len(set(self.stages)) != len(self.stages):
-            raise ValueError(f"stages repeats a stage. Received: {','.join(self.stages)}")
+            check_setting(field, getattr(self, field.name))
+        check_together(self)
 
     @property
     def network_settings(self) -> dict[str, Any]:
@@ -446,6 +367,11 @@ class PipelineConfig:
         default = {field.name: field.default for field in dataclasses.fields(self)}
         values = {name: getattr(self, name) for name in names}
         return {name: value for name, value in values.items() if value != default[name]}
+
+    @property
+    def names_saved_model(self) -> bool:
+        """Whether --model is the path of a saved model."""
+        return is_saved_model(self.model)
 
     @property
     def run_path(self) -> pathlib.Path:
@@ -505,35 +431,3 @@ def _is_path(name: str) -> bool:
     path = pathlib.Path(name)
     is_file = "/" in name or "\\" in name or path.suffix in (".keras", ".h5", ".hdf5")
     return is_file or (path / "saved_model.pb").exists()
-
-
-def _check(field: dataclasses.Field[Any], value: Any) -> None:
-    if value is None:
-        return
-    limits = field.metadata
-    if limits["choices"]:
-        for one in value if isinstance(value, tuple) else (value,):
-            if one not in limits["choices"]:
-                raise ValueError(
-                    f"{field.name} must be one of {', '.join(limits['choices'])}. Received: {one}"
-                )
-    if isinstance(value, str) and not value:
-        raise ValueError(f"{field.name} is empty. {field.metadata['help']}")
-    if isinstance(value, (bool, str, tuple)):
-        return
-    low, high, below = limits["low"], limits["high"], limits["below"]
-    wrong = value != value or abs(value) == float("inf")
-    wrong = wrong or (low is not None and value < low)
-    wrong = wrong or (high is not None and value > high)
-    wrong = wrong or (below is not None and value >= below)
-    if wrong:
-        parts = []
-        if low is not None:
-            parts.append(f"at least {low}")
-        if high is not None:
-            parts.append(f"at most {high}")
-        if below is not None:
-            parts.append(f"below {below}")
-        raise ValueError(
-            f"{field.name} must be {' and '.join(parts) or 'a finite number'}. Received: {value}"
-        )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tf_keras
 
-from ehap_tf.models.blocks import seed_of
+from ehap_tf.models.networks.blocks import seed_of
 
 _REGNETS = tuple(f"{size:03d}" for size in (2, 4, 6, 8, 16, 32, 40, 64, 80, 120, 160, 320))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tensorflow as tf
 import tf_keras
 
-from ehap_tf.models.blocks import Blocks
+from ehap_tf.models.networks.blocks import Blocks
 
 EXPANSION = 4
 

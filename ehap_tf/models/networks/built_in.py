@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import tf_keras
 
-from ehap_tf.models.applications import APPLICATIONS, build_application
-from ehap_tf.models.preresnet import build_preresnet
-from ehap_tf.models.resnet import build_resnet
-from ehap_tf.models.vgg import build_vgg16
-from ehap_tf.models.wide_resnet import build_wide_resnet
+from ehap_tf.models.networks.applications import APPLICATIONS, build_application
+from ehap_tf.models.networks.preresnet import build_preresnet
+from ehap_tf.models.networks.resnet import build_resnet
+from ehap_tf.models.networks.vgg import build_vgg16
+from ehap_tf.models.networks.wide_resnet import build_wide_resnet
 
 _DEPTHS = (8, 20, 32, 44, 56, 110)
 

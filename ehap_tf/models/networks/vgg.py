@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tf_keras
 
-from ehap_tf.models.blocks import Blocks
+from ehap_tf.models.networks.blocks import Blocks
 
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
