@@ -325,70 +325,93 @@ def _product(grid: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
 
 def _repeated(operator: Operator, widths: tuple[int, ...], copies: int) -> bytes:
     """A file with copies of one operator side by side, that read the same."""
-    source, rng = operator.model.subgraphs[0], np.random.default_rng(0)
-    one = source.operators[operator.place]
-    kind = _kind(operator.model, one)
-    model, graph = schema.ModelT(), schema.SubGraphT()
-    model.version, model.subgraphs = operator.model.version, [graph]
-    model.operatorCodes = [operator.model.operatorCodes[one.opcodeIndex]]
-    model.buffers, graph.tensors, graph.operators = [schema.BufferT()], [], []
-    graph.inputs, graph.outputs, graph.name = [], [], b"main"
+    made = _Copies(operator, widths)
+    for _ in range(copies):
+        made.add_copy()
+    return made.packed()
 
-    def add(index: int, shape: Sequence[int], data: np.ndarray | None, channel: int) -> int:
-        old, tensor = source.tensors[index], schema.TensorT()
+
+class _Copies:
+    """A file in the making, with copies of one operator at other widths."""
+
+    def __init__(self, operator: Operator, widths: tuple[int, ...]) -> None:
+        self._operator, self._widths = operator, widths
+        self._source, self._rng = operator.model.subgraphs[0], np.random.default_rng(0)
+        self._one = self._source.operators[operator.place]
+        self._kind = _kind(operator.model, self._one)
+        self._written = widths[-1] if widths else None
+        self._shared: dict[int, int] = {}
+        model, graph = schema.ModelT(), schema.SubGraphT()
+        model.version, model.subgraphs = operator.model.version, [graph]
+        model.operatorCodes = [operator.model.operatorCodes[self._one.opcodeIndex]]
+        model.buffers, graph.tensors, graph.operators = [schema.BufferT()], [], []
+        graph.inputs, graph.outputs, graph.name = [], [], b"main"
+        self._model, self._graph = model, graph
+
+    def add_copy(self) -> None:
+        """One more operator, with constants and outputs of its own."""
+        one, copy = self._one, schema.OperatorT()
+        inputs = [self._input(slot, index) for slot, index in enumerate(map(int, one.inputs))]
+        outputs = [self._output(index) for index in map(int, one.outputs)]
+        copy.opcodeIndex, copy.inputs, copy.outputs = 0, inputs, outputs
+        copy.builtinOptionsType, copy.builtinOptions = one.builtinOptionsType, one.builtinOptions
+        self._graph.operators.append(copy)
+        self._graph.outputs += outputs
+
+    def packed(self) -> bytes:
+        """The file."""
+        self._graph.inputs = list(self._shared.values())
+        builder = flatbuffers.Builder(1024)
+        builder.Finish(self._model.Pack(builder), b"TFL3")
+        return bytes(builder.Output())
+
+    def _input(self, slot: int, index: int) -> int:
+        """The place of the tensor that a copy reads at a slot; -1 for none."""
+        if index < 0:
+            return -1
+        shape, kind = list(_shape(self._source, index)), self._kind
+        if not _is_constant(self._operator.model, self._source, index):
+            return self._read(index, shape)
+        if kind in _KERNELS and slot in (1, 2) and (kind != "TRANSPOSE_CONV" or slot == 1):
+            weights = _weights(self._operator, kind, slot, shape, self._widths, self._rng)
+            return self._add(index, *weights)
+        data = self._operator.model.buffers[self._source.tensors[index].buffer].data
+        constant = np.asarray(data, np.uint8)
+        if kind == "TRANSPOSE_CONV" and slot == 0:
+            sizes = np.frombuffer(constant.tobytes(), np.int32).copy()
+            sizes[-1] = self._written
+            constant = sizes.view(np.uint8)
+        return self._add(index, shape, constant, 0)
+
+    def _read(self, index: int, shape: list[int]) -> int:
+        """An input of the file, which all copies read."""
+        if index not in self._shared:
+            if shape and self._written is not None:
+                read = self._widths[0] if len(self._widths) == 2 else None
+                shape[-1] = _read_width(self._operator, read, self._written, shape[-1])
+            self._shared[index] = self._add(index, shape, None, 0)
+        return self._shared[index]
+
+    def _output(self, index: int) -> int:
+        shape = list(_shape(self._source, index))
+        if shape and self._written is not None:
+            shape[-1] = self._written
+        return self._add(index, shape, None, 0)
+
+    def _add(self, index: int, shape: Sequence[int], data: np.ndarray | None, channel: int) -> int:
+        """A tensor like the one at `index`, of another shape."""
+        old, tensor = self._source.tensors[index], schema.TensorT()
         tensor.shape, tensor.type = np.asarray(shape, np.int32), old.type
-        tensor.name = f"{len(graph.tensors)}".encode()
+        tensor.name = f"{len(self._graph.tensors)}".encode()
         tensor.quantization = _widened(old.quantization, channel)
         tensor.buffer = 0
         if data is not None:
             buffer = schema.BufferT()
             buffer.data = np.frombuffer(np.ascontiguousarray(data).tobytes(), np.uint8)
-            tensor.buffer = len(model.buffers)
-            model.buffers.append(buffer)
-        graph.tensors.append(tensor)
-        return len(graph.tensors) - 1
-
-    read = widths[0] if len(widths) == 2 else None
-    written = widths[-1] if widths else None
-    shared: dict[int, int] = {}
-    for _ in range(copies):
-        inputs = []
-        for slot, index in enumerate(map(int, one.inputs)):
-            if index < 0:
-                inputs.append(-1)
-                continue
-            shape = list(_shape(source, index))
-            if not _is_constant(operator.model, source, index):
-                if index not in shared:
-                    if shape and written is not None:
-                        shape[-1] = _read_width(operator, read, written, shape[-1])
-                    shared[index] = add(index, shape, None, 0)
-                inputs.append(shared[index])
-            elif kind in _KERNELS and slot in (1, 2) and (kind != "TRANSPOSE_CONV" or slot == 1):
-                inputs.append(add(index, *_weights(operator, kind, slot, shape, widths, rng)))
-            else:
-                data = operator.model.buffers[source.tensors[index].buffer].data
-                constant = np.asarray(data, np.uint8)
-                if kind == "TRANSPOSE_CONV" and slot == 0:
-                    sizes = np.frombuffer(constant.tobytes(), np.int32).copy()
-                    sizes[-1] = written
-                    constant = sizes.view(np.uint8)
-                inputs.append(add(index, shape, constant, 0))
-        outputs = []
-        for index in map(int, one.outputs):
-            shape = list(_shape(source, index))
-            if shape and written is not None:
-                shape[-1] = written
-            outputs.append(add(index, shape, None, 0))
-        copy = schema.OperatorT()
-        copy.opcodeIndex, copy.inputs, copy.outputs = 0, inputs, outputs
-        copy.builtinOptionsType, copy.builtinOptions = one.builtinOptionsType, one.builtinOptions
-        graph.operators.append(copy)
-        graph.outputs += outputs
-    graph.inputs = list(shared.values())
-    builder = flatbuffers.Builder(1024)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
+            tensor.buffer = len(self._model.buffers)
+            self._model.buffers.append(buffer)
+        self._graph.tensors.append(tensor)
+        return len(self._graph.tensors) - 1
 
 
 def _read_width(operator: Operator, read: int | None, written: int, width: int) -> int:

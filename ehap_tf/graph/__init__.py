@@ -42,7 +42,7 @@ from ehap_tf.graph.kernels import (
     some_positions,
 )
 from ehap_tf.graph.least_squares import Sums, with_ridge
-from ehap_tf.graph.operators import (
+from ehap_tf.graph.operator_kinds import (
     MOVING,
     PIECEWISE_LINEAR,
     PRODUCTS,

@@ -164,26 +164,21 @@ def compress(
             integer kernel (noticed before anything is ranked or trained).
         OSError: `path` cannot be written (noticed before anything else).
     """
-    require_writable(path)
-    if repair_images < 0:
-        raise ValueError(f"repair_images must be at least 0. Received: {repair_images}")
-    _require_classifier(model)
+    _require_possible(model, path, repair_images)
     threshold = _threshold(model, known_loss(model, loss)[0])
     batch_size = known_batch_size(train_data, batch_size)
     train = _training(model, train_data, validation_data, loss, batch_size, threshold, verbose)
-    require_quantizable(
-        model, weight_bits, activation_bits=activation_bits, allow_float=allow_float
-    )
+    bits = {"weight_bits": weight_bits, "activation_bits": activation_bits}
+    require_quantizable(model, **bits, allow_float=allow_float)
     measure = functools.partial(accuracy_on, data=validation_data, threshold=threshold)
     baseline_accuracy = measure(model)
-    if not force:
-        _require_better_than_chance(model, baseline_accuracy, validation_data)
-    if prune_ratio is None and target_params is None and target_macs is None:
+    _require_better_than_chance(model, baseline_accuracy, validation_data, force)
+    if (prune_ratio, target_params, target_macs) == (None, None, None):
         target_macs = 0.5
     seconds: dict[str, float] = {}
     drawn = _drawn(train_data, max(rank_examples, DRAWN), seed)
-    sample = first_examples(drawn, rank_examples)
     with _timed(seconds, "rank"):
+        sample = first_examples(drawn, rank_examples)
         scores = rank_filters(
             model, sample, loss, criterion=criterion, estimator=estimator, precision=precision,
             probes=probes, batch_size=min(batch_size, len(sample[0])), seed=seed,
@@ -195,9 +190,8 @@ def compress(
             prune_ratio_limit=prune_ratio_limit, residual=residual, implant_ratio=implant_ratio,
             round_to=round_to, keep_layers=keep_layers, cost_aware=cost_aware,
         )  # fmt: skip
-        slim = adapted(
-            prune(model, plan), model, plan, drawn, repair_images=repair_images, seed=seed
-        )
+        slim = prune(model, plan)
+        slim = adapted(slim, model, plan, drawn, repair_images=repair_images, seed=seed)
     report: dict[str, Any] = _figures(model, slim, scores) | {
         "seed": seed,
         "baseline_accuracy": baseline_accuracy,
@@ -207,27 +201,32 @@ def compress(
     with _timed(seconds, "finetune"):
         train(slim, epochs=finetune_epochs, learning_rate=rate)
     report["finetuned_accuracy"] = measure(slim)
+    calibration = first_examples(drawn, 1280)[:2]
     with _timed(seconds, "quantize"):
-        calibration = first_examples(drawn, 1280)[:2]
-        qat = quantize(
-            slim, weight_bits=weight_bits, activation_bits=activation_bits,
-            representative_data=calibration, allow_float=allow_float,
-        )  # fmt: skip
+        qat = quantize(slim, representative_data=calibration, allow_float=allow_float, **bits)
         train(qat, epochs=qat_epochs, learning_rate=rate / 10, quantized=True)
         round_biases(qat)
     report["qat_accuracy"] = measure(qat)
     with _timed(seconds, "export"):
         file = export_tflite(qat, path, allow_float=allow_float, data=calibration)
-        report |= {
-            "tflite_accuracy": evaluate_tflite(file.path, validation_data, threshold=threshold),
-            "tflite_bytes": file.bytes,
-            "tflite_float_ops": file.float_ops,
-        }
-    report["stage_seconds"] = seconds
-    return Compressed(slim, qat, file, scores, plan, report)
+        report |= _file_figures(file, validation_data, threshold)
+    return Compressed(slim, qat, file, scores, plan, report | {"stage_seconds": seconds})
 
 
-def _require_classifier(model: tf_keras.Model) -> None:
+def _file_figures(file: TFLiteFile, data: Any, threshold: float | None) -> dict[str, Any]:
+    return {
+        "tflite_accuracy": evaluate_tflite(file.path, data, threshold=threshold),
+        "tflite_bytes": file.bytes,
+        "tflite_float_ops": file.float_ops,
+    }
+
+
+def _require_possible(
+    model: tf_keras.Model, path: str | os.PathLike[str], repair_images: int
+) -> None:
+    require_writable(path)
+    if repair_images < 0:
+        raise ValueError(f"repair_images must be at least 0. Received: {repair_images}")
     require_functional(model)
     require_finite_weights(model)
     instead = "call rank_filters, plan_pruning, prune, finetune, quantize and export_tflite instead"
@@ -257,8 +256,12 @@ def _threshold(model: tf_keras.Model, loss: Any) -> float | None:
     return None
 
 
-def _require_better_than_chance(model: tf_keras.Model, share: float, validation_data: Any) -> None:
+def _require_better_than_chance(
+    model: tf_keras.Model, share: float, validation_data: Any, force: bool
+) -> None:
     """Hours of work on a model that sees its inputs in another form would be lost."""
+    if force:
+        return
     outputs = model.outputs[0].shape[-1]
     labels = []
     for _, y, *_weights in batches_of(validation_data, 256):

@@ -96,18 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how many criteria, the best after fine-tuning, are run iteratively too; default 3",
     )
     add("--parts", type=int, default=3, help="of an iterative removal; default 3")
-    add("--finetune_epochs", type=int, default=2, help="of fine-tuning; default 2")
-    add(
-        "--finetune_steps",
-        type=int,
-        default=0,
-        help="of fine-tuning in all, on a random part of the training images; default 0: every "
-        "epoch sees all of them",
-    )
-    add("--finetune_batch", type=int, default=128, help="images per step; default 128")
-    add("--learning_rate", type=float, default=0.05, help="highest of fine-tuning; default 0.05")
-    add("--weight_decay", type=float, default=0.0005, help="default 0.0005")
-    add("--train_precision", default="auto", help="fp32, bf16, fp16 or auto; default auto")
+    _add_training_arguments(parser)
     add("--residual", default="union", help="union or tied; default union")
     add("--round_to", type=int, default=4, help="widths in multiples of this; default 4")
     add(
@@ -126,6 +115,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--validation_images", type=int, default=0, help="default 0, for all of them")
     add("--test_images", type=int, default=0, help="default 0, for all of them")
+
+
+def _add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--finetune_epochs", type=int, default=2, help="of fine-tuning; default 2")
+    add(
+        "--finetune_steps",
+        type=int,
+        default=0,
+        help="of fine-tuning in all, on a random part of the training images; default 0: every "
+        "epoch sees all of them",
+    )
+    add("--finetune_batch", type=int, default=128, help="images per step; default 128")
+    add("--learning_rate", type=float, default=0.05, help="highest of fine-tuning; default 0.05")
+    add("--weight_decay", type=float, default=0.0005, help="default 0.0005")
+    add("--train_precision", default="auto", help="fp32, bf16, fp16 or auto; default auto")
 
 
 def run(options: argparse.Namespace) -> None:

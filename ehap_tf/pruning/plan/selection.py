@@ -97,12 +97,7 @@ def plan_pruning(
     _check_amount(amount)
     if costs is not None and target_latency_ms is None:
         raise ValueError("costs go with target_latency_ms. Received: target_latency_ms=None")
-    check_fraction("prune_ratio_limit", prune_ratio_limit)
-    check_fraction("implant_ratio", implant_ratio)
-    check_choice("implant_init", implant_init, IMPLANT_INITS)
-    if cost_aware is not None:
-        check_choice("cost_aware", cost_aware, COST_KINDS)
-    check_whole_number("round_to", round_to)
+    _check_limits(prune_ratio_limit, implant_ratio, implant_init, cost_aware, round_to)
     graph = trace_channels(model, residual)
     units = Units(
         graph,
@@ -123,17 +118,7 @@ def plan_pruning(
         shortfall = units.shortfall(prune_ratio, choice)
     elif target_latency_ms is not None:
         latency = PredictedLatency(model, costs, progress, int(units.free.sum()).bit_length() + 1)
-        choice = _least_removed(
-            units,
-            lambda choice: latency.of(finished(choice)),
-            target_latency_ms,
-            lambda least: (
-                f"target_latency_ms={target_latency_ms:g} cannot be reached: on "
-                f"{latency.device} at least {least:.4g} ms of {latency.whole_ms:.4g} ms are left"
-            ),
-            prune_ratio_limit,
-            round_to,
-        )
+        choice = _in_time(units, latency, finished, target_latency_ms, prune_ratio_limit, round_to)
     else:
         kind = "params" if target_params is not None else "macs"
         fraction = target_params if target_params is not None else target_macs
@@ -146,6 +131,42 @@ def plan_pruning(
             stacklevel=3,
         )
     return dataclasses.replace(finished(choice), shortfall=shortfall)
+
+
+def _check_limits(
+    prune_ratio_limit: float,
+    implant_ratio: float,
+    implant_init: str,
+    cost_aware: str | None,
+    round_to: int,
+) -> None:
+    check_fraction("prune_ratio_limit", prune_ratio_limit)
+    check_fraction("implant_ratio", implant_ratio)
+    check_choice("implant_init", implant_init, IMPLANT_INITS)
+    if cost_aware is not None:
+        check_choice("cost_aware", cost_aware, COST_KINDS)
+    check_whole_number("round_to", round_to)
+
+
+def _in_time(
+    units: Units,
+    latency: PredictedLatency,
+    finished: Callable[[Choice], PruningPlan],
+    target_ms: float,
+    prune_ratio_limit: float,
+    round_to: int,
+) -> Choice:
+    return _least_removed(
+        units,
+        lambda choice: latency.of(finished(choice)),
+        target_ms,
+        lambda least: (
+            f"target_latency_ms={target_ms:g} cannot be reached: on "
+            f"{latency.device} at least {least:.4g} ms of {latency.whole_ms:.4g} ms are left"
+        ),
+        prune_ratio_limit,
+        round_to,
+    )
 
 
 def plan_from_flags(
