@@ -168,7 +168,7 @@ def compress(
     threshold = _threshold(model, known_loss(model, loss)[0])
     batch_size = known_batch_size(train_data, batch_size)
     train = _training(model, train_data, validation_data, loss, batch_size, threshold, verbose)
-    bits = {"weight_bits": weight_bits, "activation_bits": activation_bits}
+    bits: dict[str, Any] = {"weight_bits": weight_bits, "activation_bits": activation_bits}
     require_quantizable(model, **bits, allow_float=allow_float)
     measure = functools.partial(accuracy_on, data=validation_data, threshold=threshold)
     baseline_accuracy = measure(model)
