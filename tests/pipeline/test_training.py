@@ -322,7 +322,7 @@ def test_an_empty_stream_cannot_be_evaluated(digits: ImageDataset):
 @pytest.mark.slow
 def test_quantization_aware_models_train_and_resume(digits: ImageDataset, tmp_path: pathlib.Path):
     quantization = pytest.importorskip("ehap_tf.quantization")
-    recipe = dataclasses.replace(RECIPE, epochs=2, learning_rate=0.01)
+    recipe = dataclasses.replace(RECIPE, epochs=2, learning_rate=0.05)
     float_model = small_net()
     images = next(iter(evaluation_batches(digits.train, digits, 32)))[0].numpy()
 
@@ -350,6 +350,28 @@ def test_quantization_aware_models_train_and_resume(digits: ImageDataset, tmp_pa
     fit(mirrored, digits, recipe, directory=tmp_path / "c", strategy=strategy, **options)
     for a, b in zip(mirrored.get_weights(), whole.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-3)
+
+
+def test_a_training_that_ruins_leaves_the_network_as_it_was(
+    digits: ImageDataset, uninterrupted, tmp_path: pathlib.Path
+):
+    weights = [value.copy() for value in uninterrupted[0].get_weights()]
+    accuracy = uninterrupted[1].best_accuracy
+    ruin = dataclasses.replace(RECIPE, epochs=3, learning_rate=3.0, warmup_epochs=0.0)
+    for kill in (True, False):
+        model = small_net()
+        model.set_weights(weights)
+        if kill:
+            with pytest.raises(KilledError):
+                fit(model, digits, ruin, directory=tmp_path, seed=1, progress=killed_after(50))
+            continue
+        result = fit(model, digits, ruin, directory=tmp_path, seed=1)
+        assert result.resumed_epochs == 2 and result.epochs == 3
+        assert result.best_epoch == 0 and result.best_accuracy == accuracy
+        worst = max(epoch["validation_accuracy"] for epoch in result.history)
+        assert worst < accuracy - 0.1
+        for found, wanted in zip(model.get_weights(), weights, strict=True):
+            np.testing.assert_array_equal(found, wanted)
 
 
 SCRIPT = """
@@ -380,7 +402,7 @@ import numpy as np, tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 from tests.pipeline.test_training import RECIPE, fit, small_digits, small_net
-recipe, weights = dataclasses.replace(RECIPE, epochs=1), []
+recipe, weights = dataclasses.replace(RECIPE, epochs=3, learning_rate=0.005), []
 for number, devices in enumerate((["/cpu:0"], ["/cpu:0", "/cpu:1"])):
     model = small_net()
     # Each device normalises with the statistics of its own half; without them both must agree.

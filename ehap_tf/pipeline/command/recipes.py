@@ -74,17 +74,23 @@ def train_as(
 
 
 def recipe_of(job: Job, stage: str, settings: Mapping[str, Any]) -> TrainingRecipe:
-    """The recipe that `training_settings` mean, with batches that the training images fill."""
+    """The recipe that `training_settings` mean, with batches that the training images fill.
+
+    The learning rate is one for the batches that were asked for, and is smaller in proportion for
+    smaller ones.
+    """
     images, wanted = len(job.dataset.train), settings["batch_size"]
     batch_size = fitting_batch(images, wanted)
+    rate = settings["learning_rate"] * batch_size / wanted
     if batch_size < wanted:
         job.console.say(
             f"{stage}: batches of {batch_size} instead of {wanted}, for {FEWEST_STEPS} steps in an "
-            f"epoch of {images} images"
+            f"epoch of {images} images, and a learning rate of {rate:.3g} instead of "
+            f"{settings['learning_rate']:.3g}"
         )
     return TrainingRecipe(
         epochs=settings["epochs"],
-        learning_rate=settings["learning_rate"],
+        learning_rate=rate,
         weight_decay=settings["weight_decay"],
         batch_size=batch_size,
         warmup_epochs=settings["warmup_epochs"],
@@ -119,6 +125,11 @@ def fit_with_progress(
             **options,
         )
     job.run.write_json(job.run.history(stage), {"epochs": list(result.history)})
+    if recipe.epochs and not result.best_epoch:
+        job.console.say(
+            f"{stage}: no epoch was better on the validation images than the network before, which "
+            "stays; a smaller learning rate may help"
+        )
     if result.resumed_epochs:
         job.console.say(f"{stage}: went on after epoch {result.resumed_epochs}")
     return result

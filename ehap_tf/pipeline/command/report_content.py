@@ -175,8 +175,9 @@ def _notes(records: Mapping[str, StageRecord]) -> dict[str, str]:
         elif "source" in record.figures:
             notes[stage] = f"not trained here; the model is {record.figures['source']}."
         elif "best_epoch" in record.figures:
-            notes[stage] = (
-                f"{record.figures['epochs']} epochs, weights of epoch "
-                f"{record.figures['best_epoch']}, the best on the validation images."
-            )
+            epochs, best = record.figures["epochs"], record.figures["best_epoch"]
+            kept = f"weights of epoch {best}, the best on the validation images."
+            if epochs and not best:
+                kept = "none of them better on the validation images than the weights before."
+            notes[stage] = f"{epochs} epochs, {kept}"
     return notes

@@ -36,7 +36,7 @@ class TrainingResult:
 
     Attributes:
         epochs: whole epochs trained, those of earlier calls included.
-        best_epoch: after which of them validation accuracy was highest; 0 without epochs.
+        best_epoch: after which of them validation accuracy was highest; 0 where it was before all.
         best_accuracy: that validation accuracy, the one of the weights now in the model.
         history: one dict per epoch: epoch, loss, accuracy, validation_accuracy, learning_rate,
             seconds.
@@ -66,6 +66,8 @@ def fit(
     log: EpochLog = lambda figures: None,
 ) -> TrainingResult:
     """Trains `model` in place and leaves it with the weights of its best validation epoch.
+
+    Those are the weights that it came with where every epoch is worse.
 
     After every epoch the whole state goes to `directory`/last.npz (and best.npz), atomically. A
     call with the same arguments takes it up from there and ends with the weights, bit for bit on a
@@ -99,17 +101,21 @@ def fit(
     settings = _settings(model, dataset, recipe, seed, freeze_batch_norm_after)
     workers = Workers(strategy)
     trainer = Trainer(model, recipe, steps, strategy)
-    fresh = trainer.state(0, 0, -1.0, (), settings)
+    validation = evaluation_batches(dataset.validation, dataset, 256)
     found, notes = _resume(folder, settings) if resume and workers.is_chief else (None, [])
+    fresh = trainer.state(0, 0, -1.0, (), settings)
+    if recipe.epochs and not workers.value_from_chief(found is not None):
+        start = _validated(trainer, workers, validation)
+        fresh = trainer.state(0, 0, start, (), settings)
     state = best = _chiefs(workers, found or fresh)
     trainer.load(state)
-    if 0 < state.best_epoch < state.epoch and workers.is_chief:
-        best = _load_best(folder, state, notes)
+    if state.best_epoch < state.epoch and workers.is_chief:
+        best = _load_best(folder, state, notes) if state.best_epoch else fresh
+        best = dataclasses.replace(best, best_accuracy=state.best_accuracy)
     first_epoch = state.epoch
     epochs = range(first_epoch, recipe.epochs)
     stream = training_batches(dataset, recipe.batch_size, seed, first_epoch, max(1, len(epochs)))
     batches = iter(distributed_batches(stream, recipe.batch_size, strategy))
-    validation = evaluation_batches(dataset.validation, dataset, 256)
     for past in state.history:
         log(past)
     try:
@@ -134,7 +140,7 @@ def fit(
     finally:
         trainer.unfreeze()
     trainer.hand_over()
-    accuracy = best.best_accuracy if best.epoch else trainer.evaluate(validation)
+    accuracy = best.best_accuracy if recipe.epochs else trainer.evaluate(validation)
     return TrainingResult(
         state.epoch, best.best_epoch, accuracy, state.history, first_epoch, tuple(notes)
     )
@@ -168,8 +174,10 @@ def _validated(trainer: Trainer, workers: Workers, validation: Any) -> float:
 def _after(trainer: Trainer, state: TrainingState, figures: dict[str, float]) -> TrainingState:
     """The state after one more epoch, which may be the best one."""
     epoch, accuracy = state.epoch + 1, figures["validation_accuracy"]
-    best = state.best_epoch, state.best_accuracy
-    best_epoch, best_accuracy = (epoch, accuracy) if accuracy > best[1] else best
+    best_epoch, best_accuracy = state.best_epoch, state.best_accuracy
+    # An epoch is preferred to the weights of the start, and an early one to a late one.
+    if accuracy > best_accuracy or (best_epoch == 0 and accuracy == best_accuracy):
+        best_epoch, best_accuracy = epoch, accuracy
     history = (*state.history, figures)
     return trainer.state(epoch, best_epoch, best_accuracy, history, state.settings)
 
