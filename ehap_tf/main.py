@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from ehap_tf.native_output import NativeErrorOutput
-from ehap_tf.pipeline.command.config import PipelineConfig
+from ehap_tf.pipeline.command.config import PipelineConfig, with_preset
 from ehap_tf.startup import prepare_environment
 
 USAGE = """\
@@ -84,7 +84,9 @@ def parse_config(argv: Sequence[str]) -> PipelineConfig:
         raise ValueError(str(error).replace("\n", " ")) from error
     if len(rest) > 1:
         raise ValueError(f"every argument is a flag, --name=value. Received: {' '.join(rest[1:])}")
-    settings = {name: values[name].value for name in (f.name for f in _fields())}
+    names = [field.name for field in _fields()]
+    given = [name for name in names if values[name].present]
+    settings = with_preset({name: values[name].value for name in names}, given)
     for name in ("stages", "remove_blocks"):
         settings[name] = tuple(part.strip() for part in settings[name])
     for name in ("model", "baseline", "data_dir", "output_dir"):

@@ -198,3 +198,24 @@ def test_ctrl_c_says_how_to_go_on(capsys, monkeypatch):
     monkeypatch.setattr(command, "_run", interrupted)
     assert command.main(["main"]) == 130
     assert "same command goes on" in capsys.readouterr().err
+
+
+def test_a_preset_gives_what_no_flag_does(tmp_path):
+    default = command.parse_config([""])
+    assert command.parse_config(["", "--preset=ehap"]) == default
+    best = command.parse_config(["", "--preset=best"])
+    assert (best.criterion, best.estimator, best.amount) == (
+        "obs_joint", "gauss_newton", {"target_macs": 0.5},
+    )  # fmt: skip
+    assert best.cost_aware == "macs"
+    own = command.parse_config(
+        ["", "--preset=best", "--criterion=magnitude", "--target_params=0.3"]
+    )
+    assert own.criterion == "magnitude" and own.amount == {"target_params": 0.3}
+    (tmp_path / "mine.cfg").write_text("--probes=7\n--prune_ratio=0.4\n")
+    recipe = command.parse_config(["", f"--flagfile={tmp_path / 'mine.cfg'}", "--preset=best"])
+    assert recipe.probes == 7 and recipe.amount == {"prune_ratio": 0.4}
+    taken_back = command.parse_config(["", "--preset=best", "--prune_ratio=none"])
+    assert taken_back.amount == {"target_macs": 0.5}
+    with pytest.raises(ValueError, match=r"preset must be one of ehap, best\. Received: fast"):
+        command.parse_config(["", "--preset=fast"])

@@ -163,8 +163,9 @@ def test_quantize_gives_a_tf_keras_model(model: Any, data: Any):
 def test_compress_and_the_float_file(model: Any, data: Any, tmp_path: pathlib.Path):
     model.compile("sgd", LOSS)
     made = ehap.compress(
-        model, data, data, path=tmp_path / "m.tflite", probes=2, finetune_epochs=1, qat_epochs=0
-    )
+        model, data, data, path=tmp_path / "m.tflite", probes=2, finetune_epochs=1, qat_epochs=0,
+        force=True,
+    )  # fmt: skip
     assert isinstance(made.model, keras.Model)
     assert isinstance(made.qat, tf_keras.Model)
     file = ehap.export_float_tflite(made.model, tmp_path / "float.tflite")

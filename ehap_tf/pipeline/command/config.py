@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ehap_tf.criteria import criterion_names, find_criterion
@@ -31,6 +31,18 @@ PRECISIONS = ("fp32", "fp16", "bf16", "auto")
 RESIZES = ("crop", "stretch")
 AUGMENTATIONS = ("auto", "none", "shift", "crop")
 NORMALIZATIONS = ("auto", "dataset", "none", "0..1", "-1..1", "imagenet", "caffe")
+PRESETS: dict[str, dict[str, Any]] = {
+    "ehap": {},
+    "best": {
+        "criterion": "obs_joint",
+        "estimator": "gauss_newton",
+        "probes": 16,
+        "hessian_batch_size": 512,
+        "target_macs": 0.5,
+        "cost_aware": "macs",
+    },
+}
+"""Values of settings that --preset gives where no flag does; "ehap" are the defaults."""
 DEFAULT_PRUNE_RATIO = 0.77
 DEFAULT_REPAIR_IMAGES = 512
 
@@ -76,6 +88,13 @@ class PipelineConfig:
         "a built-in model by name (resnet8, resnet32, wrn28_10, vgg16, ...), a network of "
         "tf_keras.applications (mobilenet_v2, resnet50, efficientnet_b0, ...), or the path of a "
         "trained Functional or Sequential tf_keras model (.keras, .h5, SavedModel)",
+    )
+    preset: str = _setting(
+        "ehap",
+        "the criterion, and how much goes, where no flag says it. ehap: the paper's, 300 probes of "
+        "Hutchinson's estimator and a prune ratio of 0.77; best: what was best in our "
+        "measurements, " + ", ".join(f"{name}={value}" for name, value in PRESETS["best"].items()),
+        choices=tuple(PRESETS),
     )
     width: float = _setting(
         1.0, "multiplies the channels of a built-in network (whole numbers) or of a MobileNet"
@@ -163,7 +182,10 @@ class PipelineConfig:
         below=1,
     )
     hessian_batch_size: int = _setting(
-        128, "training images, drawn at random, that the ranking looks at", unit="images", low=1
+        128,
+        "training images, drawn at random, that the ranking looks at; fewer where there are",
+        unit="images",
+        low=1,
     )
     prune_ratio: float | None = _setting(
         None,
@@ -420,6 +442,20 @@ class PipelineConfig:
             if name in known
         }
         return cls(**settings)
+
+
+def with_preset(settings: Mapping[str, Any], given: Collection[str]) -> dict[str, Any]:
+    """The settings with the values of their preset for those that no flag gives.
+
+    Args:
+        settings: a value for each field.
+        given: the names of those that flags give; an amount that is given replaces the preset's.
+    """
+    preset = dict(PRESETS.get(settings["preset"], {}))
+    if any(name in given and settings[name] is not None for name in AMOUNTS):
+        for name in AMOUNTS:
+            preset.pop(name, None)
+    return {**settings, **{name: preset[name] for name in preset if name not in given}}
 
 
 def is_saved_model(model: str) -> bool:

@@ -139,5 +139,6 @@ def traces_of(job: Job, model: tf_keras.Model) -> FilterScores:
 
 def _examples_and_loss(job: Job, model: tf_keras.Model) -> tuple[Any, tf_keras.losses.Loss]:
     readout = Readout.of(model)
-    images, labels = sample_arrays(job.dataset, job.config.hessian_batch_size, job.config.seed)
+    examples = min(job.config.hessian_batch_size, len(job.dataset.train))
+    images, labels = sample_arrays(job.dataset, examples, job.config.seed)
     return (images, readout.labels(labels)), readout.loss()

@@ -67,7 +67,6 @@ def _trained(job: Job, checkpoints: pathlib.Path) -> Figures:
     # Before hours of training, not after.
     wanted_blocks(config, model)
     quantize.check_layers(job, model)
-    _require_enough_images(job)
     if config.weights is not None:
         model = _pretrained(job, model, config.weights, checkpoints)
     model, result = recipes.train_as(job, model, "train", checkpoints)
@@ -161,15 +160,6 @@ def _stop_unless_forced(job: Job, reason: str) -> None:
     if not job.config.force:
         raise ValueError(f"{reason}. --force goes on all the same")
     job.console.say(f"train: {reason}; --force: going on", level=0)
-
-
-def _require_enough_images(job: Job) -> None:
-    wanted, there = job.config.hessian_batch_size, len(job.dataset.train)
-    if "rank" in job.config.stages and wanted > there:
-        raise ValueError(
-            f"hessian_batch_size must be at most {there}, the training images of "
-            f"{job.dataset.name}. Received: {wanted}"
-        )
 
 
 STAGE = Stage(
