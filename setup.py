@@ -14,6 +14,7 @@ setup(
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["ehap_tf", "ehap_tf.*"]),
     package_data={"ehap_tf": ["py.typed"], "ehap_tf.report": ["*.html.j2"]},
+    entry_points={"console_scripts": ["ehap-tf = ehap_tf.main:main"]},
     install_requires=[
         "tensorflow>=2.21,<2.22",
         "tf_keras>=2.21,<2.22",

@@ -7,12 +7,15 @@ know them to load one.
 from __future__ import annotations
 
 import importlib
+import pathlib
 import sys
 from typing import Any
 
-# Python sets argv[0] to "-m" while it locates the module of `python -m ehap_tf.main`: the command
-# checks its flags and quietens TensorFlow before anything loads it.
-if sys.argv[:1] != ["-m"]:
+# Python sets argv[0] to "-m" while it locates the module of `python -m ehap_tf.main`, and to the
+# path of the script in the console script: the command checks its flags and quietens TensorFlow
+# before anything loads it.
+_command = sys.argv[0] if sys.argv else ""
+if _command != "-m" and pathlib.PurePath(_command).stem != "ehap-tf":
     from ehap_tf.channels import ScatterChannels as ScatterChannels
     from ehap_tf.models.keras3 import register_layers
 
@@ -99,4 +102,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return list(__all__)

@@ -1,5 +1,7 @@
 """The command line: `python -m ehap_tf.main --model=resnet32 --precision=fp16`.
 
+`python -m ehap_tf` and the console script `ehap-tf` are the same command.
+
 Flags are built from the fields of `PipelineConfig`. Whatever goes wrong ends in one line
 `error: ...` on stderr and exit status 1; Ctrl-C in status 130.
 """
@@ -16,6 +18,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from ehap_tf import __version__
 from ehap_tf.native_output import NativeErrorOutput
 from ehap_tf.pipeline.command.config import PipelineConfig, with_preset
 from ehap_tf.startup import prepare_environment
@@ -125,6 +128,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv if argv is None else argv)
     if any(argument in ("-h", "-help", "--help", "--helpfull") for argument in argv[1:]):
         sys.stdout.write(help_text())
+        return 0
+    if "--version" in argv[1:]:
+        print(f"ehap_tf {__version__}")
         return 0
     try:
         config = parse_config(argv)

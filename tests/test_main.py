@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+import ehap_tf
 from ehap_tf import main as command
 from ehap_tf.pipeline.command.config import STAGE_NAMES, PipelineConfig
 
@@ -169,6 +170,19 @@ def test_flags_are_read_before_tensorflow_is_loaded(flag, status):
     )
     assert done.returncode == status
     assert "ehap_tf.pipeline.command.config" in done.stderr and "tensorflow" not in done.stderr
+
+
+@pytest.mark.parametrize(("flag", "status"), [("--version", 0), ("--probes=x", 1)])
+@pytest.mark.parametrize("way", ["ehap_tf", "script"])
+def test_other_names_of_the_command(flag, status, way, tmp_path):
+    script = tmp_path / "ehap-tf"
+    script.write_text("import sys\nfrom ehap_tf.main import main\nsys.exit(main())\n")
+    named = ["-m", "ehap_tf"] if way == "ehap_tf" else [str(script)]
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", *named, flag], capture_output=True, text=True
+    )
+    assert done.returncode == status and "tensorflow" not in done.stderr
+    assert done.stdout == ("" if status else f"ehap_tf {ehap_tf.__version__}\n")
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,10 @@ def test_unknown_name():
         _ = ehap_tf.prunes
 
 
+def test_dir_shows_the_interface_alone():
+    assert dir(ehap_tf) == sorted(ehap_tf.__all__)
+
+
 def _takers(kind: str) -> Iterator[tuple[str, str]]:
     """The public functions that take a model or data, and the names of those parameters."""
     for name in ehap_tf.__all__:

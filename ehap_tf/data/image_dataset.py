@@ -38,6 +38,10 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __repr__(self) -> str:
+        height, width, channels = self.images.shape[1:]
+        return f"Split({len(self)} images of {height}x{width}x{channels})"
+
     def take(self, indices: np.ndarray) -> Split:
         """The examples at `indices`, in that order."""
         return Split(self.images[indices], self.labels[indices])
@@ -86,6 +90,14 @@ class ImageDataset:
                 check_labels(split.labels, self.num_classes)
             except ValueError as error:
                 raise ValueError(f"The {part} split of {self.name!r}: {error}") from error
+
+    def __repr__(self) -> str:
+        height, width, channels = self.input_shape
+        return (
+            f"ImageDataset({self.name!r}: {len(self.train)} training, {len(self.validation)} "
+            f"validation and {len(self.test)} test images of {height}x{width}x{channels}, "
+            f"{self.num_classes} classes)"
+        )
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

@@ -43,3 +43,13 @@ def test_images_must_be_uint8_with_a_label_each():
         Split(np.zeros((2, 4, 4, 3)), np.zeros(2, np.int64))
     with pytest.raises(ValueError, match="one label"):
         Split(np.zeros((2, 4, 4, 3), np.uint8), np.zeros(3, np.int64))
+
+
+def test_a_data_set_is_shown_in_one_line(dataset: ImageDataset):
+    height, width, channels = dataset.input_shape
+    shape = f"{height}x{width}x{channels}"
+    assert repr(dataset) == (
+        f"ImageDataset({dataset.name!r}: {len(dataset.train)} training, {len(dataset.validation)} "
+        f"validation and {len(dataset.test)} test images of {shape}, {dataset.num_classes} classes)"
+    )
+    assert repr(dataset.test) == f"Split({len(dataset.test)} images of {shape})"
