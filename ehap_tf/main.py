@@ -21,6 +21,7 @@ from absl import flags
 from ehap_tf import __version__
 from ehap_tf.native_output import NativeErrorOutput
 from ehap_tf.pipeline.command.config import PipelineConfig, with_preset
+from ehap_tf.pipeline.command.named_paths import require_named_paths
 from ehap_tf.startup import prepare_environment
 
 USAGE = """\
@@ -134,7 +135,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         config = parse_config(argv)
-    except ValueError as error:
+        require_named_paths(config)
+    except (ValueError, FileNotFoundError) as error:
         return _fail(str(error))
     try:
         _run(config, shlex.join(["python", "-m", "ehap_tf.main", *argv[1:]]))

@@ -1,4 +1,5 @@
 import dataclasses
+import os
 import subprocess
 import sys
 
@@ -170,6 +171,45 @@ def test_flags_are_read_before_tensorflow_is_loaded(flag, status):
     )
     assert done.returncode == status
     assert "ehap_tf.pipeline.command.config" in done.stderr and "tensorflow" not in done.stderr
+
+
+WRONG_PATHS = [
+    ("--model=absent/net.keras", "--model=absent/net.keras: there is no such file"),
+    ("--model=net.keras", "--model=net.keras: there is no such file"),
+    ("--model=net.h5", "--model=net.h5: there is no such file"),
+    ("--baseline=net.keras", "--baseline=net.keras: there is no such file"),
+    ("--dataset=folder:absent", "--dataset=folder:absent: there is no folder absent"),
+    ("--dataset=./images", "Did you mean --dataset=folder:./images?"),
+    ("--flagfile=absent.cfg", "absent.cfg"),
+]
+
+
+@pytest.mark.parametrize(("flag", "text"), WRONG_PATHS)
+def test_wrong_paths_are_one_line_and_leave_nothing(flag, text, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "_run", lambda *_: pytest.fail("the run was begun"))
+    assert command.main(["main", flag]) == 1
+    line = capsys.readouterr().err
+    assert line.startswith("error: ") and line.count("\n") == 1 and text in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_has_begun_does_not_need_its_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    monkeypatch.setattr(command, "_run", lambda *_: None)
+    assert command.main(["main", "--dataset=folder:absent", "--output_dir=run"]) == 0
+
+
+def test_wrong_paths_are_found_before_tensorflow_is_loaded(tmp_path, pytestconfig):
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "ehap_tf.main", "--model=net.keras"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(pytestconfig.rootpath)},
+    )
+    assert done.returncode == 1 and "tensorflow" not in done.stderr
 
 
 @pytest.mark.parametrize(("flag", "status"), [("--version", 0), ("--probes=x", 1)])

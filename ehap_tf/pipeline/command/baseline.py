@@ -16,7 +16,8 @@ from ehap_tf.models import (
     require_finite_weights,
     require_functional,
 )
-from ehap_tf.pipeline.command.config import PipelineConfig, is_saved_model
+from ehap_tf.pipeline.command.config import PipelineConfig
+from ehap_tf.pipeline.command.named_paths import require_model_path
 from ehap_tf.pipeline.command.preprocessing import input_shape
 from ehap_tf.pipeline.command.run_directory import RunDirectory, digest
 from ehap_tf.pipeline.command.stage_records import StageRecord, read_records
@@ -36,10 +37,9 @@ def find_baseline(
         ValueError: --model is neither a name nor a path.
         FileNotFoundError: a named file does not exist.
     """
-    if config.baseline not in ("auto", "train"):
-        return _existing("--baseline", config.baseline, "auto, train, or the path of a saved model")
-    if is_saved_model(config.model):
-        return _existing("--model", config.model, "a built-in model or the path of a saved one")
+    named = require_model_path(config)
+    if named is not None:
+        return named
     if config.model not in (*MODEL_NAMES, *APPLICATIONS):
         raise ValueError(
             f"model must be one of {', '.join(MODEL_NAMES)}, a network of tf_keras.applications "
@@ -115,13 +115,6 @@ def existing_path(name: str) -> pathlib.Path | None:
     """The path that a flag names, or None when nothing lies there."""
     path = pathlib.Path(name)
     return path if path.exists() else None
-
-
-def _existing(flag: str, name: str, meaning: str) -> pathlib.Path:
-    path = existing_path(name)
-    if path is None:
-        raise FileNotFoundError(f"{flag}={name}: there is no such file. Give {meaning}")
-    return path
 
 
 def _is_own_training(published: RunDirectory, config: PipelineConfig) -> bool:
