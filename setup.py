@@ -1,10 +1,28 @@
+import pathlib
+import shutil
+
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 MICRO = [
     # The only wheels that there are.
     "tflite-micro>=0.dev20260101; sys_platform == 'linux' and platform_machine == 'x86_64'",
     "ethos-u-vela>=5,<6",
 ]
+
+
+class BuildWithRecipes(build_py):
+    """Copies the recipes of `flags/` into the wheel; an editable install reads them where they are."""
+
+    def run(self):
+        super().run()
+        if self.editable_mode:
+            return
+        folder = pathlib.Path(self.build_lib, "ehap_tf", "recipes")
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in pathlib.Path("flags").glob("*.cfg"):
+            shutil.copy(path, folder)
+
 
 setup(
     name="ehap_tf",
@@ -14,6 +32,7 @@ setup(
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["ehap_tf", "ehap_tf.*"]),
     package_data={"ehap_tf": ["py.typed"], "ehap_tf.report": ["*.html.j2"]},
+    cmdclass={"build_py": BuildWithRecipes},
     entry_points={"console_scripts": ["ehap-tf = ehap_tf.main:main"]},
     install_requires=[
         "tensorflow>=2.21,<2.22",

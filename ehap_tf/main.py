@@ -22,13 +22,15 @@ from ehap_tf import __version__
 from ehap_tf.native_output import NativeErrorOutput
 from ehap_tf.pipeline.command.config import PipelineConfig, with_preset
 from ehap_tf.pipeline.command.named_paths import require_named_paths
+from ehap_tf.pipeline.command.named_recipes import with_recipe
 from ehap_tf.startup import prepare_environment
 
 USAGE = """\
-usage: python -m ehap_tf.main [--flag=value ...] [--flagfile=flags/NAME.cfg]
+usage: python -m ehap_tf.main [--flag=value ...] [--recipe=NAME | --flagfile=PATH]
 
 Trains (or takes) a CNN, ranks its filters, prunes it, fine-tunes it, trains it quantization-aware
 and exports a full-integer TFLite file whose accuracy it measures. The same command again resumes.
+A recipe is a set of flags, like --recipe=quickstart; single flags win over it. --version.
 
 flags:
 """
@@ -82,8 +84,9 @@ def parse_config(argv: Sequence[str]) -> PipelineConfig:
             that is no flag.
     """
     values = define_flags()
+    arguments = with_recipe(argv[1:])
     try:
-        rest = values([*argv])
+        rest = values([*argv[:1], *arguments])
     except (flags.Error, OSError) as error:
         raise ValueError(str(error).replace("\n", " ")) from error
     if len(rest) > 1:

@@ -173,6 +173,28 @@ def test_flags_are_read_before_tensorflow_is_loaded(flag, status):
     assert "ehap_tf.pipeline.command.config" in done.stderr and "tensorflow" not in done.stderr
 
 
+def test_recipes_by_name_from_any_folder(pytestconfig, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in (pytestconfig.rootpath / "flags").glob("*.cfg"):
+        assert parse(f"--recipe={path.stem}") == parse(f"--flagfile={path}")
+    config = parse("--probes=7", "--recipe", "quickstart", "--seed=3")
+    assert (config.probes, config.seed, config.dataset) == (7, 3, "digits")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--recipe=quickstrat"], "Did you mean quickstart?"),
+        (["--recipe"], "Received: no name"),
+        (["--recipe=quickstart", "--recipe=resnet56_cifar10"], "given twice"),
+    ],
+)
+def test_wrong_recipes(arguments, text, capsys):
+    assert command.main(["main", *arguments]) == 1
+    line = capsys.readouterr().err
+    assert line.startswith("error: ") and line.count("\n") == 1 and text in line
+
+
 WRONG_PATHS = [
     ("--model=absent/net.keras", "--model=absent/net.keras: there is no such file"),
     ("--model=net.keras", "--model=net.keras: there is no such file"),
