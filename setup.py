@@ -12,7 +12,7 @@ MICRO = [
 
 
 class BuildWithRecipes(build_py):
-    """Copies the recipes of `flags/` into the wheel; an editable install reads them where they are."""
+    """Copies `flags/` into the wheel; an editable install reads the recipes where they are."""
 
     def run(self):
         super().run()
