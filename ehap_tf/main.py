@@ -32,8 +32,23 @@ Trains (or takes) a CNN, ranks its filters, prunes it, fine-tunes it, trains it 
 and exports a full-integer TFLite file whose accuracy it measures. The same command again resumes.
 A recipe is a set of flags, like --recipe=quickstart; single flags win over it. --version.
 
-flags:
 """
+
+EXAMPLES = """\
+examples:
+  python -m ehap_tf.main --recipe=quickstart
+  python -m ehap_tf.main --model=net.keras --dataset=folder:images --preset=best
+  python -m ehap_tf.main --model=resnet32 --dataset=cifar10 --preset=best --target_macs=0.3
+
+"""
+
+EVERYDAY_FLAGS = {
+    "the network and its images": ("model", "dataset", "data_dir", "baseline"),
+    "what is removed": ("preset", "prune_ratio", "target_params", "target_macs"),
+    "training": ("train_epochs", "finetune_epochs", "qat_epochs", "batch_size"),
+    "the run": ("output_dir", "stages", "resume"),
+}
+"""The flags of `--help` by group; `--helpfull` has all."""
 
 
 def define_flags() -> flags.FlagValues:
@@ -104,10 +119,21 @@ def parse_config(argv: Sequence[str]) -> PipelineConfig:
     return PipelineConfig(**settings)
 
 
+def everyday_help() -> str:
+    """The flags that most runs need, in groups, with examples."""
+    groups = [f"{title}:\n{_describe(names)}" for title, names in EVERYDAY_FLAGS.items()]
+    return USAGE + EXAMPLES + "\n".join(groups) + "\n--helpfull describes all flags.\n"
+
+
 def help_text() -> str:
     """Every flag with its unit, choices and default."""
+    return f"{USAGE}flags:\n{_describe([field.name for field in _fields()])}"
+
+
+def _describe(names: Sequence[str]) -> str:
+    fields = {field.name: field for field in _fields()}
     blocks = []
-    for field in _fields():
+    for field in (fields[name] for name in names):
         notes = []
         if field.metadata["unit"]:
             notes.append(f"unit: {field.metadata['unit']}")
@@ -123,15 +149,18 @@ def help_text() -> str:
             f"  --{field.name}\n"
             + textwrap.fill(text, 92, initial_indent="      ", subsequent_indent="      ")
         )
-    return USAGE + "\n".join(blocks) + "\n"
+    return "\n".join(blocks) + "\n"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     prepare_environment()
     argv = list(sys.argv if argv is None else argv)
-    if any(argument in ("-h", "-help", "--help", "--helpfull") for argument in argv[1:]):
+    if "--helpfull" in argv[1:]:
         sys.stdout.write(help_text())
+        return 0
+    if any(argument in ("-h", "-help", "--help") for argument in argv[1:]):
+        sys.stdout.write(everyday_help())
         return 0
     if "--version" in argv[1:]:
         print(f"ehap_tf {__version__}")

@@ -69,14 +69,26 @@ def test_the_home_folder_is_found(monkeypatch):
 
 
 def test_help_names_every_flag_with_its_default(capsys):
-    assert command.main(["main", "--help"]) == 0
+    assert command.main(["main", "--helpfull"]) == 0
     text = capsys.readouterr().out
     for field in dataclasses.fields(PipelineConfig):
         assert f"--{field.name}\n" in text
     assert "unit: epochs; default: 30" in text
 
 
+def test_help_shows_the_everyday_flags_in_groups(capsys):
+    assert command.main(["main", "--help"]) == 0
+    text = capsys.readouterr().out
+    names = [name for group in command.EVERYDAY_FLAGS.values() for name in group]
+    assert [line[4:] for line in text.splitlines() if line.startswith("  --")] == names
+    examples = [line.split()[3:] for line in text.splitlines() if line.startswith("  python -m")]
+    assert len(examples) == 3 and "--helpfull" in text
+    for flags in examples:
+        parse(*flags)
+
+
 MISTYPED = [
+    (("--criterion=obd_joined",), "Did you mean obd_joint?"),
     (("--modle=resnet8",), "Did you mean: model"),
     (("--criterion=hesian",), "hessian_trace, obd"),
     (("--precision=fp8",), "fp32, fp16, bf16, auto"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import pathlib
 import re
 from typing import TYPE_CHECKING, Any
@@ -131,8 +132,11 @@ def check_setting(field: dataclasses.Field[Any], value: Any) -> None:
     if limits["choices"]:
         for one in value if isinstance(value, tuple) else (value,):
             if one not in limits["choices"]:
+                near = difflib.get_close_matches(str(one), limits["choices"], 1)
+                hint = f". Did you mean {near[0]}?" if near else ""
                 raise ValueError(
-                    f"{field.name} must be one of {', '.join(limits['choices'])}. Received: {one}"
+                    f"{field.name} must be one of {', '.join(limits['choices'])}. "
+                    f"Received: {one}{hint}"
                 )
     if isinstance(value, str) and not value:
         raise ValueError(f"{field.name} is empty. {field.metadata['help']}")
