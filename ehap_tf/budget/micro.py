@@ -23,8 +23,8 @@ from ehap_tf.progress import ProgressCallback, no_progress
 from ehap_tf.quantization import (
     TFLiteModel,
     classes,
+    distinct_operators,
     operator_alone,
-    operator_name,
     parse_tflite,
     plan_arena,
 )
@@ -142,25 +142,16 @@ def missing_micro_operators(path: str | os.PathLike[str]) -> tuple[str, ...]:
     require_micro()
     model = parse_tflite(path)
     missing: dict[str, None] = {}
-    known: set[Any] = set()
-    for graph in model.subgraphs:
-        for operator in graph.operators:
-            name, types = operator_name(model, operator), _types(graph, operator)
-            if name in missing or (name, types) in known:
-                continue
-            known.add((name, types))
-            alone = operator_alone(model, graph, operator)
-            said, interpreter = _interpreter(alone, 2**24)
-            if interpreter is None and re.search(_UNKNOWN, said):
-                missing[name] = None
-            elif schema.TensorType.INT16 in types and not _computes(interpreter, alone):
-                missing[f"{name} of 16 bits"] = None
+    for name, types, graph, operator in distinct_operators(model):
+        if name in missing:
+            continue
+        alone = operator_alone(model, graph, operator)
+        said, interpreter = _interpreter(alone, 2**24)
+        if interpreter is None and re.search(_UNKNOWN, said):
+            missing[name] = None
+        elif schema.TensorType.INT16 in types and not _computes(interpreter, alone):
+            missing[f"{name} of 16 bits"] = None
     return tuple(missing)
-
-
-def _types(graph: Any, operator: Any) -> tuple[int, ...]:
-    indices = (*operator.inputs, *operator.outputs)
-    return tuple(graph.tensors[index].type for index in indices if index >= 0)
 
 
 def _computes(interpreter: Any, content: bytes) -> bool:

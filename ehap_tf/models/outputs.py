@@ -63,12 +63,12 @@ class Readout:
             return None
         return 0.5 if self.are_probabilities else 0.0
 
-    def loss(self) -> tf_keras.losses.Loss:
-        """The cross-entropy with class numbers: the mean over a batch."""
+    def loss(self, reduction: str = tf_keras.losses.Reduction.AUTO) -> tf_keras.losses.Loss:
+        """The cross-entropy with class numbers: the mean over a batch, or as `reduction` says."""
         kind = tf_keras.losses.SparseCategoricalCrossentropy
         if self.is_binary:
             kind = tf_keras.losses.BinaryCrossentropy
-        return kind(from_logits=not self.are_probabilities)
+        return kind(from_logits=not self.are_probabilities, reduction=reduction)
 
     def labels(self, numbers: Any) -> Any:
         """Class numbers, shape (examples,), as `loss` takes them."""

@@ -30,6 +30,7 @@ from ehap_tf.quantization.tflite.metadata import Normalization, read_metadata
 from ehap_tf.quantization.tflite.tflite_file import (
     TensorSpec,
     TFLiteFile,
+    distinct_operators,
     inspect_tflite,
     operator_alone,
     operator_name,
@@ -53,6 +54,7 @@ __all__ = [
     "TensorSpec",
     "calibrate",
     "classes",
+    "distinct_operators",
     "evaluate_tflite",
     "export_float_tflite",
     "export_tflite",

@@ -5,6 +5,7 @@ import inspect
 import pytest
 
 from ehap_tf.budget import TARGETS
+from ehap_tf.data import CONVENTIONS, RESIZES
 from ehap_tf.models import PRECISIONS
 from ehap_tf.pipeline.command import config
 from ehap_tf.pipeline.command.config import PipelineConfig
@@ -19,6 +20,8 @@ def test_names_agree_with_the_rooms():
     assert set(config.PRECISIONS) == set(PRECISIONS)
     assert config.ROUNDINGS == ROUNDINGS
     assert config.TARGETS == TARGETS
+    assert config.RESIZES == RESIZES
+    assert ("auto", *CONVENTIONS) == config.NORMALIZATIONS
     assert tuple(stage.name for stage in STAGES) == config.STAGE_NAMES
 
 

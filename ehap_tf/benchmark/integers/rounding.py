@@ -32,7 +32,7 @@ from ehap_tf.benchmark.measuring.subject import (
     trained_source,
 )
 from ehap_tf.data import ImageDataset, sample_arrays, steps_per_epoch, training_batches
-from ehap_tf.models import ends_in_softmax
+from ehap_tf.models import Readout, ends_in_softmax
 from ehap_tf.quantization import (
     FreezeBatchNorm,
     export_tflite,
@@ -106,7 +106,7 @@ def run(options: argparse.Namespace) -> None:
             settings = {"method": "ptq"} | arguments()
             qat = quantize(model, representative_data=images, **settings)
             if settings["method"] == "qat":
-                _train(qat, dataset, not ends_in_softmax(model), options)
+                _train(qat, dataset, Readout.of(model).loss(), options)
             return judge.row(name, qat, time.monotonic() - began)
 
         rows.append(records.row(name, measured))
@@ -127,7 +127,7 @@ def _variants(
 
     @functools.cache
     def scores() -> FilterScores:
-        loss = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=not ends_in_softmax(model))
+        loss = Readout.of(model).loss()
         data = images, labels
         return rank_filters(model, data, loss, estimator="gauss_newton", probes=TRACE_PROBES)
 
@@ -165,14 +165,16 @@ def _to_train(untrained: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def _train(
-    qat: tf_keras.Model, dataset: ImageDataset, from_logits: bool, options: argparse.Namespace
+    qat: tf_keras.Model,
+    dataset: ImageDataset,
+    loss: tf_keras.losses.Loss,
+    options: argparse.Namespace,
 ) -> None:
     """Trains in place along a cosine; the second half sees the affine maps of the file."""
     steps = options.train_steps
     epochs = -(-steps // steps_per_epoch(dataset, TRAINING_BATCH))
     batches = training_batches(dataset, TRAINING_BATCH, options.seed, epochs=epochs).take(steps)
     schedule = tf_keras.optimizers.schedules.CosineDecay(options.learning_rate, steps)
-    loss = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits)
     qat.compile(tf_keras.optimizers.SGD(schedule, MOMENTUM, nesterov=True), loss)
     qat.fit(batches, epochs=1, verbose=0, callbacks=[FreezeBatchNorm(steps // 2)])
     round_biases(qat)

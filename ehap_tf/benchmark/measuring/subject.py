@@ -18,7 +18,7 @@ from ehap_tf.data import (
     load_dataset,
     sample_arrays,
 )
-from ehap_tf.models import MODEL_NAMES, build_model, ends_in_softmax, load_model
+from ehap_tf.models import MODEL_NAMES, Readout, build_model, load_model
 
 SUBJECT_FLAGS = ("model", "dataset", "data_dir", "examples", "seed")
 
@@ -148,7 +148,7 @@ def log_probabilities(network: tf_keras.Model, inputs: np.ndarray, are_outputs: 
 
 
 def _loss(network: tf_keras.Model) -> tf_keras.losses.Loss:
-    return tf_keras.losses.SparseCategoricalCrossentropy(from_logits=not ends_in_softmax(network))
+    return Readout.of(network).loss()
 
 
 def trained_source(model: str, dataset: str) -> pathlib.Path | None:

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import pathlib
 import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from ehap_tf.criteria import check_tolerance
@@ -124,6 +125,12 @@ def _check_blocks_and_stages(config: PipelineConfig) -> None:
         raise ValueError(f"stages repeats a stage. Received: {','.join(config.stages)}")
 
 
+def nearest_hint(name: str, known: Iterable[str]) -> str:
+    """The end of an error about an unknown name: the known one that is nearest, or nothing."""
+    near = difflib.get_close_matches(name, list(known), 1)
+    return f". Did you mean {near[0]}?" if near else ""
+
+
 def check_setting(field: dataclasses.Field[Any], value: Any) -> None:
     """Raises ValueError when a setting is not one of its choices or outside its range."""
     if value is None:
@@ -132,11 +139,9 @@ def check_setting(field: dataclasses.Field[Any], value: Any) -> None:
     if limits["choices"]:
         for one in value if isinstance(value, tuple) else (value,):
             if one not in limits["choices"]:
-                near = difflib.get_close_matches(str(one), limits["choices"], 1)
-                hint = f". Did you mean {near[0]}?" if near else ""
                 raise ValueError(
                     f"{field.name} must be one of {', '.join(limits['choices'])}. "
-                    f"Received: {one}{hint}"
+                    f"Received: {one}{nearest_hint(str(one), limits['choices'])}"
                 )
     if isinstance(value, str) and not value:
         raise ValueError(f"{field.name} is empty. {field.metadata['help']}")

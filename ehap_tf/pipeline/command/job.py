@@ -8,7 +8,16 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ehap_tf.data import ImageDataset, ImageFiles, Shape, in_convention, load_dataset
+import numpy as np
+
+from ehap_tf.data import (
+    ImageDataset,
+    ImageFiles,
+    Shape,
+    in_convention,
+    load_dataset,
+    sample_arrays,
+)
 from ehap_tf.pipeline.command.config import PipelineConfig
 from ehap_tf.pipeline.command.console import RunConsole
 from ehap_tf.pipeline.command.preprocessing import Preprocessing
@@ -90,6 +99,14 @@ class Job:
                 )
             self._loaded = shape, dataset
         return self._loaded[1]
+
+    def sample(self, examples: int) -> tuple[np.ndarray, np.ndarray]:
+        """So many training images with their labels, as `sample_arrays`; all where they are fewer.
+
+        Which ones hangs on --seed.
+        """
+        examples = min(examples, len(self.dataset.train))
+        return sample_arrays(self.dataset, examples, self.config.seed)
 
     @functools.cached_property
     def strategy(self) -> Any:

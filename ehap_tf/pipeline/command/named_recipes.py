@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import pathlib
 from collections.abc import Sequence
+
+from ehap_tf.pipeline.command.config_checks import nearest_hint
 
 _PACKAGE = pathlib.Path(__file__).resolve().parents[2]
 
@@ -42,9 +43,8 @@ def with_recipe(arguments: Sequence[str]) -> list[str]:
         raise ValueError(f"--recipe is given twice: {', '.join(names)}")
     known = recipe_files()
     if names[0] not in known:
-        near = difflib.get_close_matches(names[0], known, 1)
-        hint = f". Did you mean {near[0]}?" if near else ""
         raise ValueError(
-            f"recipe must be one of {', '.join(known)}. Received: {names[0] or 'no name'}{hint}"
+            f"recipe must be one of {', '.join(known)}. Received: {names[0] or 'no name'}"
+            + nearest_hint(names[0], known)
         )
     return [f"--flagfile={known[names[0]]}", *rest]

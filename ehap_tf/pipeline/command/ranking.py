@@ -8,7 +8,6 @@ from typing import Any
 
 import tf_keras
 
-from ehap_tf.data import sample_arrays
 from ehap_tf.models import Readout
 from ehap_tf.pipeline.command.config import PipelineConfig
 from ehap_tf.pipeline.command.job import Job, select
@@ -139,6 +138,5 @@ def traces_of(job: Job, model: tf_keras.Model) -> FilterScores:
 
 def _examples_and_loss(job: Job, model: tf_keras.Model) -> tuple[Any, tf_keras.losses.Loss]:
     readout = Readout.of(model)
-    examples = min(job.config.hessian_batch_size, len(job.dataset.train))
-    images, labels = sample_arrays(job.dataset, examples, job.config.seed)
+    images, labels = job.sample(job.config.hessian_batch_size)
     return (images, readout.labels(labels)), readout.loss()

@@ -91,13 +91,14 @@ def build_step(
     """
     variables = list(model.trainable_variables)
     readout = Readout.of(model)
+    cross_entropies = readout.loss(tf_keras.losses.Reduction.NONE)
     scaled = isinstance(optimizer, tf_keras.mixed_precision.LossScaleOptimizer)
     replicas = strategy.num_replicas_in_sync
 
     def replica_step(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         with tf.GradientTape() as tape:
             outputs = tf.cast(model(images, training=True), tf.float32)
-            losses = _losses(readout, labels, outputs)
+            losses = cross_entropies(readout.labels(labels), outputs)
             loss = tf.reduce_sum(losses) / batch_size
             objective = loss
             if model.losses:
@@ -125,15 +126,6 @@ def build_step(
         return strategy.reduce(total, loss, axis=None), strategy.reduce(total, right, axis=None)
 
     return step
-
-
-def _losses(readout: Readout, labels: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
-    """The cross-entropy of each example."""
-    from_logits = not readout.are_probabilities
-    if readout.is_binary:
-        wanted = tf.cast(labels, tf.float32)[:, tf.newaxis]
-        return tf_keras.losses.binary_crossentropy(wanted, outputs, from_logits=from_logits)
-    return tf_keras.losses.sparse_categorical_crossentropy(labels, outputs, from_logits=from_logits)
 
 
 def _classes(readout: Readout, outputs: tf.Tensor) -> tf.Tensor:

@@ -137,8 +137,12 @@ def sixteen_bit_step(low: Any, high: Any) -> Any:
         high: the other end.
     """
     step = (high - low) / 255.0
-    zero_point = tf.round(-low / step) - 128.0
-    return step * (128.0 + tf.abs(zero_point)) / 32768.0
+    return finer_step(step, tf.round(-low / step) - 128.0)
+
+
+def finer_step(step: Any, zero_point: Any) -> Any:
+    """The same by the step and the zero point of the 8-bit integers."""
+    return step * (128.0 + abs(zero_point)) / 32768.0
 
 
 def fake_quantize_activation(values: tf.Tensor, low: Any, high: Any, bits: int) -> tf.Tensor:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from ehap_tf.quantization.tflite.folding import FoldedKernel
+from ehap_tf.quantization.tflite.tflite_file import parsed, serialized
 
 
 def pack_dense_kernels(content: bytes, kernels: Iterable[FoldedKernel]) -> bytes:
@@ -27,16 +27,14 @@ def pack_dense_kernels(content: bytes, kernels: Iterable[FoldedKernel]) -> bytes
     dense = [k for k in kernels if k.bits == 4 and k.limits.ndim and len(k.shape) == 2]
     if not dense:
         return content
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
+    model = parsed(content)
     packed: dict[int, np.ndarray] = {}
     for graph in model.subgraphs:
         for operator in graph.operators:
             code = model.operatorCodes[operator.opcodeIndex]
             if code.builtinCode == schema.BuiltinOperator.FULLY_CONNECTED:
                 _pack(model, graph, operator, dense, packed)
-    builder = flatbuffers.Builder(len(content))
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
+    return serialized(model)
 
 
 def _pack(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import flatbuffers
 from ai_edge_litert import schema_py_generated as schema
+
+from ehap_tf.quantization.tflite.tflite_file import parsed, serialized
 
 _INTEGERS = (schema.TensorType.INT8, schema.TensorType.UINT8)
 _PRODUCTS = (
@@ -25,7 +26,7 @@ def with_dequantized_inputs(content: bytes) -> bytes:
     Args:
         content: of a TFLite file.
     """
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
+    model = parsed(content)
     found = False
     for graph in model.subgraphs:
         floats: dict[int, int] = {}
@@ -43,9 +44,7 @@ def with_dequantized_inputs(content: bytes) -> bytes:
         graph.operators = operators
     if not found:
         return content
-    builder = flatbuffers.Builder(len(content))
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
+    return serialized(model)
 
 
 def _is_mixed(model: Any, graph: Any, operator: Any) -> bool:

@@ -5,13 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from ehap_tf.native_output import native_errors_kept
-from ehap_tf.quantization.tflite.tflite_file import is_constant, operator_alone, operator_name
+from ehap_tf.quantization.plan.quantizers import finer_step
+from ehap_tf.quantization.tflite.tflite_file import (
+    distinct_operators,
+    is_constant,
+    operator_alone,
+    operator_name,
+    parsed,
+    serialized,
+)
 
 _WITH_WEIGHTS = {
     "CONV_2D": 2,
@@ -42,7 +49,7 @@ def with_sixteen_bit_activations(content: bytes, exact: Sequence[np.ndarray] = (
         content: of a full-integer TFLite file.
         exact: constants before the converter rounded them, in any order and shape.
     """
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
+    model = parsed(content)
     for graph in model.subgraphs:
         kernels, biases = _constants(model, graph)
         for index, tensor in enumerate(graph.tensors):
@@ -55,9 +62,7 @@ def with_sixteen_bit_activations(content: bytes, exact: Sequence[np.ndarray] = (
                 # Scales are any numbers, and not powers of two, which is the default there.
                 operator.builtinOptions.potScaleInt16 = False
     _drop_unused(model)
-    builder = flatbuffers.Builder(len(content))
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
+    return serialized(model)
 
 
 def missing_kernels(content: bytes) -> tuple[str, ...]:
@@ -65,20 +70,13 @@ def missing_kernels(content: bytes) -> tuple[str, ...]:
 
     Each is tried alone.
     """
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
+    model = parsed(content)
     missing: dict[str, None] = {}
-    known: set[Any] = set()
-    for graph in model.subgraphs:
-        for operator in graph.operators:
-            name = operator_name(model, operator)
-            tensors = (*operator.inputs, *operator.outputs)
-            types = tuple(graph.tensors[index].type for index in tensors if index >= 0)
-            is_old = (name, types) in known or name in missing
-            if is_old or schema.TensorType.INT16 not in types:
-                continue
-            known.add((name, types))
-            if name in _WRONG or not _runs(operator_alone(model, graph, operator)):
-                missing[name] = None
+    for name, types, graph, operator in distinct_operators(model):
+        if schema.TensorType.INT16 not in types or name in missing:
+            continue
+        if name in _WRONG or not _runs(operator_alone(model, graph, operator)):
+            missing[name] = None
     return tuple(missing)
 
 
@@ -112,7 +110,7 @@ def _widen(model: Any, tensor: Any, exact: Sequence[np.ndarray]) -> None:
     if grid is None or grid.scale is None:
         return
     (scale,), (zero_point,) = grid.scale, grid.zeroPoint
-    step = float(scale) * (128.0 + abs(float(zero_point))) / 32768.0
+    step = finer_step(float(scale), float(zero_point))
     if is_constant(model, tensor):
         integers = _read(model, tensor, np.int8).astype(np.float64) - float(zero_point)
         values = _nearest(integers * float(scale), float(scale), exact)

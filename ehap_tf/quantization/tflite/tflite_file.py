@@ -8,7 +8,7 @@ import dataclasses
 import os
 import pathlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import flatbuffers
@@ -223,11 +223,23 @@ def parse_tflite(path: str | os.PathLike[str]) -> Any:
     try:
         if content[4:8] != b"TFL3":
             raise ValueError("it does not start as one")
-        return schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
+        return parsed(content)
     except Exception as error:  # The parser follows offsets into whatever is there.
         raise CorruptFileError(
             f"{os.fspath(path)!r} is not a TFLite file, or is truncated: {error}"
         ) from error
+
+
+def parsed(content: bytes) -> Any:
+    """The content of a TFLite file as objects of its schema."""
+    return schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
+
+
+def serialized(model: Any) -> bytes:
+    """The inverse of `parsed`."""
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
 
 
 def operator_name(model: Any, operator: Any) -> str:
@@ -243,6 +255,24 @@ def is_constant(model: Any, tensor: Any) -> bool:
     """Whether a tensor of a parsed file has its values there."""
     data = model.buffers[tensor.buffer].data
     return data is not None and len(data) > 0
+
+
+def distinct_operators(model: Any) -> Iterator[tuple[str, tuple[int, ...], Any, Any]]:
+    """The operators of a parsed file, one of those that a runtime has one kernel for.
+
+    Yields:
+        Name, types of the tensors that it reads and writes, the graph that it is part of, and the
+        operator.
+    """
+    known: set[tuple[str, tuple[int, ...]]] = set()
+    for graph in model.subgraphs:
+        for operator in graph.operators:
+            tensors = (*operator.inputs, *operator.outputs)
+            types = tuple(graph.tensors[index].type for index in tensors if index >= 0)
+            name = operator_name(model, operator)
+            if (name, types) not in known:
+                known.add((name, types))
+                yield name, types, graph, operator
 
 
 def operator_alone(model: Any, graph: Any, operator: Any) -> bytes:
@@ -264,9 +294,7 @@ def operator_alone(model: Any, graph: Any, operator: Any) -> bytes:
     # Bodies of loops are found by their numbers; the first is the one that runs.
     trial.subgraphs = [single, *model.subgraphs[1:]]
     trial.signatureDefs = []
-    builder = flatbuffers.Builder(1024)
-    builder.Finish(trial.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
+    return serialized(trial)
 
 
 def tensor_spec(details: Mapping[str, Any]) -> TensorSpec:

@@ -9,7 +9,7 @@ from typing import Any
 import tf_keras
 
 from ehap_tf.budget import ACCELERATORS, LITERT, compile_for_ethos_u, verify_micro
-from ehap_tf.data import evaluation_batches, formula, sample_arrays
+from ehap_tf.data import evaluation_batches, formula
 from ehap_tf.models import Readout, load_model
 from ehap_tf.pipeline.command.config import PipelineConfig
 from ehap_tf.pipeline.command.job import Figures, Job, Stage, select
@@ -94,13 +94,11 @@ def _beside_it(job: Job, slim: tf_keras.Model, test: Any) -> Figures:
     """What the whole network and the float one cost as files, to compare with."""
     job.console.say("export: the whole network and the float one beside it", level=2)
     whole = load_model(job.run.baseline)
-    examples = min(BASELINE_EXAMPLES, len(job.dataset.train))
-    data = sample_arrays(job.dataset, examples, job.config.seed)
     rounded = quantize(
         whole,
         "ptq",
         activation_bits=job.config.activation_bits,
-        representative_data=data,
+        representative_data=job.sample(BASELINE_EXAMPLES),
         allow_float=job.config.allow_float,
     )
     figures: Figures = {}

@@ -8,7 +8,6 @@ import tf_keras
 
 from ehap_tf import files
 from ehap_tf.budget import require_target
-from ehap_tf.data import sample_arrays
 from ehap_tf.models import load_model
 from ehap_tf.pipeline.command import recipes
 from ehap_tf.pipeline.command.config import PipelineConfig
@@ -86,12 +85,10 @@ def run(job: Job, fingerprint: str) -> Figures:
     if config.target_bytes is not None:
         job.console.say(f"quantize: {config.target_bytes:,} bytes: {plan}")
         files.write_text(job.run.quantization_plan, plan.to_json())
-    examples = min(CALIBRATION_EXAMPLES, len(job.dataset.train))
-    representative = sample_arrays(job.dataset, examples, config.seed)
     qat = quantize(
         slim,
         method="qat" if config.rounding == "nearest" else "ptq",
-        representative_data=representative,
+        representative_data=job.sample(CALIBRATION_EXAMPLES),
         rounding=config.rounding,
         plan=plan,
     )
